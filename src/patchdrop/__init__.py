@@ -1,0 +1,1 @@
+"""PatchDrop: learn when and where to zoom (Uzkent & Ermon, CVPR 2020)."""

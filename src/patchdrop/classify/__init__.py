@@ -1,0 +1,1 @@
+"""From packed patches (and LR) to class logits."""

@@ -1,0 +1,56 @@
+"""Ft-2: the HR classifier on the chosen patches and the LR classifier on the LR image, weighted by S.
+
+Two identities hold to the bit: every patch chosen is the HR classifier; none is the LR classifier, and then
+the HR network does not run. The weights apply to the class logits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from patchdrop.classify.low import LowCNN
+from patchdrop.classify.masked_cnn import MaskedCNN
+from patchdrop.packed import Packed
+
+
+class TwoStream(nn.Module):
+    """``w HR + (1 - w) LR`` on class logits.
+
+    ``fusion="share"``: w = S/P (the paper). ``fusion="learned"``: w = 1 - (1 - S/P)^k with k > 0 learned from a
+    start of 3, so that a few patches can move the prediction; k = 1 is the paper's.
+    """
+
+    def __init__(self, high: MaskedCNN, low: LowCNN, fusion: str = "share") -> None:
+        super().__init__()
+        self.high = high
+        self.low = low
+        self.log_power = nn.Parameter(torch.tensor(3.0).log()) if fusion == "learned" else None
+
+    def forward(self, packed: Packed, low: Tensor) -> Tensor:
+        """Class logits ``(B, K)``; images that keep no patch never reach the HR network."""
+        logits: Tensor = self.low(low)
+        zoomed = packed.counts > 0
+        if not bool(zoomed.any()):
+            return logits
+        weight = self.weight(packed)[zoomed].unsqueeze(1)
+        seen = packed if bool(zoomed.all()) else packed.of_images(zoomed)
+        high = self.high(seen, low[zoomed])
+        fused = weight * high + (1 - weight) * logits[zoomed]
+        if bool(zoomed.all()):
+            return fused
+        return logits.index_put((zoomed.nonzero(as_tuple=True)[0],), fused.to(logits.dtype))
+
+    def weight(self, packed: Packed) -> Tensor:
+        """w of each image, ``(B,)`` in 0..1: exactly 0 at S = 0 and 1 at S = P."""
+        patches = self.high.grid.patches
+        if packed.weight is None:
+            share = packed.counts / patches
+        else:
+            share = torch.zeros(packed.batch, device=packed.weight.device)
+            share = share.index_add(0, packed.image, packed.weight) / patches
+        if self.log_power is None:
+            return share
+        # The clamp keeps the gradient of 0^k finite; `where` restores the identity at S = P exactly.
+        unread = (1 - share).clamp(min=1e-6)
+        return torch.where(share >= 1, torch.ones_like(share), 1 - unread**self.log_power.exp())

@@ -1,0 +1,1 @@
+"""Accuracy, cost and the yardsticks."""

@@ -1,0 +1,56 @@
+"""Figures of merit, as pure functions of counts, choices and predictions."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % interval of a share (Wilson 1927); ``(0, 1)`` for n = 0."""
+    if n == 0:
+        return 0.0, 1.0
+    share = correct / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mcnemar(ours: Tensor, theirs: Tensor) -> float:
+    """Exact two-sided McNemar test on the same images: ``(n,)`` bool each, true where right; returns p."""
+    only_ours = int((ours & ~theirs).sum())
+    only_theirs = int((theirs & ~ours).sum())
+    discordant = only_ours + only_theirs
+    if discordant == 0:
+        return 1.0
+    smaller = min(only_ours, only_theirs)
+    log_terms = [
+        math.lgamma(discordant + 1) - math.lgamma(i + 1) - math.lgamma(discordant - i + 1)
+        for i in range(smaller + 1)
+    ]
+    tail = sum(math.exp(term - discordant * math.log(2)) for term in log_terms)
+    return min(1.0, 2 * tail)
+
+
+def distinct_masks(choice: Tensor) -> int:
+    """Number of different rows of ``(n, P)`` bool."""
+    return len(torch.unique(choice, dim=0))
+
+
+def entropy(logits: Tensor) -> float:
+    """Mean entropy of a patch's decision in nats, 0 to 0.693, from logits ``(n, P)``."""
+    p = torch.sigmoid(logits.double())
+    terms = -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p))
+    return float(terms.mean())
+
+
+def spread(choice: Tensor) -> dict[str, float]:
+    """Mean and deviation of S over ``(n, P)`` choices, and the number of distinct masks."""
+    counts = choice.sum(1).double()
+    return {
+        "mean_patches": float(counts.mean()),
+        "patches_sd": float(counts.std(correction=0)),
+        "distinct_masks": float(distinct_masks(choice)),
+    }

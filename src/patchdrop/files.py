@@ -1,0 +1,101 @@
+"""Files that are whole or absent: written beside, flushed to the disk, then renamed into place.
+
+Tensors are safetensors, the rest is JSON; nothing here can run code on loading.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load as load_bytes
+from safetensors.torch import save as save_bytes
+from torch import Tensor
+
+from patchdrop.errors import RunError
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a crash leaves the old one or the new one, never a part.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise RunError(_why_not(path, len(content), error)) from error
+
+
+def _why_not(path: Path, size: int, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        stat = os.statvfs(path.parent)
+        free = stat.f_bavail * stat.f_frsize
+        return f"{path}: the disk is full, {size} bytes needed and {free} free; make room and run the same again"
+    return f"{path}: cannot be written ({error.strerror}); choose another folder"
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON (floats keep every bit); raises RunError as `write_bytes`."""
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Read JSON.
+
+    Raises:
+        RunError: the file is missing, unreadable or no JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise RunError(f"{path}: is damaged, not JSON ({error}); remove it and train that stage again") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> str:
+    """Write a safetensors file and return its SHA-256; raises RunError as `write_bytes`."""
+    content = save_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()})
+    write_bytes(path, content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
+    """Read a safetensors file whose checksum is known.
+
+    Raises:
+        RunError: the file is missing, or a single bit of it differs.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read ({error.strerror})") from error
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise RunError(f"{path}: is damaged, its checksum differs; remove its folder and train that stage again")
+    try:
+        return load_bytes(content)
+    except SafetensorError as error:
+        raise RunError(f"{path}: is no safetensors file ({error})") from error

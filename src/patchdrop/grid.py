@@ -1,0 +1,104 @@
+"""Patch geometry: the only file that knows where a patch lies in an image.
+
+Patches are numbered row by row, 0 is the top left. An image whose side is not a multiple of the grid
+is still tiled exactly once: patch edges fall at ``floor(i * length / parts)``, so sizes differ by at
+most one pixel.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patchdrop.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Grid:
+    """``rows x cols`` patches over an image."""
+
+    rows: int
+    cols: int
+
+    def __post_init__(self) -> None:
+        if self.rows < 1 or self.cols < 1:
+            raise UsageError(f"grid {self}: needs at least one row and one column")
+
+    def __str__(self) -> str:
+        return str(self.rows) if self.rows == self.cols else f"{self.rows}x{self.cols}"
+
+    @property
+    def patches(self) -> int:
+        """P, the number of patches."""
+        return self.rows * self.cols
+
+    @classmethod
+    def parse(cls, text: str) -> Grid:
+        """``"4"`` is 4 x 4, ``"3x5"`` is 3 rows of 5 patches.
+
+        Raises:
+            UsageError: the text is neither.
+        """
+        match = re.fullmatch(r"(\d+)(?:x(\d+))?", str(text).strip())
+        if match is None:
+            raise UsageError(f"grid {text!r}: write 4 for 4 x 4, or 3x5 for 3 rows of 5 patches")
+        rows = int(match[1])
+        return cls(rows, int(match[2]) if match[2] else rows)
+
+    def check(self, height: int, width: int) -> None:
+        """Raise UsageError when an image is too small to hold one pixel a patch."""
+        if height < self.rows or width < self.cols:
+            raise UsageError(
+                f"a {height} x {width} px image cannot hold a {self.rows} x {self.cols} grid: "
+                "use a larger image size or a coarser --grid"
+            )
+
+
+def edges(length: int, parts: int) -> list[int]:
+    """The ``parts + 1`` patch edges along one side of ``length`` pixels."""
+    return [i * length // parts for i in range(parts + 1)]
+
+
+def patch_size(grid: Grid, height: int, width: int) -> tuple[int, int]:
+    """Height and width of the largest patch, which every packed patch is padded to."""
+    return -(-height // grid.rows), -(-width // grid.cols)
+
+
+def boxes(grid: Grid, height: int, width: int) -> list[tuple[int, int, int, int]]:
+    """``(top, left, bottom, right)`` of each patch in pixels, row-major, end exclusive."""
+    grid.check(height, width)
+    ys, xs = edges(height, grid.rows), edges(width, grid.cols)
+    return [
+        (ys[r], xs[c], ys[r + 1], xs[c + 1]) for r in range(grid.rows) for c in range(grid.cols)
+    ]
+
+
+def pixel_mask(choice: Tensor, grid: Grid, height: int, width: int) -> Tensor:
+    """The pixels that a choice covers.
+
+    Args:
+        choice: ``(B, P)`` bool, row-major.
+
+    Returns:
+        ``(B, height, width)`` bool.
+    """
+    cells = choice.view(-1, grid.rows, grid.cols)
+    rows = owner(height, grid.rows).to(choice.device)
+    cols = owner(width, grid.cols).to(choice.device)
+    return cells[:, rows][:, :, cols]
+
+
+def choice_of_mask(mask: Tensor, grid: Grid) -> Tensor:
+    """Inverse of `pixel_mask`: ``(B, H, W)`` bool to ``(B, P)`` bool, by each patch's first pixel."""
+    height, width = mask.shape[-2:]
+    rows, cols = edges(height, grid.rows)[:-1], edges(width, grid.cols)[:-1]
+    return mask[:, rows][:, :, cols].flatten(1)
+
+
+def owner(length: int, parts: int) -> Tensor:
+    """For each pixel along a side, the patch row (or column) it belongs to: ``(length,)`` int64."""
+    marks = torch.tensor(edges(length, parts))
+    return torch.repeat_interleave(torch.arange(parts), marks.diff())

@@ -1,0 +1,162 @@
+"""The networks of each stage, built from a description that is saved beside their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from patchdrop.classify.low import LowCNN
+from patchdrop.classify.masked_cnn import MaskedCNN
+from patchdrop.classify.two_stream import TwoStream
+from patchdrop.data.load import Statistics
+from patchdrop.episode import PatchDrop
+from patchdrop.errors import RunError
+from patchdrop.grid import Grid
+from patchdrop.networks import Normalise
+from patchdrop.policy.network import Policy
+from patchdrop.settings import TrainSettings, size_of
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """All that is needed to build a stage's networks again; part of each stage's ``config.json``."""
+
+    classes: tuple[str, ...]
+    grid: str
+    high: str
+    low: str
+    channels: int
+    hr_network: str
+    lr_network: str
+    policy_network: str
+    policy_head: str
+    low_enlarge: int
+    fill: str
+    fusion: str
+
+    @classmethod
+    def of(cls, settings: TrainSettings, classes: Sequence[str]) -> ModelConfig:
+        """The description that belongs to these settings."""
+        shared = {name: getattr(settings, name) for name in cls.__dataclass_fields__ if name != "classes"}
+        return cls(classes=tuple(classes), **shared)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], where: str) -> ModelConfig:
+        """The description in a ``config.json``.
+
+        Raises:
+            RunError: a key is missing.
+        """
+        missing = [name for name in cls.__dataclass_fields__ if name not in values]
+        if missing:
+            raise RunError(f"{where}: lacks {missing[0]!r}, it is not of this version; train that stage again")
+        chosen = {name: values[name] for name in cls.__dataclass_fields__}
+        return cls(**{**chosen, "classes": tuple(chosen["classes"])})
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "classes": list(self.classes)}
+
+    @property
+    def high_size(self) -> tuple[int, int]:
+        """HR (height, width) in pixels."""
+        return size_of(self.high, "high")
+
+    @property
+    def low_size(self) -> tuple[int, int]:
+        """LR (height, width) in pixels."""
+        return size_of(self.low, "low")
+
+
+def build_stage(
+    stage: str, config: ModelConfig, statistics: Statistics | None = None, pretrained: bool = False
+) -> nn.Module:
+    """The untrained model of a stage: LowCNN for ``lr``, MaskedCNN for ``hr`` and ``patches``, else PatchDrop.
+
+    Args:
+        statistics: channel statistics of the training images; None where weights that hold them are loaded next.
+    """
+    if stage == "lr":
+        return _build_low(config, statistics, pretrained)
+    if stage in ("hr", "patches"):
+        return _build_high(config, statistics, pretrained)
+    policy = Policy(
+        config.policy_network,
+        Grid.parse(config.grid),
+        _low_statistics(config, statistics),
+        channels=config.channels,
+        enlarge=config.low_enlarge,
+        head=config.policy_head,
+        pretrained=pretrained,
+    )
+    high = _build_high(config, statistics, False)
+    if stage != "ft2":
+        return PatchDrop(policy, high)
+    return PatchDrop(policy, TwoStream(high, _build_low(config, statistics, False), config.fusion))
+
+
+def _build_low(config: ModelConfig, statistics: Statistics | None, pretrained: bool) -> LowCNN:
+    return LowCNN(
+        config.lr_network,
+        len(config.classes),
+        _low_statistics(config, statistics),
+        channels=config.channels,
+        enlarge=config.low_enlarge,
+        pretrained=pretrained,
+    )
+
+
+def _build_high(config: ModelConfig, statistics: Statistics | None, pretrained: bool) -> MaskedCNN:
+    mean, std = (
+        (torch.zeros(config.channels), torch.ones(config.channels))
+        if statistics is None
+        else (statistics.mean, statistics.std)
+    )
+    return MaskedCNN(
+        config.hr_network,
+        len(config.classes),
+        Grid.parse(config.grid),
+        config.high_size,
+        Normalise(mean, std),
+        channels=config.channels,
+        fill=config.fill,
+        pretrained=pretrained,
+    )
+
+
+def _low_statistics(config: ModelConfig, statistics: Statistics | None) -> Normalise:
+    if statistics is None:
+        return Normalise(torch.zeros(config.channels), torch.ones(config.channels))
+    return Normalise(statistics.low_mean, statistics.low_std)
+
+
+def fill_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Load weights after comparing every name, shape and type.
+
+    Raises:
+        RunError: they are not of this model, or hold a value that is not a number.
+    """
+    expected = model.state_dict()
+    odd = sorted(set(expected) ^ set(tensors))
+    if odd:
+        raise RunError(f"{where}: is not of this network ({odd[0]!r} is missing or unknown)")
+    for name, tensor in tensors.items():
+        ours = expected[name]
+        if tensor.shape != ours.shape or tensor.dtype != ours.dtype:
+            raise RunError(f"{where}: {name} is {list(tensor.shape)}, this network has {list(ours.shape)}")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise RunError(f"{where}: {name} holds values that are not numbers")
+    model.load_state_dict(dict(tensors))
+
+
+def copy_matching(source: nn.Module, target: nn.Module) -> int:
+    """Copy every tensor whose name and shape agree; returns how many did."""
+    theirs = source.state_dict()
+    ours = target.state_dict()
+    same = {name: theirs[name] for name in ours if name in theirs and theirs[name].shape == ours[name].shape}
+    target.load_state_dict({**ours, **same})
+    return len(same)

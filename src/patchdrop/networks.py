@@ -1,0 +1,153 @@
+"""Backbones by name: ResNets in the paper's sizes, each with a free width, or any timm network.
+
+``resnet8``, ``-14``, ``-20``, ``-32``, ... (6n + 2 layers) have the form of He et al. 2016 for 32 px images;
+``resnet10``, ``-18``, ``-34``, ``-50`` the form for 224 px. ``resnet10-w32`` starts at 32 channels, not at 64;
+``resnet8-w24-s2`` starts at 24, not at 16, and its first convolution has a stride of 2, for images of about 64 px.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import timm
+import torch
+from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import Tensor, nn
+
+from patchdrop.errors import UsageError
+from patchdrop.settings import nearest
+
+_LARGE: dict[int, tuple[type[nn.Module], tuple[int, ...]]] = {
+    10: (BasicBlock, (1, 1, 1, 1)),
+    18: (BasicBlock, (2, 2, 2, 2)),
+    34: (BasicBlock, (3, 4, 6, 3)),
+    50: (Bottleneck, (3, 4, 6, 3)),
+}
+_SMALL = tuple(6 * n + 2 for n in range(1, 19) if 6 * n + 2 not in _LARGE)
+
+
+class SmallResNet(nn.Module):
+    """ResNet of 6n + 2 layers for images of about 32 px (He et al. 2016, section 4.2)."""
+
+    def __init__(self, depth: int, width: int, stride: int, classes: int, channels: int) -> None:
+        super().__init__()
+        blocks = (depth - 2) // 6
+        self.num_features = 4 * width
+        self.stem = nn.Sequential(
+            nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        )
+        stages = []
+        previous = width
+        for i, out in enumerate((width, 2 * width, 4 * width)):
+            for j in range(blocks):
+                stages.append(_block(previous, out, 2 if i > 0 and j == 0 else 1))
+                previous = out
+        self.stages = nn.Sequential(*stages)
+        self.fc = nn.Linear(self.num_features, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to features ``(B, num_features, H/4, W/4)``, less by the stem's stride."""
+        features: Tensor = self.stages(self.stem(images))
+        return features
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``(B, C, H, W)`` to logits ``(B, classes)``."""
+        logits: Tensor = self.fc(self.forward_features(images).mean((2, 3)))
+        return logits
+
+
+def _block(inputs: int, outputs: int, stride: int) -> nn.Module:
+    shortcut = None
+    if stride != 1 or inputs != outputs:
+        shortcut = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
+        )
+    block: nn.Module = BasicBlock(inputs, outputs, stride=stride, downsample=shortcut)
+    return block
+
+
+def build(name: str, classes: int, channels: int = 3, pretrained: bool = False) -> nn.Module:
+    """A network ``(B, channels, H, W)`` float -> logits ``(B, classes)``.
+
+    Args:
+        name: see the top of this file.
+        classes: outputs; 0 leaves the head and the pooling out, so that the output is the feature map.
+        pretrained: start from timm's published weights.
+
+    Raises:
+        UsageError: no such name (the nearest is offered), or its weights cannot be had.
+    """
+    match = re.fullmatch(r"resnet(\d+)(?:-w(\d+))?(?:-s(\d))?", name)
+    if match and not pretrained:
+        depth, width, stride = int(match[1]), int(match[2] or 0), int(match[3] or 1)
+        if depth in _SMALL:
+            return SmallResNet(depth, width or 16, stride, classes, channels)
+        if depth in _LARGE and stride == 1:
+            return _large(depth, width or 64, classes, channels)
+    if name not in timm.list_models(name):
+        ours = [f"resnet{d}" for d in (*_SMALL, *_LARGE)]
+        raise UsageError(f"network {name!r} does not exist{nearest(name, [*ours, *timm.list_models()])}")
+    options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise UsageError(
+            f"network {name!r}: its published weights cannot be had ({type(error).__name__}); "
+            "check the connection, or train without --pretrained"
+        ) from error
+    return network
+
+
+def _large(depth: int, width: int, classes: int, channels: int) -> nn.Module:
+    block, layers = _LARGE[depth]
+    widths = tuple(width * 2**i for i in range(4))
+    network: nn.Module = ResNet(
+        block,
+        layers,
+        num_classes=classes,
+        in_chans=channels,
+        stem_width=width,
+        channels=widths,
+    )
+    return network
+
+
+def feature_map(network: nn.Module, images: Tensor) -> Tensor:
+    """``(B, C, H, W)`` to the last feature map ``(B, F, h, w)``.
+
+    Raises:
+        UsageError: the network has none, a plain vision transformer for example.
+    """
+    features: Tensor = network.forward_features(images)  # type: ignore[operator]
+    if features.ndim != 4:
+        raise UsageError(f"{type(network).__name__} gives no feature map: use --policy-head global")
+    return features
+
+
+class Normalise(nn.Module):
+    """Channel statistics of the training images, kept with the weights that were trained on them."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.float().view(-1, 1, 1).clone())
+        self.register_buffer("std", std.float().view(-1, 1, 1).clone())
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """``(..., C, H, W)`` of 0..255 to float with mean 0 and deviation 1 a channel."""
+        return (pixels.to(self.mean.dtype) - self.mean) / self.std
+
+
+def channels_last(images: Tensor) -> Tensor:
+    """The same images in the memory order in which convolutions are fastest."""
+    return images.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,1 @@
+"""Decide and choose: from the LR image to the patches to read."""

@@ -1,0 +1,59 @@
+"""From patch logits to a choice: pure functions ``(B, P)`` logits -> ``(B, P)`` bool.
+
+A baseline has the same signature as the policy's own choice, so that it is a one-word swap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+Choose = Callable[[Tensor], Tensor]
+
+
+def greedy(logits: Tensor) -> Tensor:
+    """Every patch whose probability is at least 0.5 (paper, section 4: the action at test time)."""
+    return logits >= 0
+
+
+def mixed(logits: Tensor, alpha: float) -> Tensor:
+    """Patch probabilities moved towards 0.5 for exploration: ``alpha s + (1 - alpha)(1 - s)``."""
+    probabilities = torch.sigmoid(logits)
+    return alpha * probabilities + (1 - alpha) * (1 - probabilities)
+
+
+def sampled(logits: Tensor, alpha: float = 1.0) -> Tensor:
+    """One draw of independent Bernoulli patches from the mixed probabilities."""
+    probabilities = mixed(logits, alpha)
+    return torch.rand_like(probabilities) < probabilities
+
+
+def keep_all(logits: Tensor) -> Tensor:
+    """Every patch of every image: the HR classifier."""
+    return torch.ones_like(logits, dtype=torch.bool)
+
+
+def keep_none(logits: Tensor) -> Tensor:
+    """No patch of any image."""
+    return torch.zeros_like(logits, dtype=torch.bool)
+
+
+def random_patches(logits: Tensor, mean_patches: float, generator: torch.Generator) -> Tensor:
+    """Random patches, floor or ceil of ``mean_patches`` an image, so that the mean is matched."""
+    images, patches = logits.shape
+    order = torch.rand(images, patches, generator=generator).argsort(1).argsort(1)
+    extra = torch.rand(images, 1, generator=generator) < mean_patches - int(mean_patches)
+    return (order < int(mean_patches) + extra.long()).to(logits.device)
+
+
+def shuffled(choice: Tensor, generator: torch.Generator) -> Tensor:
+    """The same masks dealt to other images: ``(n, P)`` rolled along a random order, none stays at home.
+
+    With a single image there is no other to deal to and its own mask comes back.
+    """
+    order = torch.randperm(len(choice), generator=generator).to(choice.device)
+    dealt = torch.empty_like(choice)
+    dealt[order] = choice[order.roll(1)]
+    return dealt

@@ -1,0 +1,50 @@
+"""A reader of image files that are opened only when a patch of them is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from patchdrop.data.images import read_image
+from patchdrop.grid import Grid
+from patchdrop.packed import Packed, gather
+from patchdrop.read.source import Reader
+
+
+class ImageFiles:
+    """HR images on disk.
+
+    Attributes:
+        opened: for each file, whether its HR pixels were read.
+    """
+
+    def __init__(self, paths: Sequence[Path], size: tuple[int, int], channels: int) -> None:
+        self.paths = list(paths)
+        self.size = size
+        self.channels = channels
+        self.opened = [False] * len(self.paths)
+        self._high = lru_cache(maxsize=max(1, len(self.paths)))(self._decode)
+
+    def high(self, position: int) -> Tensor:
+        """HR of one file, ``(C, H, W)`` uint8; raises DataError where it cannot be read."""
+        self.opened[position] = True
+        return self._high(position)
+
+    def _decode(self, position: int) -> Tensor:
+        return read_image(self.paths[position], self.size, self.channels)
+
+    def reader(self, grid: Grid) -> Reader:
+        """Reads the chosen patches; a file without a chosen patch is not opened by it."""
+
+        def read(choice: Tensor) -> Packed:
+            zoomed = choice.any(1)
+            high = torch.zeros(len(self.paths), self.channels, *self.size, dtype=torch.uint8)
+            for position in zoomed.nonzero().flatten().tolist():
+                high[position] = self.high(position)
+            return gather(high, choice.cpu(), grid).to(choice.device)
+
+        return read

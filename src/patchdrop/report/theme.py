@@ -1,0 +1,122 @@
+"""How methods, stages and numbers look everywhere in a report: on the page, in charts and under images.
+
+Charts are drawn for white paper only; the page turns them dark with one CSS filter, and its own marks
+with the same filter, so that a method has one colour in one place. Every method also has a shape of its
+own. Fonts in images are the ones that come with matplotlib, the same on every machine.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from PIL import ImageFont
+
+Row = dict[str, Any]
+"""One row of ``results["rows"]``, of ``results["per_class"]`` or of the training log."""
+
+SCALE = 2
+"""Device pixels for each CSS pixel, in charts."""
+INK, MUTED, LINE = "#1c2733", "#5a6673", "#dfe4ea"
+RIGHT, WRONG = "#00755a", "#b34700"
+FONT = "DejaVu Sans"
+SPACE = "\N{NO-BREAK SPACE}"
+NOTHING = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A method's colour, its marker in charts (matplotlib's name) and its glyph on the page."""
+
+    colour: str
+    marker: str
+    glyph: str
+
+
+METHODS = {
+    "PatchDrop": Mark("#0072b2", "o", "●"),
+    "Shuffled": Mark("#a8478a", "s", "■"),
+    "Random": Mark("#68727d", "D", "◆"),
+    "LR-CNN": Mark("#d55e00", "v", "▼"),
+    "HR-CNN": Mark("#008a64", "^", "▲"),
+}
+OTHER = Mark("#7a5c00", "P", "✚")
+
+POLICY_STAGES = {"pt": "Pt", "ft1": "Ft-1", "ft2": "Ft-2"}
+STAGES = {"lr": "LR-CNN", "hr": "HR-CNN", "patches": "HR-CNN on patches", **POLICY_STAGES}
+
+
+def mark(method: str) -> Mark:
+    """The look of a method; one for all that have none of their own."""
+    return METHODS.get(method, OTHER)
+
+
+def stage_name(stage: str) -> str:
+    """``ft1`` is Ft-1; an unknown stage keeps its name."""
+    return STAGES.get(stage, stage)
+
+
+def finite(value: Any) -> bool:
+    """Is this a number that can be printed or drawn?"""
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.864 is ``86.4 %``, with a space that does not break."""
+    return f"{100 * share:.{digits}f}{SPACE}%" if share is not None and finite(share) else NOTHING
+
+
+def whole_percent(share: float | None) -> str:
+    """0.314 is ``31 %``; shares close to none or all keep a decimal, so that 0.4 % is not read as nothing."""
+    if share is None or not finite(share):
+        return NOTHING
+    edge = 0 < share < 0.01 or 0.99 < share < 1
+    return percent(share, 1 if edge else 0)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """12345.6 is ``12,345.60``."""
+    if value is None or not finite(value):
+        return NOTHING
+    return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def interval(pair: list[float] | None) -> str:
+    """A 95 % interval of shares, in percent: ``86.6 – 89.4``."""
+    if not pair or not all(finite(v) for v in pair):
+        return NOTHING
+    return f"{100 * pair[0]:.1f}{SPACE}–{SPACE}{100 * pair[1]:.1f}"
+
+
+def p_value(p: float | None) -> str:
+    """Two significant places, never ``0.000``."""
+    if p is None or not finite(p):
+        return NOTHING
+    if p < 0.001:
+        return f"<{SPACE}0.001"
+    return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """``41 s``, ``3 min 20 s`` or ``2 h 5 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}{SPACE}s"
+    if whole < 3600:
+        return f"{whole // 60}{SPACE}min {whole % 60}{SPACE}s"
+    return f"{whole // 3600}{SPACE}h {whole % 3600 // 60}{SPACE}min"
+
+
+def shorten(text: str, length: int) -> str:
+    """At most ``length`` characters, the last an ellipsis where something was cut."""
+    return text if len(text) <= length else text[: length - 1].rstrip() + "…"
+
+
+def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """The font of the report's images at ``size`` pixels."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf" / name), size)

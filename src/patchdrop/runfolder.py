@@ -1,0 +1,169 @@
+"""A run folder: settings, log, one folder a stage, results.
+
+    settings.yaml   complete, runs again with --config
+    data.json       classes, sizes of the splits, what was carved out of train, what was skipped
+    log.jsonl       one line an event
+    <stage>/        config.json (networks, figures, checksum) and model.safetensors
+    results.json, report.html, figures/
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from patchdrop.errors import RunError
+from patchdrop.files import read_json, read_tensors, write_bytes, write_json, write_tensors
+from patchdrop.models import ModelConfig, build_stage, fill_weights
+from patchdrop.settings import STAGES, TrainSettings, differences, read_settings, to_yaml
+
+# These may differ from call to call without making it another run.
+FREE_SETTINGS = ("stages", "device", "workers", "memory_gb", "save_minutes", "data", "layout")
+
+
+class RunFolder:
+    """Paths and files of one run."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def stage(self, stage: str) -> Path:
+        """The folder of a stage."""
+        return self.path / stage
+
+    def exists(self) -> bool:
+        """Whether a run was started here."""
+        return (self.path / "settings.yaml").exists()
+
+    def require(self) -> RunFolder:
+        """Itself.
+
+        Raises:
+            RunError: no run was started here.
+        """
+        if not self.exists():
+            raise RunError(f"{self.path}: is no run folder (it has no settings.yaml); make one with `patchdrop train`")
+        return self
+
+    def settings(self) -> TrainSettings:
+        """The settings this run was started with."""
+        return read_settings(self.require().path / "settings.yaml")
+
+    def start(self, settings: TrainSettings) -> None:
+        """Record the settings, or compare them with those the run was started with.
+
+        Raises:
+            RunError: they differ in more than where and how fast it runs.
+        """
+        if self.exists():
+            changed = differences(settings, self.settings(), FREE_SETTINGS)
+            if changed:
+                raise RunError(
+                    f"{self.path}: was started with other settings ({'; '.join(changed)}); "
+                    "use those, or another --out"
+                )
+        else:
+            write_bytes(self.path / "settings.yaml", to_yaml(settings).encode())
+
+    def done(self, stage: str) -> bool:
+        """Whether a stage is trained to its end."""
+        return (self.stage(stage) / "config.json").exists()
+
+    def stages_done(self) -> list[str]:
+        """Trained stages, in order."""
+        return [stage for stage in STAGES if self.done(stage)]
+
+    def finish(self, stage: str, model: nn.Module, config: ModelConfig, more: dict[str, Any]) -> None:
+        """Write a stage's weights, then the config that vouches for them."""
+        folder = self.stage(stage)
+        digest = write_tensors(folder / "model.safetensors", model.state_dict())
+        parameters = sum(p.numel() for p in model.parameters())
+        described = {"stage": stage, **config.to_json(), "parameters": parameters, "sha256": digest, **more}
+        write_json(folder / "config.json", described)
+
+    def stage_config(self, stage: str) -> dict[str, Any]:
+        """A trained stage's ``config.json``.
+
+        Raises:
+            RunError: the stage is not trained, or its file is damaged.
+        """
+        if not self.done(stage):
+            done = ", ".join(self.stages_done()) or "none"
+            raise RunError(f"{self.path}: stage {stage} is not trained (trained: {done})")
+        config = read_json(self.stage(stage) / "config.json")
+        if not isinstance(config, dict) or "sha256" not in config:
+            raise RunError(f"{self.stage(stage) / 'config.json'}: is damaged; remove its folder and train it again")
+        return config
+
+    def load(self, stage: str) -> tuple[nn.Module, ModelConfig]:
+        """A trained stage's model, in evaluation mode, with its description.
+
+        Raises:
+            RunError: not trained, damaged, or of other networks.
+        """
+        values = self.stage_config(stage)
+        where = str(self.stage(stage) / "config.json")
+        config = ModelConfig.from_json(values, where)
+        model = build_stage(stage, config)
+        weights = self.stage(stage) / "model.safetensors"
+        fill_weights(model, read_tensors(weights, values["sha256"]), str(weights))
+        return model.eval(), config
+
+    def log(self, event: dict[str, Any]) -> None:
+        """Append a line to ``log.jsonl``."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / "log.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(event, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """All whole lines of ``log.jsonl``; one cut short by a crash is left out."""
+        path = self.path / "log.jsonl"
+        if not path.exists():
+            return []
+        events = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                events.append(json.loads(line))
+            except ValueError:
+                continue
+        return events
+
+    def forget_after(self, stage: str, step: int) -> None:
+        """Drop a stage's lines after ``step``, which a resumed run is going to write again."""
+        kept = [e for e in self.read_log() if e.get("stage") != stage or e.get("step", 0) <= step]
+        if (self.path / "log.jsonl").exists():
+            lines = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
+            write_bytes(self.path / "log.jsonl", lines.encode())
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for one training.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
+        except OSError as error:
+            raise RunError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise RunError(f"{self.path}: another training is using it; wait for it, or choose another --out") from error
+        else:
+            yield
+        finally:
+            os.close(handle)

@@ -1,0 +1,176 @@
+"""`Predictor`: a trained run as a function from image files to predictions.
+
+    from patchdrop import Predictor
+    model = Predictor("runs/mine")
+    for p in model.predict(["a.jpg", "b.jpg"]):
+        print(p.label, p.probability, p.patches, p.hr_fraction)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchdrop.classify.masked_cnn import MaskedCNN
+from patchdrop.data.images import read_image
+from patchdrop.data.low import area_average
+from patchdrop.episode import Episode, PatchDrop
+from patchdrop.errors import RunError, UsageError
+from patchdrop.grid import Grid
+from patchdrop.policy.choice import greedy
+from patchdrop.read.image_file import ImageFiles
+from patchdrop.report.gallery import GalleryItem
+from patchdrop.runfolder import RunFolder
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was decided about one image, and what it took."""
+
+    path: str
+    label: str
+    probability: float
+    """The classifier's probability of that label, 0..1."""
+    patches: tuple[int, ...]
+    """Numbers of the HR patches read, row-major from 0."""
+    hr_fraction: float
+    """Share of the HR patches read, 0..1."""
+
+
+class Predictor:
+    """A trained stage of a run, ready for image files.
+
+    Args:
+        run: a run folder.
+        stage: ``pt``, ``ft1`` or ``ft2``; by default the last one that is trained.
+
+    Raises:
+        RunError: no such run or stage, or a damaged checkpoint.
+    """
+
+    def __init__(self, run: str | Path, stage: str | None = None, device: str = "cpu") -> None:
+        folder = RunFolder(run).require()
+        trained = [s for s in folder.stages_done() if s in ("pt", "ft1", "ft2")]
+        if stage is None and not trained:
+            raise RunError(f"{run}: no policy is trained yet; go on with `patchdrop train`")
+        self.stage = stage or trained[-1]
+        if self.stage not in ("pt", "ft1", "ft2"):
+            raise UsageError(f"stage {self.stage!r} has no policy, use pt, ft1 or ft2")
+        model, self.config = folder.load(self.stage)
+        assert isinstance(model, PatchDrop)
+        self.device = torch.device(device)
+        self.model = model.to(self.device)
+        self.grid = Grid.parse(self.config.grid)
+
+    def predict(
+        self, images: Sequence[str | Path] | str | Path, low: Sequence[str | Path] | None = None
+    ) -> list[Prediction]:
+        """Predict a few images as one batch.
+
+        Args:
+            images: HR image files. Without ``low``, a file is decoded whole, because LR is made from it.
+            low: LR image files of a sensor of their own, one for each image; then an HR file is opened only
+                where a patch of it is chosen.
+
+        Raises:
+            DataError: a file cannot be read.
+        """
+        files, lows = self._open(images, low)
+        return self._predictions(files, self._play(files, lows))
+
+    def explain(
+        self, images: Sequence[str | Path] | str | Path, low: Sequence[str | Path] | None = None
+    ) -> list[tuple[Prediction, GalleryItem]]:
+        """As `predict`, with what is needed for a picture of each decision (opens every HR file)."""
+        files, lows = self._open(images, low)
+        episode = self._play(files, lows)
+        predictions = self._predictions(files, episode)
+        highs = torch.stack([files.high(i) for i in range(len(files.paths))])
+        items = gallery_items(
+            self.model,
+            episode,
+            highs,
+            lows,
+            [p.path for p in predictions],
+            ["" for _ in predictions],
+            self.config.classes,
+        )
+        return list(zip(predictions, items, strict=True))
+
+    def _open(
+        self, images: Sequence[str | Path] | str | Path, low: Sequence[str | Path] | None
+    ) -> tuple[ImageFiles, Tensor]:
+        paths = [Path(images)] if isinstance(images, (str, Path)) else [Path(p) for p in images]
+        if not paths:
+            raise UsageError("no image was given")
+        files = ImageFiles(paths, self.config.high_size, self.config.channels)
+        if low is None:
+            highs = torch.stack([files.high(i) for i in range(len(paths))])
+            return files, area_average(highs, self.config.low_size)
+        if len(low) != len(paths):
+            raise UsageError(f"{len(paths)} images and {len(low)} LR images were given, one each is needed")
+        size, channels = self.config.low_size, self.config.channels
+        return files, torch.stack([read_image(Path(p), size, channels) for p in low])
+
+    def _play(self, files: ImageFiles, lows: Tensor) -> Episode:
+        with torch.inference_mode():
+            episode: Episode = self.model(lows.to(self.device), greedy, files.reader(self.grid))
+        return episode
+
+    def _predictions(self, files: ImageFiles, episode: Episode) -> list[Prediction]:
+        probabilities = episode.logits.softmax(1)
+        best = probabilities.max(1)
+        return [
+            Prediction(
+                str(path),
+                self.config.classes[int(best.indices[i])],
+                float(best.values[i]),
+                tuple(episode.choice[i].nonzero().flatten().tolist()),
+                float(episode.choice[i].float().mean()),
+            )
+            for i, path in enumerate(files.paths)
+        ]
+
+
+def gallery_items(
+    model: PatchDrop,
+    episode: Episode,
+    highs: Tensor,
+    lows: Tensor,
+    names: Sequence[str],
+    truths: Sequence[str],
+    classes: Sequence[str],
+) -> list[GalleryItem]:
+    """What the report shows of a batch: ``highs (B, C, H, W)`` and ``lows (B, C, h, w)`` uint8."""
+    high_cnn = model.classifier if isinstance(model.classifier, MaskedCNN) else model.classifier.high
+    assert isinstance(high_cnn, MaskedCNN)
+    with torch.inference_mode():
+        canvas = high_cnn.canvas(episode.packed, lows.to(episode.scores.device))
+        seen = (canvas * high_cnn.normalise.std + high_cnn.normalise.mean).round().clamp(0, 255).to(torch.uint8)
+    probabilities = episode.logits.float().softmax(1)
+    best = probabilities.max(1)
+    return [
+        GalleryItem(
+            name=names[i],
+            low=_pixels(lows[i]),
+            high=_pixels(highs[i]),
+            probabilities=torch.sigmoid(episode.scores[i]).cpu().numpy(),
+            choice=episode.choice[i].cpu().numpy(),
+            seen=_pixels(seen[i]),
+            true=truths[i],
+            predicted=classes[int(best.indices[i])],
+            probability=float(best.values[i]),
+        )
+        for i in range(len(names))
+    ]
+
+
+def _pixels(image: Tensor) -> NDArray[np.uint8]:
+    array: NDArray[np.uint8] = image.permute(1, 2, 0).cpu().numpy()
+    return array

@@ -1,0 +1,275 @@
+"""Every setting of a training run, in one place, free of torch so that ``--help`` answers at once.
+
+`TrainSettings` is what the command line parses, what ``settings.yaml`` holds, and what the stages read.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from patchdrop.errors import UsageError
+
+Stage = Literal["lr", "hr", "patches", "pt", "ft1", "ft2"]
+STAGES: tuple[Stage, ...] = get_args(Stage)
+Augmentation = Literal["flip", "upside-down", "turn", "shift", "zoom", "colour", "erase"]
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """What to train, on which data, and how."""
+
+    # --- data
+    data: str = "scenes"
+    """Folder or CSV file with the labelled images; ``scenes`` is the embedded data set."""
+    layout: Literal["auto", "scenes", "folder", "csv", "cifar10", "cifar100", "imagenet", "fmow"] = "auto"
+    """How the data are laid out; ``auto`` looks at the folder."""
+    high: str = "128"
+    """HR size in pixels: ``128``, or ``96x160`` for height x width."""
+    low: str = "32"
+    """LR size in pixels, as ``high``."""
+    grid: str = "4"
+    """Patches: ``4`` for 4 x 4, ``3x5`` for 3 rows of 5."""
+    channels: int = 3
+    """Channels read from the images: 3 for RGB, 1 for grey."""
+    val_fraction: float = 0.1
+    """Share of train carved out for validation, stratified, where there is no ``val`` split."""
+    policy_fraction: float = 0.0
+    """Share of train that no classifier trains on, so that the policy's reward is paid on unseen images."""
+    augment: tuple[Augmentation, ...] = ("flip", "shift")
+    """Augmentations of a training batch, drawn anew for each image."""
+    memory_gb: float = 4.0
+    """Data sets up to this many GiB of 8-bit pixels are held in memory; larger ones are streamed."""
+    workers: int = 2
+    """Processes that decode images, at the start of a run or all along when streaming."""
+    skip_bad: bool = False
+    """Leave out images that cannot be read (counted and listed) instead of stopping."""
+
+    # --- networks
+    hr_network: str = "resnet10-w32"
+    """HR classifier: resnet8, resnet32 (32 px), resnet10, resnet34, resnet50 (224 px), each with an
+    optional width such as ``resnet10-w32``, or any timm name."""
+    lr_network: str = "resnet14"
+    """LR classifier, named as ``hr_network``."""
+    policy_network: str = "resnet14"
+    """Policy network, named as ``hr_network``."""
+    pretrained: bool = False
+    """Start timm networks from their published weights (downloaded once)."""
+    low_enlarge: int = 1
+    """Factor by which LR is enlarged (bilinear) before the policy and the LR classifier."""
+    policy_head: Literal["spatial", "global"] = "spatial"
+    """``spatial``: a patch's logit comes from the features at its place and their mean; ``global``: all
+    logits from the mean (the paper)."""
+    policy_start: Literal["lr", "scratch"] = "lr"
+    """``lr``: the policy starts from the LR classifier's features where both are the same network."""
+    fill: Literal["mean", "low"] = "mean"
+    """What the HR classifier sees in unread patches: the mean colour (the paper), or the enlarged LR image."""
+    fusion: Literal["share", "learned"] = "share"
+    """Ft-2: weight HR by S/P (the paper), or by ``1 - (1 - S/P)^k`` with a learned k."""
+
+    # --- training
+    stages: tuple[Stage, ...] = STAGES
+    """Which stages to train; those already trained in the run folder are kept."""
+    seed: int = 0
+    """Seed of everything random."""
+    batch: int = 64
+    """Images a step."""
+    epochs_lr: int = 30
+    """Epochs of the LR classifier."""
+    epochs_hr: int = 20
+    """Epochs of the HR classifier on whole images."""
+    epochs_patches: int = 8
+    """Epochs in which a copy of the HR classifier learns to read any subset of patches; 0 leaves it out."""
+    epochs_pt: int = 6
+    """Epochs of Pt."""
+    epochs_ft1: int = 10
+    """Epochs of Ft-1."""
+    epochs_ft2: int = 10
+    """Epochs of Ft-2."""
+    rate_classifier: float = 2e-3
+    """Peak learning rate of classifiers trained from scratch (AdamW, one cycle)."""
+    rate_finetune: float = 5e-4
+    """Peak learning rate of the HR classifier in ``patches``, Ft-1 and Ft-2."""
+    rate_policy: float = 5e-4
+    """Peak learning rate of the policy."""
+    weight_decay: float = 0.05
+    """Decoupled weight decay of the classifiers."""
+    label_smoothing: float = 0.1
+    """Label smoothing of the classifiers' cross-entropy."""
+    estimator: Literal["self-critical", "rloo", "straight-through"] = "self-critical"
+    """Policy gradient: ``self-critical`` (the paper), ``rloo`` or ``straight-through``."""
+    samples: int = 2
+    """Masks sampled per image by ``rloo``."""
+    reward: Literal["hard", "soft"] = "hard"
+    """``hard``: the classifier's best class is right or wrong (the paper); ``soft``: the expected reward when the class
+    is drawn from the classifier's probabilities."""
+    sigma: float = 0.5
+    """Penalty for a wrong class; the start value when ``target_patches`` moves it."""
+    target_patches: float = 0.0
+    """If above 0, sigma is moved between 0.1 and 20 until images use this many patches on average."""
+    alpha_start: float = 0.7
+    """Mixing towards the policy at the start of each stage: ``s <- alpha s + (1 - alpha)(1 - s)``."""
+    alpha_end: float = 0.95
+    """Mixing at the end of each stage."""
+    device: str = "auto"
+    """``cpu``, ``cuda``, or ``auto``."""
+    threads: int = 0
+    """CPU threads of the networks; 0 leaves it to torch. Part of what makes a run repeat to the bit."""
+    save_minutes: float = 5.0
+    """Save the training state this often besides at each epoch's end."""
+
+    def __post_init__(self) -> None:
+        for name, low, high in _RANGES:
+            value = getattr(self, name)
+            if not low <= value <= high:
+                raise UsageError(f"{name}: {value} is out of range, use {low:g} to {high:g}")
+        unknown = [s for s in self.stages if s not in STAGES]
+        if unknown:
+            raise UsageError(f"stages: {unknown[0]!r} does not exist{nearest(unknown[0], STAGES)}")
+        size_of(self.high, "high")
+        size_of(self.low, "low")
+
+    @property
+    def high_size(self) -> tuple[int, int]:
+        """HR (height, width) in pixels."""
+        return size_of(self.high, "high")
+
+    @property
+    def low_size(self) -> tuple[int, int]:
+        """LR (height, width) in pixels."""
+        return size_of(self.low, "low")
+
+
+_RANGES: tuple[tuple[str, float, float], ...] = (
+    ("channels", 1, 64),
+    ("val_fraction", 0.0, 0.9),
+    ("policy_fraction", 0.0, 0.9),
+    ("memory_gb", 0.0, 1e6),
+    ("workers", 0, 1024),
+    ("low_enlarge", 1, 64),
+    ("batch", 1, 1_000_000),
+    ("epochs_lr", 0, 100_000),
+    ("epochs_hr", 0, 100_000),
+    ("epochs_patches", 0, 100_000),
+    ("epochs_pt", 0, 100_000),
+    ("epochs_ft1", 0, 100_000),
+    ("epochs_ft2", 0, 100_000),
+    ("rate_classifier", 0.0, 100.0),
+    ("rate_finetune", 0.0, 100.0),
+    ("rate_policy", 0.0, 100.0),
+    ("weight_decay", 0.0, 100.0),
+    ("label_smoothing", 0.0, 0.99),
+    ("samples", 2, 1000),
+    ("sigma", 0.0, 1000.0),
+    ("target_patches", 0.0, 1_000_000),
+    ("alpha_start", 0.5, 1.0),
+    ("alpha_end", 0.5, 1.0),
+    ("threads", 0, 4096),
+    ("save_minutes", 0.0, 1e6),
+)
+
+
+def size_of(text: str, name: str) -> tuple[int, int]:
+    """``"128"`` or ``"96x160"`` as (height, width).
+
+    Raises:
+        UsageError: the text is neither, or a side is 0.
+    """
+    parts = str(text).split("x")
+    if len(parts) > 2 or not all(p.isdigit() and int(p) > 0 for p in parts):
+        raise UsageError(f"{name}: {text!r} is no image size, write 128 or 96x160 (height x width)")
+    return int(parts[0]), int(parts[-1])
+
+
+def nearest(word: str, names: Iterable[str]) -> str:
+    """``, did you mean 'x'?`` or an empty string; the tail of an error about an unknown name."""
+    close = difflib.get_close_matches(str(word), list(names), n=1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def from_mapping(values: Mapping[str, Any], where: str) -> TrainSettings:
+    """Settings from plain values, each checked against its field's type.
+
+    Args:
+        values: field name -> value, as read from YAML; missing fields keep their defaults.
+        where: named in errors, e.g. the file the values came from.
+
+    Raises:
+        UsageError: an unknown key (with the nearest right one), or a value of the wrong type.
+    """
+    hints = get_type_hints(TrainSettings)
+    checked: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in hints:
+            raise UsageError(f"{where}: there is no setting {key!r}{nearest(key, hints)}")
+        checked[key] = _coerce(value, hints[key], f"{where}: {key}")
+    return TrainSettings(**checked)
+
+
+def _coerce(value: Any, hint: Any, where: str) -> Any:
+    origin = get_origin(hint)
+    if origin is tuple:
+        items = value if isinstance(value, (list, tuple)) else [value]
+        return tuple(_coerce(item, get_args(hint)[0], where) for item in items)
+    if origin is Literal:
+        if value not in get_args(hint):
+            choices = ", ".join(map(str, get_args(hint)))
+            raise UsageError(f"{where}: {value!r} is not one of {choices}{nearest(value, get_args(hint))}")
+        return value
+    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise UsageError(f"{where}: {value!r} is no {hint.__name__}")
+    return value
+
+
+def read_settings(path: Path) -> TrainSettings:
+    """Settings from a YAML file, such as a run's ``settings.yaml``.
+
+    Raises:
+        UsageError: the file cannot be read, is no mapping, or holds an unknown key or a wrong value.
+    """
+    return from_mapping(read_yaml(path), str(path))
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file.
+
+    Raises:
+        UsageError: the file cannot be read or is no mapping.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from error
+    if not isinstance(values, dict):
+        raise UsageError(f"{path}: must hold `setting: value` lines")
+    return values
+
+
+def to_mapping(settings: TrainSettings) -> dict[str, Any]:
+    """Plain values, in the order of the fields, as YAML and JSON take them."""
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
+
+
+def to_yaml(settings: TrainSettings) -> str:
+    """The complete ``settings.yaml``."""
+    return yaml.safe_dump(to_mapping(settings), sort_keys=False, allow_unicode=True)
+
+
+def differences(ours: TrainSettings, theirs: TrainSettings, ignore: Iterable[str] = ()) -> list[str]:
+    """``name: theirs -> ours`` of each setting that differs."""
+    return [
+        f"{f.name}: {getattr(theirs, f.name)} -> {getattr(ours, f.name)}"
+        for f in fields(TrainSettings)
+        if f.name not in set(ignore) and getattr(ours, f.name) != getattr(theirs, f.name)
+    ]

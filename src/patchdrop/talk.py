@@ -1,0 +1,93 @@
+"""What the program says while it works: bars and warnings on stderr, nothing without a terminal."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+console = Console(stderr=True)
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text("" if rate is None else f"{rate:.1f}/s", style="dim")
+
+
+@contextmanager
+def bars(work: Mapping[str, tuple[int, float]], unit: str) -> Iterator[Bars]:
+    """A bar for each item of work and one for all of it.
+
+    Args:
+        work: name -> (count, cost of one); the cost, in any unit, weighs the items in the total.
+        unit: what is counted, for example ``steps``.
+    """
+    columns = (
+        TextColumn("{task.description:>14}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[unit]}"),
+        _Rate(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield Bars(progress, work, unit)
+
+
+class Bars:
+    """Told what was done; draws it."""
+
+    def __init__(self, progress: Progress, work: Mapping[str, tuple[int, float]], unit: str) -> None:
+        self.progress = progress
+        self.work = work
+        self.unit = unit
+        self.tasks: dict[str, Any] = {}
+        total = sum(count * cost for count, cost in work.values())
+        self.total = progress.add_task("in total", total=100, unit="%") if len(work) > 1 and total else None
+        self.scale = 100 / total if total else 0.0
+
+    def advance(self, name: str, count: int) -> None:
+        """``count`` more units of an item are done."""
+        expected, cost = self.work.get(name, (None, 0.0))
+        if name not in self.tasks:
+            self.tasks[name] = self.progress.add_task(name, total=expected, unit=self.unit)
+        self.progress.advance(self.tasks[name], count)
+        if self.total is not None:
+            self.progress.advance(self.total, count * cost * self.scale)
+
+
+def say(text: str) -> None:
+    """One line on stderr."""
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def warnings_as_lines() -> Iterator[None]:
+    """Our own warnings as one line on stderr each; other packages' are left as they are."""
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
+        if category.__module__.startswith("patchdrop"):
+            say(f"warning: {message}")
+        else:
+            before(message, category, *rest)
+
+    before = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before

@@ -1,0 +1,273 @@
+"""One training loop for every stage: seeded, resumable, and stopped by the first value that is not a number.
+
+Nothing random outlives a step: the generators are seeded anew from (seed, stage, step), and the data order from
+(seed, stage, epoch). So weights, optimizer, a few running sums and the step's number are all that a resumed run
+needs to end with the same bits as an unbroken one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from patchdrop.data.sets import Batch
+from patchdrop.errors import RunError, TrainingError
+from patchdrop.files import read_json, read_tensors, write_json, write_tensors
+
+WARM_UP = 0.2
+Log = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that share a peak learning rate and a weight decay."""
+
+    parameters: Sequence[nn.Parameter]
+    rate: float
+    weight_decay: float = 0.0
+
+
+class Task(Protocol):
+    """What a stage tells the loop."""
+
+    stage: str
+    model: nn.Module
+    epochs: int
+    steps_per_epoch: int
+    memory: dict[str, float]
+    """Numbers that change while training and belong to its state, such as a moving sigma."""
+
+    def groups(self) -> list[Group]:
+        """The parameters to train."""
+
+    def train_mode(self) -> None:
+        """Put each module into the mode it trains in."""
+
+    def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        """The epoch's batches from its ``first_step`` on, unaugmented."""
+
+    def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """The loss of a batch and figures to average over the epoch; ``progress`` in 0..1."""
+
+    def validate(self, progress: float) -> dict[str, float]:
+        """Figures of the validation split; ``score`` among them picks the checkpoint."""
+
+
+class Stop(Protocol):
+    """Asked after every step; true ends training after a save."""
+
+    def __call__(self) -> bool: ...
+
+
+class Interrupted(Exception):
+    """Training was asked to stop; its state is saved."""
+
+
+@dataclass
+class _State:
+    step: int = 0
+    best_score: float = -math.inf
+    best_figures: dict[str, float] = field(default_factory=dict)
+    sums: dict[str, float] = field(default_factory=dict)
+    seconds: float = 0.0
+    best: dict[str, Tensor] = field(default_factory=dict)
+
+
+def derived_seed(*parts: object) -> int:
+    """A 63-bit seed from anything printable; independent for every different input."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def rate_at(progress: float) -> float:
+    """Learning rate as a share of its peak: linear warm-up, then a half cosine to zero."""
+    if progress < WARM_UP:
+        return (progress + 1e-3) / (WARM_UP + 1e-3)
+    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
+
+
+def train(
+    task: Task,
+    folder: Path,
+    seed: int,
+    log: Log,
+    advance: Callable[[int], None],
+    stop: Stop,
+    save_minutes: float = 5.0,
+) -> dict[str, Any]:
+    """Train a stage to its end, from where its folder says it was stopped.
+
+    Args:
+        folder: the stage's folder; holds ``state.json`` and its tensors while training runs.
+        log: takes one dict for each epoch.
+        advance: told how many steps were done, for a progress bar.
+
+    Returns:
+        ``figures`` of the best validation and ``seconds`` spent; the model holds the best weights.
+
+    Raises:
+        TrainingError: the loss or a gradient is not a number.
+        Interrupted: ``stop`` said so; the state is saved.
+    """
+    optimizer = _optimizer(task.groups())
+    state = _resume(folder, task, optimizer)
+    total = task.epochs * task.steps_per_epoch
+    advance(state.step)
+    started = saved = time.monotonic()
+    spent = state.seconds
+    while state.step < total:
+        epoch, first = divmod(state.step, task.steps_per_epoch)
+        for batch in task.batches(epoch, first):
+            task.train_mode()
+            torch.manual_seed(derived_seed(seed, task.stage, "step", state.step))
+            figures = _step(task, optimizer, batch, state.step, total)
+            for name, value in figures.items():
+                state.sums[name] = state.sums.get(name, 0.0) + value
+            state.sums["steps"] = state.sums.get("steps", 0.0) + 1
+            state.step += 1
+            advance(1)
+            state.seconds = spent + time.monotonic() - started
+            if state.step % task.steps_per_epoch == 0:
+                _end_epoch(task, state, seed, log)
+            interrupted = stop()
+            due = time.monotonic() - saved > 60 * save_minutes
+            if interrupted or due or state.step % task.steps_per_epoch == 0:
+                _save(folder, task, optimizer, state)
+                saved = time.monotonic()
+            if interrupted:
+                raise Interrupted
+    if state.best:
+        task.model.load_state_dict(state.best)
+    return {"figures": state.best_figures, "seconds": round(state.seconds, 1)}
+
+
+def _optimizer(groups: Sequence[Group]) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        [
+            {"params": list(g.parameters), "lr": g.rate, "peak": g.rate, "weight_decay": g.weight_decay}
+            for g in groups
+        ]
+    )
+
+
+def _step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, step: int, total: int) -> dict[str, float]:
+    loss, figures = task.loss(batch, step / total)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise TrainingError(_not_a_number(task, step, "the loss"))
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    parameters = [p for g in optimizer.param_groups for p in g["params"]]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if not bool(torch.isfinite(norm)):
+        raise TrainingError(_not_a_number(task, step, "a gradient"))
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak"] * rate_at(step / total)
+    optimizer.step()
+    return {**figures, "loss": value}
+
+
+def _not_a_number(task: Task, step: int, what: str) -> str:
+    return (
+        f"stage {task.stage}, step {step}: {what} is not a finite number; nothing was saved after the last epoch. "
+        "Lower the learning rate (--rate-classifier, --rate-finetune, --rate-policy) and run the same command again"
+    )
+
+
+def _end_epoch(task: Task, state: _State, seed: int, log: Log) -> None:
+    epoch = state.step // task.steps_per_epoch
+    steps = state.sums.pop("steps")
+    means = {f"train_{name}": value / steps for name, value in state.sums.items()}
+    state.sums = {}
+    torch.manual_seed(derived_seed(seed, task.stage, "validate"))
+    task.model.eval()
+    with torch.inference_mode():
+        figures = task.validate(epoch / task.epochs)
+    log({"event": "validation", "stage": task.stage, "epoch": epoch, "step": state.step,
+         "seconds": round(state.seconds, 1), **means, **figures})  # fmt: skip
+    if figures["score"] > state.best_score:
+        state.best_score = figures["score"]
+        state.best_figures = {"epoch": epoch, **means, **figures}
+        state.best = {k: v.detach().clone() for k, v in task.model.state_dict().items()}
+
+
+def _save(folder: Path, task: Task, optimizer: torch.optim.Optimizer, state: _State) -> None:
+    tensors = {f"model/{k}": v for k, v in task.model.state_dict().items()}
+    tensors |= {f"best/{k}": v for k, v in state.best.items()}
+    for index, slots in optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{k}": v for k, v in slots.items()}
+    name = f"state-{state.step:08d}.safetensors"
+    digest = write_tensors(folder / name, tensors)
+    manifest = {
+        "file": name,
+        "sha256": digest,
+        "step": state.step,
+        "steps": task.epochs * task.steps_per_epoch,
+        "best_score": state.best_score if state.best else None,
+        "best_figures": state.best_figures,
+        "sums": state.sums,
+        "memory": task.memory,
+        "seconds": state.seconds,
+    }
+    write_json(folder / "state.json", manifest)
+    for old in folder.glob("state-*.safetensors"):
+        if old.name != name:
+            old.unlink()
+
+
+def clear_state(folder: Path) -> None:
+    """Remove what only an unfinished stage needs: its training state and leftovers of broken writes."""
+    (folder / "state.json").unlink(missing_ok=True)
+    for old in [*folder.glob("state-*.safetensors"), *folder.glob("*.tmp")]:
+        old.unlink()
+
+
+def _resume(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> _State:
+    for leftover in folder.glob("*.tmp"):
+        leftover.unlink()
+    manifest_path = folder / "state.json"
+    if not manifest_path.exists():
+        return _State()
+    manifest: Mapping[str, Any] = read_json(manifest_path)
+    total = task.epochs * task.steps_per_epoch
+    if manifest["steps"] != total:
+        raise RunError(
+            f"{folder}: was stopped in a training of {manifest['steps']} steps, this one has {total}; "
+            "use the settings it was started with, or another --out"
+        )
+    tensors = read_tensors(folder / manifest["file"], manifest["sha256"])
+    task.model.load_state_dict(_under("model/", tensors))
+    loaded = optimizer.state_dict()
+    loaded["state"] = {}
+    for name, tensor in _under("optimizer/", tensors).items():
+        index, slot = name.split("/")
+        loaded["state"].setdefault(int(index), {})[slot] = tensor
+    optimizer.load_state_dict(loaded)
+    task.memory.update(manifest["memory"])
+    score = manifest["best_score"]
+    return _State(
+        manifest["step"],
+        -math.inf if score is None else score,
+        manifest["best_figures"],
+        manifest["sums"],
+        manifest["seconds"],
+        _under("best/", tensors),
+    )
+
+
+def saved_step(folder: Path) -> int:
+    """The step at which a stage was stopped, 0 if it was not started."""
+    path = folder / "state.json"
+    return int(read_json(path)["step"]) if path.exists() else 0
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -1,0 +1,232 @@
+"""Pt, Ft-1 and Ft-2: the policy learns from rewards, and in Ft the HR classifier learns with it.
+
+| stage | trains | classifier |
+|---|---|---|
+| pt  | policy | HR classifier, frozen |
+| ft1 | policy and HR classifier | HR classifier |
+| ft2 | policy, HR classifier (and the learned fusion) | two streams, LR classifier frozen |
+
+Departures from the paper, each on its own setting or for a stated reason:
+
+* Batch-norm statistics stay those of the supervised stages throughout, so that a sampled and a greedy choice are
+  judged by the same classifier.
+* With ``policy_fraction`` the reward is paid on images that no classifier trains on.
+* With ``target_patches`` sigma moves until images use that many patches on average.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from patchdrop.data.sets import Batch, Split
+from patchdrop.episode import PatchDrop
+from patchdrop.errors import CollapsedPolicyWarning
+from patchdrop.evaluate.metrics import distinct_masks, entropy, spread
+from patchdrop.grid import Grid
+from patchdrop.packed import Packed
+from patchdrop.policy.choice import greedy, sampled, shuffled
+from patchdrop.read.source import from_memory
+from patchdrop.reward import reward, soft_reward
+from patchdrop.settings import TrainSettings
+from patchdrop.train.batches import Views, shuffled_plan, steps_in, training_views, validation_views
+from patchdrop.train.estimator import estimator
+from patchdrop.train.loop import Group, derived_seed
+from patchdrop.train.supervised import cross_entropy, weight_groups
+
+SIGMA_RANGE = (0.1, 20.0)
+SIGMA_SPEED = 0.1
+
+
+class PolicyTask:
+    """One of the stages ``pt``, ``ft1``, ``ft2``."""
+
+    def __init__(
+        self,
+        stage: str,
+        model: PatchDrop,
+        fit: Split,
+        judged: Split | None,
+        val: Split,
+        settings: TrainSettings,
+        device: torch.device,
+    ) -> None:
+        self.stage = stage
+        self.model = model
+        self.fit, self.val = fit, val
+        self.judged = judged
+        self.settings, self.device = settings, device
+        self.grid = Grid.parse(settings.grid)
+        self.estimator = estimator(settings.estimator, settings.samples)
+        self.epochs = int(getattr(settings, f"epochs_{stage}"))
+        self.trains_classifier = stage != "pt"
+        self.steps_per_epoch = steps_in(fit, settings.batch)
+        self.memory = {"log_sigma": math.log(max(settings.sigma, 1e-6))}
+        freeze(model.classifier, not self.trains_classifier)
+        if stage == "ft2":
+            freeze(model.classifier.low, True)  # type: ignore[arg-type]
+
+    @property
+    def sigma(self) -> float:
+        """The penalty for a wrong class now."""
+        return math.exp(self.memory["log_sigma"]) if self.settings.target_patches else self.settings.sigma
+
+    def groups(self) -> list[Group]:
+        """The policy without decay; the classifier as in its own training."""
+        policy = Group(list(self.model.policy.parameters()), self.settings.rate_policy)
+        if not self.trains_classifier:
+            return [policy]
+        return [
+            policy,
+            *weight_groups(self.model.classifier, self.settings.rate_finetune, self.settings.weight_decay),
+        ]
+
+    def train_mode(self) -> None:
+        """Everything in evaluation mode: no batch-norm statistics move (see the top of this file)."""
+        self.model.eval()
+
+    def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        """Fit images, followed by judged ones where those are images of their own."""
+        settings = self.settings
+        plan = shuffled_plan(self.fit, settings.batch, settings.seed, self.stage, epoch)[first_step:]
+        fit = self.fit.batches(plan)
+        if self.judged is None:
+            return fit
+        return map(_joined, fit, self._judged_batches(epoch, first_step))
+
+    def _judged_batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        assert self.judged is not None
+        size = min(self.settings.batch, len(self.judged))
+        per_pass = steps_in(self.judged, size)
+        start = epoch * self.steps_per_epoch + first_step
+        for passed in itertools.count(start // per_pass):
+            plan = shuffled_plan(self.judged, size, self.settings.seed, f"{self.stage}-judged", passed)
+            skip = start % per_pass if passed == start // per_pass else 0
+            yield from self.judged.batches(plan[skip:])
+
+    def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """Policy loss, and in Ft the cross-entropy on the sampled mask."""
+        settings = self.settings
+        views = training_views(batch, settings, self.device)
+        alpha = settings.alpha_start + (settings.alpha_end - settings.alpha_start) * progress
+        n_fit = len(views.target) if self.judged is None else settings.batch
+        policy_views = views if self.judged is None else Views(*(v[n_fit:] for v in views))
+        scores = self.model.policy(policy_views.low)
+        choices = self.estimator.propose(scores, alpha)
+        shared = self.judged is None
+        class_logits = [
+            self._classify(choice, policy_views, with_gradient=shared and i == 0)
+            for i, choice in enumerate(choices)
+        ]
+        rewards = torch.stack(
+            [self._reward(c, y, policy_views.target) for c, y in zip(choices, class_logits, strict=True)]
+        )
+        loss = self.estimator.loss(scores, choices, rewards, alpha)
+        hard = greedy(scores.detach())
+        self._move_sigma(float(hard.sum(1).float().mean()))
+        figures = {
+            "reward": float(rewards.detach().mean()),
+            "patches": float(choices[0].detach().sum(1).float().mean()),
+        }
+        if self.trains_classifier:
+            fit_logits, target = class_logits[0], policy_views.target
+            if not shared:
+                fit_views = Views(*(v[:n_fit] for v in views))
+                with torch.no_grad():
+                    choice = sampled(self.model.policy(fit_views.low), alpha)
+                fit_logits, target = self._classify(choice, fit_views, with_gradient=True), fit_views.target
+            loss = loss + cross_entropy(fit_logits, target, settings.label_smoothing)
+            figures["accuracy"] = float((fit_logits.argmax(1) == target).float().mean())
+        return loss, figures
+
+    def _classify(self, choice: Tensor, views: Views, with_gradient: bool) -> Tensor:
+        read = from_memory(views.high, self.grid)
+        if choice.is_floating_point():
+            packed = read(torch.ones_like(choice, dtype=torch.bool))
+            weighted = Packed(packed.pixels, packed.image, packed.patch, packed.batch, choice.flatten())
+            relaxed: Tensor = self.model.classifier(weighted, views.low)
+            return relaxed
+        with torch.set_grad_enabled(with_gradient and self.trains_classifier):
+            logits: Tensor = self.model.classifier(read(choice), views.low)
+        return logits
+
+    def _reward(self, choice: Tensor, class_logits: Tensor, target: Tensor) -> Tensor:
+        if self.estimator.relaxed or self.settings.reward == "soft":
+            paid = soft_reward(choice, class_logits, target, self.sigma)
+            return paid if self.estimator.relaxed else paid.detach()
+        return reward(choice, class_logits, target, self.sigma)
+
+    def _move_sigma(self, patches: float) -> None:
+        """Dearer mistakes while images use fewer patches than wanted, cheaper ones while they use more."""
+        if not self.settings.target_patches:
+            return
+        gap = (self.settings.target_patches - patches) / self.grid.patches
+        moved = self.memory["log_sigma"] + SIGMA_SPEED * gap
+        low, high = (math.log(limit) for limit in SIGMA_RANGE)
+        self.memory["log_sigma"] = min(max(moved, low), high)
+
+    def validate(self, progress: float) -> dict[str, float]:
+        """Greedy policy on the validation split, with the Shuffled control and what shows a collapse."""
+        scores = torch.cat([self.model.policy(v.low) for v in self._val_views()])
+        choice = greedy(scores)
+        generator = torch.Generator().manual_seed(derived_seed(self.settings.seed, "shuffled"))
+        logits, target = self._play(choice)
+        control, _ = self._play(shuffled(choice, generator))
+        figures = {
+            "accuracy": float((logits.argmax(1) == target).float().mean()),
+            "accuracy_shuffled": float((control.argmax(1) == target).float().mean()),
+            "reward": float(reward(choice, logits, target, self.sigma).mean()),
+            "entropy": entropy(scores),
+            "sigma": self.sigma,
+            "alpha": self.settings.alpha_start
+            + (self.settings.alpha_end - self.settings.alpha_start) * progress,
+            **spread(choice),
+        }
+        self._warn_of_collapse(choice)
+        return {**figures, "score": self._score(figures)}
+
+    def _score(self, figures: dict[str, float]) -> float:
+        """Validation reward; while sigma moves, accuracy less the patches used beyond the wanted number."""
+        if not self.settings.target_patches:
+            return figures["reward"]
+        excess = max(0.0, figures["mean_patches"] - self.settings.target_patches)
+        return figures["accuracy"] - excess / self.grid.patches
+
+    def _val_views(self) -> Iterator[Views]:
+        return validation_views(self.val, self.settings, self.device)
+
+    def _play(self, choice: Tensor) -> tuple[Tensor, Tensor]:
+        logits, targets, start = [], [], 0
+        for views in self._val_views():
+            part = choice[start : start + len(views.target)]
+            start += len(part)
+            logits.append(self._classify(part, views, with_gradient=False))
+            targets.append(views.target)
+        return torch.cat(logits), torch.cat(targets)
+
+    def _warn_of_collapse(self, choice: Tensor) -> None:
+        masks = distinct_masks(choice)
+        if len(choice) >= 100 and self.grid.patches > 1 and masks <= max(2, len(choice) // 100):
+            warnings.warn(
+                f"stage {self.stage}: {masks} distinct masks for {len(choice)} images, the policy hardly looks. "
+                "Set --target-patches to the number you want to spend, --reward soft, more --epochs-patches, "
+                "or --fusion learned",
+                CollapsedPolicyWarning,
+                stacklevel=2,
+            )
+
+
+def freeze(module: nn.Module, frozen: bool) -> None:
+    """Whether a module's weights take gradients."""
+    for parameter in module.parameters():
+        parameter.requires_grad_(not frozen)
+
+
+def _joined(fit: Batch, judged: Batch) -> Batch:
+    low = None if fit.low is None or judged.low is None else torch.cat([fit.low, judged.low])
+    return Batch(torch.cat([fit.high, judged.high]), low, torch.cat([fit.target, judged.target]))

@@ -1,0 +1,178 @@
+"""A whole training run: data, then one stage after the other, each from where it was stopped."""
+
+from __future__ import annotations
+
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from patchdrop.data.load import Data, Statistics, statistics
+from patchdrop.episode import PatchDrop
+from patchdrop.errors import RunError
+from patchdrop.files import read_json, write_json
+from patchdrop.models import ModelConfig, build_stage, copy_matching
+from patchdrop.runfolder import RunFolder
+from patchdrop.settings import STAGES, TrainSettings
+from patchdrop.train.loop import Interrupted, Task, clear_state, derived_seed, saved_step, train
+from patchdrop.train.policy_stages import PolicyTask
+from patchdrop.train.supervised import ClassifierTask
+
+Advance = Callable[[str, int], None]
+
+
+def device_of(settings: TrainSettings) -> torch.device:
+    """The device a run trains on; ``auto`` takes a GPU where there is one."""
+    name = settings.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise RunError(f"device {name}: torch finds no GPU here; use --device cpu")
+    return torch.device(name)
+
+
+def active_stages(settings: TrainSettings) -> list[str]:
+    """The stages asked for, in training order, without those of 0 epochs."""
+    return [s for s in STAGES if s in settings.stages and getattr(settings, f"epochs_{s}") > 0]
+
+
+def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: Advance, stop: Stopper) -> None:
+    """Train every stage that is asked for and not there yet.
+
+    Raises:
+        RunError: the folder belongs to another data set, or an earlier stage is missing.
+        TrainingError: a loss that is not a number.
+        Interrupted: ``stop`` was asked; run the same again to go on.
+    """
+    _check_data(settings, data, run)
+    device = device_of(settings)
+    found = statistics(data.splits["fit"], settings.low_size)
+    config = ModelConfig.of(settings, data.classes)
+    for stage in active_stages(settings):
+        if run.done(stage):
+            clear_state(run.stage(stage))
+            continue
+        torch.manual_seed(derived_seed(settings.seed, stage, "weights"))
+        model = _starting_model(stage, settings, config, found, run).to(device)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        task = make_task(stage, model, data, settings, device)
+        run.stage(stage).mkdir(parents=True, exist_ok=True)
+        run.forget_after(stage, saved_step(run.stage(stage)))
+        with _warnings_logged(stage, run):
+            outcome = train(
+                task,
+                run.stage(stage),
+                settings.seed,
+                run.log,
+                lambda steps, stage=stage: advance(stage, steps),  # type: ignore[misc]
+                stop,
+                settings.save_minutes,
+            )
+        run.finish(stage, task.model, config, outcome)
+        clear_state(run.stage(stage))
+
+
+def make_task(stage: str, model: nn.Module, data: Data, settings: TrainSettings, device: torch.device) -> Task:
+    """The task that trains a stage's model."""
+    fit, val = data.splits["fit"], data.splits["val"]
+    if stage in ("lr", "hr", "patches"):
+        return ClassifierTask(stage, model, fit, val, settings, device)
+    assert isinstance(model, PatchDrop)
+    judged = data.splits.get("policy")
+    if stage == "pt" and judged is not None:
+        fit, judged = judged, None
+    return PolicyTask(stage, model, fit, judged, val, settings, device)
+
+
+def _starting_model(
+    stage: str, settings: TrainSettings, config: ModelConfig, found: Statistics, run: RunFolder
+) -> nn.Module:
+    model = build_stage(stage, config, found, settings.pretrained)
+    if stage == "patches":
+        copy_matching(_earlier(run, "hr", stage), model)
+    elif isinstance(model, PatchDrop):
+        if stage == "pt":
+            classifier = "patches" if settings.epochs_patches > 0 else "hr"
+            copy_matching(_earlier(run, classifier, stage), model.classifier)
+            if settings.policy_start == "lr":
+                copy_matching(_earlier(run, "lr", stage).network, model.policy.network)  # type: ignore[arg-type]
+        else:
+            before = _earlier(run, "pt" if stage == "ft1" else "ft1", stage)
+            copy_matching(before.policy, model.policy)  # type: ignore[arg-type]
+            high = model.classifier.high if stage == "ft2" else model.classifier
+            copy_matching(before.classifier, high)  # type: ignore[arg-type]
+        if stage == "ft2":
+            copy_matching(_earlier(run, "lr", stage), model.classifier.low)  # type: ignore[arg-type]
+    return model
+
+
+def _earlier(run: RunFolder, stage: str, needed_by: str) -> nn.Module:
+    if not run.done(stage):
+        raise RunError(f"{run}: stage {needed_by} starts from {stage}, which is not trained; add it to --stages")
+    return run.load(stage)[0]
+
+
+def _check_data(settings: TrainSettings, data: Data, run: RunFolder) -> None:
+    """Record what the run trains on, or compare it with what is recorded."""
+    described: dict[str, Any] = {
+        "name": data.name,
+        "layout": data.layout,
+        "classes": list(data.classes),
+        "images": {name: len(split) for name, split in data.splits.items()},
+    }
+    path = run.path / "data.json"
+    if path.exists():
+        recorded = read_json(path)
+        for key, value in described.items():
+            if recorded.get(key) != value:
+                raise RunError(
+                    f"{run}: was started on other data ({key} was {recorded.get(key)}, is {value}); use another --out"
+                )
+        return
+    carved = {name: data.splits[name].names for name in ("val", "policy") if name in data.splits}
+    write_json(path, {**described, "skipped": dict(data.skipped), "carved": carved})
+
+
+@contextmanager
+def _warnings_logged(stage: str, run: RunFolder) -> Iterator[None]:
+    def show(message: Warning | str, *_: Any) -> None:
+        run.log({"event": "warning", "stage": stage, "message": str(message)})
+        before(message, *_)
+
+    before = warnings.showwarning
+    warnings.showwarning = show  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
+
+
+class Stopper:
+    """Turns SIGINT and SIGTERM into a wish that the training loop looks at after each step."""
+
+    def __init__(self) -> None:
+        self.signal = 0
+
+    def __call__(self) -> bool:
+        return self.signal != 0
+
+    @contextmanager
+    def listening(self) -> Iterator[Stopper]:
+        """Catch the signals for the duration of a block."""
+
+        def note(number: int, _: object) -> None:
+            self.signal = number
+
+        before = {s: signal.signal(s, note) for s in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+__all__ = ["Interrupted", "Stopper", "active_stages", "device_of", "make_task", "train_stages"]

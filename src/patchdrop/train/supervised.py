@@ -1,0 +1,113 @@
+"""The classifiers: LR-CNN, HR-CNN, and HR-CNN taught to read any subset of patches.
+
+Beyond the paper: ``patches``. A classifier that has only seen whole images is poor on few patches, so a policy
+started on it learns to read everything, or nothing. A copy of HR-CNN is first trained on random masks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchdrop.data.sets import Batch, Split
+from patchdrop.grid import Grid
+from patchdrop.packed import Packed
+from patchdrop.read.source import from_memory
+from patchdrop.settings import TrainSettings
+from patchdrop.train.batches import Views, shuffled_plan, steps_in, training_views, validation_views
+from patchdrop.train.loop import Group
+
+
+class ClassifierTask:
+    """Cross-entropy training of the stages ``lr``, ``hr`` and ``patches``."""
+
+    def __init__(
+        self,
+        stage: str,
+        model: nn.Module,
+        fit: Split,
+        val: Split,
+        settings: TrainSettings,
+        device: torch.device,
+    ) -> None:
+        self.stage = stage
+        self.model = model
+        self.fit, self.val = fit, val
+        self.settings, self.device = settings, device
+        self.epochs = int(getattr(settings, f"epochs_{stage}"))
+        self.steps_per_epoch = steps_in(fit, settings.batch)
+        self.memory: dict[str, float] = {}
+        self.grid = Grid.parse(settings.grid)
+
+    def groups(self) -> list[Group]:
+        """All weights at one rate."""
+        rate = self.settings.rate_finetune if self.stage == "patches" else self.settings.rate_classifier
+        return weight_groups(self.model, rate, self.settings.weight_decay)
+
+    def train_mode(self) -> None:
+        """Batch-norm statistics move."""
+        self.model.train()
+
+    def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
+        """Every image of the fit split once, in a new order each epoch."""
+        plan = shuffled_plan(self.fit, self.settings.batch, self.settings.seed, self.stage, epoch)
+        return self.fit.batches(plan[first_step:])
+
+    def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy with label smoothing."""
+        views = training_views(batch, self.settings, self.device)
+        logits = self._classify(views, random_subset(len(views.target), self.grid.patches))
+        loss = cross_entropy(logits, views.target, self.settings.label_smoothing)
+        right = (logits.argmax(1) == views.target).float().mean()
+        return loss, {"accuracy": float(right)}
+
+    def validate(self, progress: float) -> dict[str, float]:
+        """Accuracy; for ``patches`` at S = P, P/2 and P/4, whose mean is the score."""
+        patches = self.grid.patches
+        counts = [patches, max(1, patches // 2), max(1, patches // 4)] if self.stage == "patches" else [patches]
+        right = [0] * len(counts)
+        for views in validation_views(self.val, self.settings, self.device):
+            for i, count in enumerate(counts):
+                logits = self._classify(views, exact_subset(len(views.target), patches, count))
+                right[i] += int((logits.argmax(1) == views.target).sum())
+        accuracies = [r / len(self.val) for r in right]
+        figures = {"accuracy": accuracies[0], "score": sum(accuracies) / len(accuracies)}
+        if self.stage == "patches":
+            figures |= {f"accuracy_at_{c}": a for c, a in zip(counts, accuracies, strict=True)}
+        return figures
+
+    def _classify(self, views: Views, subset: Tensor) -> Tensor:
+        if self.stage == "lr":
+            logits: Tensor = self.model(views.low)
+            return logits
+        choice = subset if self.stage == "patches" else torch.ones_like(subset)
+        packed: Packed = from_memory(views.high, self.grid)(choice.to(self.device))
+        logits = self.model(packed, views.low)
+        return logits
+
+
+def weight_groups(model: nn.Module, rate: float, weight_decay: float) -> list[Group]:
+    """Trainable weights; biases and batch-norm's scales are not decayed."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim > 1]
+    plain = [p for p in trained if p.ndim <= 1]
+    return [Group(decayed, rate, weight_decay), Group(plain, rate)]
+
+
+def cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
+    """Mean over the batch."""
+    return F.cross_entropy(logits, target, label_smoothing=smoothing)
+
+
+def random_subset(images: int, patches: int) -> Tensor:
+    """S uniform in 1..P for each image, then S random patches: ``(images, patches)`` bool."""
+    counts = torch.randint(1, patches + 1, (images, 1))
+    return torch.rand(images, patches).argsort(1).argsort(1) < counts
+
+
+def exact_subset(images: int, patches: int, count: int) -> Tensor:
+    """``count`` random patches for each image: ``(images, patches)`` bool."""
+    return torch.rand(images, patches).argsort(1).argsort(1) < count
