@@ -12,7 +12,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from patchdrop.errors import UsageError
@@ -27,32 +27,38 @@ _LARGE: dict[int, tuple[type[nn.Module], tuple[int, ...]]] = {
 _SMALL = tuple(6 * n + 2 for n in range(1, 19) if 6 * n + 2 not in _LARGE)
 
 
-class SmallResNet(nn.Module):
-    """ResNet of 6n + 2 layers for images of about 32 px (He et al. 2016, section 4.2)."""
+class ResNet(nn.Module):
+    """Residual network (He et al. 2016) with a stem, blocks whose width doubles from stage to stage, and a head.
 
-    def __init__(self, depth: int, width: int, stride: int, classes: int, channels: int) -> None:
+    Args:
+        block: timm's BasicBlock or Bottleneck.
+        layers: blocks in each stage.
+        width: channels of the first stage.
+        stem: takes the image to ``width`` channels.
+    """
+
+    def __init__(
+        self, block: type[nn.Module], layers: tuple[int, ...], width: int, stem: nn.Module, classes: int
+    ) -> None:
         super().__init__()
-        blocks = (depth - 2) // 6
-        self.num_features = 4 * width
-        self.stem = nn.Sequential(
-            nn.Conv2d(channels, width, 3, stride=stride, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.ReLU(inplace=True),
-        )
-        stages = []
-        previous = width
-        for i, out in enumerate((width, 2 * width, 4 * width)):
-            for j in range(blocks):
-                stages.append(_block(previous, out, 2 if i > 0 and j == 0 else 1))
-                previous = out
+        expansion = int(block.expansion)  # type: ignore[arg-type]
+        self.stem = stem
+        stages: list[nn.Module] = []
+        inputs = width
+        for stage, blocks in enumerate(layers):
+            for index in range(blocks):
+                stride = 2 if stage > 0 and index == 0 else 1
+                stages.append(_block(block, inputs, width * 2**stage, stride))
+                inputs = width * 2**stage * expansion
         self.stages = nn.Sequential(*stages)
-        self.fc = nn.Linear(self.num_features, classes)
+        self.num_features = inputs
+        self.fc = nn.Linear(inputs, classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to features ``(B, num_features, H/4, W/4)``, less by the stem's stride."""
+        """``(B, C, H, W)`` to the last feature map ``(B, num_features, h, w)``."""
         features: Tensor = self.stages(self.stem(images))
         return features
 
@@ -62,14 +68,22 @@ class SmallResNet(nn.Module):
         return logits
 
 
-def _block(inputs: int, outputs: int, stride: int) -> nn.Module:
+def _block(block: type[nn.Module], inputs: int, width: int, stride: int) -> nn.Module:
+    outputs = width * int(block.expansion)  # type: ignore[arg-type]
     shortcut = None
     if stride != 1 or inputs != outputs:
         shortcut = nn.Sequential(
             nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
         )
-    block: nn.Module = BasicBlock(inputs, outputs, stride=stride, downsample=shortcut)
-    return block
+    return block(inputs, width, stride=stride, downsample=shortcut)
+
+
+def _stem(channels: int, width: int, kernel: int, stride: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(channels, width, kernel, stride=stride, padding=kernel // 2, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(inplace=True),
+    ]
 
 
 def build(name: str, classes: int, channels: int = 3, pretrained: bool = False) -> nn.Module:
@@ -87,9 +101,13 @@ def build(name: str, classes: int, channels: int = 3, pretrained: bool = False) 
     if match and not pretrained:
         depth, width, stride = int(match[1]), int(match[2] or 0), int(match[3] or 1)
         if depth in _SMALL:
-            return SmallResNet(depth, width or 16, stride, classes, channels)
-        if depth in _LARGE and stride == 1:
-            return _large(depth, width or 64, classes, channels)
+            width = width or 16
+            stem = nn.Sequential(*_stem(channels, width, 3, stride))
+            return ResNet(BasicBlock, 3 * ((depth - 2) // 6,), width, stem, classes)
+        if depth in _LARGE and not match[3]:
+            width = width or 64
+            stem = nn.Sequential(*_stem(channels, width, 7, 2), nn.MaxPool2d(3, stride=2, padding=1))
+            return ResNet(*_LARGE[depth], width, stem, classes)
     if name not in timm.list_models(name):
         ours = [f"resnet{d}" for d in (*_SMALL, *_LARGE)]
         raise UsageError(f"network {name!r} does not exist{nearest(name, [*ours, *timm.list_models()])}")
@@ -103,20 +121,6 @@ def build(name: str, classes: int, channels: int = 3, pretrained: bool = False) 
             f"network {name!r}: its published weights cannot be had ({type(error).__name__}); "
             "check the connection, or train without --pretrained"
         ) from error
-    return network
-
-
-def _large(depth: int, width: int, classes: int, channels: int) -> nn.Module:
-    block, layers = _LARGE[depth]
-    widths = tuple(width * 2**i for i in range(4))
-    network: nn.Module = ResNet(
-        block,
-        layers,
-        num_classes=classes,
-        in_chans=channels,
-        stem_width=width,
-        channels=widths,
-    )
     return network
 
 
