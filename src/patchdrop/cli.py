@@ -1,1 +1,217 @@
-"""temporary"""
+"""The command line: names, flags and exit codes; what the commands do is in `commands`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Dict
+
+from patchdrop.errors import Interrupted, PatchDropError
+from patchdrop.settings import TrainSettings, from_mapping, read_profile
+from patchdrop.version import VERSION
+
+DONE, USAGE, BAD_INPUT, SOME_FAILED, INTERRUPTED, TERMINATED = 0, 2, 3, 4, 130, 143
+
+app = App(
+    name="patchdrop",
+    help="Learn when and where to zoom: read only the high-resolution patches an image needs.",
+    version=VERSION,
+    result_action="return_value",
+    suppress_keyboard_interrupt=False,
+)
+
+Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document on stdout.")]
+Out = Annotated[Path, Parameter(help="Run folder to make or to go on with.")]
+Settings = Annotated[TrainSettings, Parameter(name="*")]
+Flag = Parameter(negative="")
+
+
+@app.command
+def demo(*, out: Annotated[Path, Parameter(help="Run folder to make.")], as_json: Json = False) -> int:
+    """Train every stage on the embedded scenes, evaluate, write the report and print the table."""
+    from patchdrop import commands
+    from patchdrop.tables import results_table
+
+    document = commands.train(from_mapping(read_profile("demo"), "demo"), out)
+    _print(document, results_table, as_json)
+    return DONE
+
+
+@app.command
+def train(
+    *,
+    out: Out,
+    settings: Settings | None = None,
+    config: str | None = None,
+    dry_run: Annotated[bool, Flag] = False,
+    as_json: Json = False,
+) -> int:
+    """Train the classifiers, then the policy in Pt, Ft-1 and Ft-2; stopped anywhere, the same command goes on.
+
+    Parameters
+    ----------
+    config
+        YAML file with settings, such as a run's settings.yaml, or a profile that comes with the package (demo, cpu-128, cifar10-cpu, ...). Flags given beside it win.
+    dry_run
+        State data, networks, FLOPs, stages and time, and train nothing.
+    """
+    from patchdrop import commands
+    from patchdrop.tables import plan_table, results_table
+
+    chosen = settings or TrainSettings()
+    if dry_run:
+        _print(commands.plan(chosen), plan_table, as_json)
+        return DONE
+    document = commands.train(chosen, out)
+    _print(document, results_table, as_json)
+    return DONE
+
+
+@app.command
+def evaluate(
+    run: Path,
+    *,
+    data: str | None = None,
+    split: str = "test",
+    as_json: Json = False,
+) -> int:
+    """The table of a run: accuracy, S, share of HR, distinct masks and reward for each stage.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    data
+        Folder or CSV file with the labelled images; by default what the run was trained on.
+    split
+        test, val or train.
+    """
+    from patchdrop import commands
+    from patchdrop.tables import results_table
+
+    _print(commands.evaluate(run, data, split), results_table, as_json)
+    return DONE
+
+
+@app.command
+def predict(
+    run: Path,
+    images: Annotated[list[Path], Parameter(consume_multiple=True)],
+    *,
+    low: Annotated[list[Path] | None, Parameter(consume_multiple=True)] = None,
+    stage: str | None = None,
+    overlay: Path | None = None,
+    as_json: Json = False,
+) -> int:
+    """Label, probability, chosen patches and share of HR read, for each image file.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    images
+        Image files.
+    low
+        LR images of a sensor of their own, one for each image.
+    stage
+        pt, ft1 or ft2; by default the last one that is trained.
+    overlay
+        Folder for pictures of what was read.
+    """
+    from dataclasses import asdict
+
+    from patchdrop import commands
+    from patchdrop.tables import predictions_table
+    from patchdrop.talk import say
+
+    failures: list[str] = []
+
+    def failed(reason: str) -> None:
+        failures.append(reason)
+        say(f"error: {reason}")
+
+    found = [asdict(p) for p in commands.predict(run, images, low, stage, overlay, failed)]
+    _print({"predictions": found, "failed": failures}, predictions_table, as_json)
+    if failures:
+        return SOME_FAILED if found else BAD_INPUT
+    return DONE
+
+
+@app.command
+def info(run: Path, *, as_json: Json = False) -> int:
+    """What is in a run: stages, settings, networks, grid, classes, figures, versions.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    """
+    from patchdrop import commands
+    from patchdrop.tables import info_table
+
+    _print(commands.info(run), info_table, as_json)
+    return DONE
+
+
+def _print(document: dict[str, Any], table: Callable[[dict[str, Any]], Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    Console(width=None if sys.stdout.isatty() else 140).print(table(document))
+
+
+def main(tokens: list[str] | None = None) -> int:
+    """Run a command line and return its exit code; every expected error is one line on stderr."""
+    arguments = list(sys.argv[1:] if tokens is None else tokens)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    try:
+        return _run(arguments)
+    except Interrupted as stopped:
+        print("stopped; everything is saved, the same command goes on", file=sys.stderr)
+        return TERMINATED if stopped.signal == 15 else INTERRUPTED
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:
+        return DONE
+    except PatchDropError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def _run(arguments: list[str]) -> int:
+    if arguments[:1] == ["train"]:
+        app.config = _settings_file(arguments)
+    try:
+        code = app(arguments, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return USAGE
+    return int(code or DONE)
+
+
+def _settings_file(arguments: list[str]) -> list[Dict]:
+    """The file or profile named by ``--config`` as defaults for the flags, its keys and values checked."""
+    for index, token in enumerate(arguments):
+        name, equals, value = token.partition("=")
+        if name == "--config":
+            source = value if equals else "".join(arguments[index + 1 : index + 2])
+            values = read_profile(source)
+            from_mapping(values, source)
+            flags = {key.replace("_", "-"): value for key, value in values.items()}
+            return [Dict(flags, use_commands_as_keys=False, source=source)]
+    return []
+
+
+def _one_line(error: CycloptsError) -> str:
+    return " ".join(str(error).split())

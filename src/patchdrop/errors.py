@@ -27,3 +27,11 @@ class TrainingError(PatchDropError):
 
 class CollapsedPolicyWarning(UserWarning):
     """The policy gives (nearly) the same mask to every image."""
+
+
+class Interrupted(Exception):
+    """Work was asked to stop by a signal; its state is saved."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal

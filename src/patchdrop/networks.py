@@ -34,6 +34,7 @@ class ResNet(nn.Module):
         block: timm's BasicBlock or Bottleneck.
         layers: blocks in each stage.
         width: channels of the first stage.
+        classes: outputs; 0 leaves the head out.
         stem: takes the image to ``width`` channels.
     """
 
@@ -52,7 +53,7 @@ class ResNet(nn.Module):
                 inputs = width * 2**stage * expansion
         self.stages = nn.Sequential(*stages)
         self.num_features = inputs
-        self.fc = nn.Linear(inputs, classes)
+        self.fc = nn.Linear(inputs, classes) if classes else nn.Identity()
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -91,7 +92,7 @@ def build(name: str, classes: int, channels: int = 3, pretrained: bool = False) 
 
     Args:
         name: see the top of this file.
-        classes: outputs; 0 leaves the head and the pooling out, so that the output is the feature map.
+        classes: outputs; 0 leaves the head out, for a network of which only `feature_map` is used.
         pretrained: start from timm's published weights.
 
     Raises:

@@ -16,11 +16,12 @@ import yaml
 from patchdrop.errors import UsageError
 
 Stage = Literal["lr", "hr", "patches", "pt", "ft1", "ft2"]
+_PROFILES = Path(__file__).parent / "profiles"
 STAGES: tuple[Stage, ...] = get_args(Stage)
 Augmentation = Literal["flip", "upside-down", "turn", "shift", "zoom", "colour", "erase"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """What to train, on which data, and how."""
 
@@ -254,6 +255,27 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UsageError(f"{path}: must hold `setting: value` lines")
     return values
+
+
+def profile_names() -> list[str]:
+    """Settings that come with the package, by name."""
+    return sorted(p.name.removesuffix(".yaml") for p in _PROFILES.iterdir() if p.name.endswith(".yaml"))
+
+
+def read_profile(source: str) -> dict[str, Any]:
+    """The settings in a YAML file, or in a profile that comes with the package.
+
+    Raises:
+        UsageError: there is neither a file nor a profile of that name.
+    """
+    if source in profile_names():
+        return read_yaml(_PROFILES / f"{source}.yaml")
+    if not source or not Path(source).exists():
+        names = profile_names()
+        raise UsageError(
+            f"--config {source}: no such file, and no profile{nearest(source, names)} (profiles: {', '.join(names)})"
+        )
+    return read_yaml(Path(source))
 
 
 def to_mapping(settings: TrainSettings) -> dict[str, Any]:

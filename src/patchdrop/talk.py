@@ -53,7 +53,7 @@ class Bars:
 
     def __init__(self, progress: Progress, work: Mapping[str, tuple[int, float]], unit: str) -> None:
         self.progress = progress
-        self.work = work
+        self.work = dict(work)
         self.unit = unit
         self.tasks: dict[str, Any] = {}
         total = sum(count * cost for count, cost in work.values())

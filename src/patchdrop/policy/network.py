@@ -34,12 +34,9 @@ class Policy(nn.Module):
         self.enlarge = enlarge
         self.spatial = head == "spatial"
         self.normalise = normalise
-        outputs = 1 if self.spatial else grid.patches
-        self.network = build(network, outputs, channels, pretrained)
+        self.network = build(network, 0 if self.spatial else grid.patches, channels, pretrained)
         if self.spatial:
-            features = int(self.network.num_features)  # type: ignore[arg-type]
-            self.network.fc = nn.Identity()
-            self.head = nn.Linear(2 * features, 1)
+            self.head = nn.Linear(2 * int(self.network.num_features), 1)  # type: ignore[arg-type]
             # Start at a probability of 0.5 a patch, whatever the features are.
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)

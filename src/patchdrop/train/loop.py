@@ -19,11 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from patchdrop.data.sets import Batch
-from patchdrop.errors import RunError, TrainingError
+from patchdrop.errors import Interrupted, RunError, TrainingError
 from patchdrop.files import read_json, read_tensors, write_json, write_tensors
 
 WARM_UP = 0.2
 Log = Callable[[dict[str, Any]], None]
+Stop = Callable[[], int]
+"""Asked after every step: the signal that asks to stop, or 0."""
 
 
 @dataclass(frozen=True)
@@ -59,16 +61,6 @@ class Task(Protocol):
 
     def validate(self, progress: float) -> dict[str, float]:
         """Figures of the validation split; ``score`` among them picks the checkpoint."""
-
-
-class Stop(Protocol):
-    """Asked after every step; true ends training after a save."""
-
-    def __call__(self) -> bool: ...
-
-
-class Interrupted(Exception):
-    """Training was asked to stop; its state is saved."""
 
 
 @dataclass
@@ -117,7 +109,7 @@ def train(
         TrainingError: the loss or a gradient is not a number.
         Interrupted: ``stop`` said so; the state is saved.
     """
-    optimizer = _optimizer(task.groups())
+    optimizer = make_optimizer(task.groups())
     state = _resume(folder, task, optimizer)
     total = task.epochs * task.steps_per_epoch
     advance(state.step)
@@ -128,7 +120,7 @@ def train(
         for batch in task.batches(epoch, first):
             task.train_mode()
             torch.manual_seed(derived_seed(seed, task.stage, "step", state.step))
-            figures = _step(task, optimizer, batch, state.step, total)
+            figures = train_step(task, optimizer, batch, state.step, total)
             for name, value in figures.items():
                 state.sums[name] = state.sums.get(name, 0.0) + value
             state.sums["steps"] = state.sums.get("steps", 0.0) + 1
@@ -143,13 +135,14 @@ def train(
                 _save(folder, task, optimizer, state)
                 saved = time.monotonic()
             if interrupted:
-                raise Interrupted
+                raise Interrupted(interrupted)
     if state.best:
         task.model.load_state_dict(state.best)
     return {"figures": state.best_figures, "seconds": round(state.seconds, 1)}
 
 
-def _optimizer(groups: Sequence[Group]) -> torch.optim.AdamW:
+def make_optimizer(groups: Sequence[Group]) -> torch.optim.AdamW:
+    """AdamW over the groups."""
     return torch.optim.AdamW(
         [
             {"params": list(g.parameters), "lr": g.rate, "peak": g.rate, "weight_decay": g.weight_decay}
@@ -158,7 +151,14 @@ def _optimizer(groups: Sequence[Group]) -> torch.optim.AdamW:
     )
 
 
-def _step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, step: int, total: int) -> dict[str, float]:
+def train_step(
+    task: Task, optimizer: torch.optim.Optimizer, batch: Batch, step: int, total: int
+) -> dict[str, float]:
+    """One update; returns figures of the batch.
+
+    Raises:
+        TrainingError: the loss or a gradient is not a number; nothing was updated.
+    """
     loss, figures = task.loss(batch, step / total)
     value = float(loss.detach())
     if not math.isfinite(value):

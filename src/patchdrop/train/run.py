@@ -18,7 +18,7 @@ from patchdrop.files import read_json, write_json
 from patchdrop.models import ModelConfig, build_stage, copy_matching
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TrainSettings
-from patchdrop.train.loop import Interrupted, Task, clear_state, derived_seed, saved_step, train
+from patchdrop.train.loop import Task, clear_state, derived_seed, saved_step, train
 from patchdrop.train.policy_stages import PolicyTask
 from patchdrop.train.supervised import ClassifierTask
 
@@ -157,8 +157,9 @@ class Stopper:
     def __init__(self) -> None:
         self.signal = 0
 
-    def __call__(self) -> bool:
-        return self.signal != 0
+    def __call__(self) -> int:
+        """The signal that came, or 0."""
+        return self.signal
 
     @contextmanager
     def listening(self) -> Iterator[Stopper]:
@@ -173,6 +174,3 @@ class Stopper:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-__all__ = ["Interrupted", "Stopper", "active_stages", "device_of", "make_task", "train_stages"]

@@ -1,0 +1,300 @@
+"""What each command does, as functions that also make the Python API."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchdrop.cost import forward_costs, step_flops
+from patchdrop.data.load import Data, load, statistics
+from patchdrop.data.sets import Split, low_of
+from patchdrop.episode import PatchDrop
+from patchdrop.errors import DataError, RunError, UsageError
+from patchdrop.evaluate.evaluate import evaluate as evaluate_stages
+from patchdrop.evaluate.evaluate import example_positions
+from patchdrop.evaluate.evaluate import results as results_document
+from patchdrop.files import read_json, write_json
+from patchdrop.grid import Grid
+from patchdrop.models import ModelConfig, build_stage
+from patchdrop.policy.choice import greedy
+from patchdrop.provenance import provenance
+from patchdrop.read.source import from_memory
+from patchdrop.report import GalleryItem, overlay, write_report
+from patchdrop.runfolder import RunFolder
+from patchdrop.serve.predictor import Prediction, Predictor, gallery_items
+from patchdrop.settings import TrainSettings, to_mapping
+from patchdrop.talk import bars, say
+from patchdrop.train.batches import steps_in
+from patchdrop.train.loop import make_optimizer, train_step
+from patchdrop.train.run import Stopper, active_stages, device_of, make_task, train_stages
+
+GALLERY = 36
+
+
+def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
+    """Train what is asked for and not there yet, then evaluate on test and write the report.
+
+    Returns:
+        The document of ``results.json``; empty where there is no test split or no stage is trained.
+    """
+    run = RunFolder(out)
+    Grid.parse(settings.grid).check(*settings.high_size)
+    _use(settings)
+    with run.locked():
+        run.start(settings)
+        data = load_with_bar(settings)
+        run.log({"event": "start", **provenance(settings.seed)})
+        work = {
+            stage: (settings_steps(settings, data, stage), cost)
+            for stage, cost in stage_costs(settings, data).items()
+        }
+        with Stopper().listening() as stop, bars(work, "steps") as progress:
+            train_stages(settings, data, run, progress.advance, stop)
+        if "test" not in data.splits or not run.stages_done():
+            return {}
+        return _evaluate_and_report(run, data, "test", settings)
+
+
+def evaluate(run_folder: str | Path, data: str | None = None, split: str = "test") -> dict[str, Any]:
+    """The table of a trained run for a split of a data set, by default the one it was trained on."""
+    run = RunFolder(run_folder).require()
+    settings = run.settings()
+    _use(settings)
+    elsewhere = data is not None and data != settings.data
+    if elsewhere:
+        settings = replace(settings, data=str(data), layout="auto")
+    loaded = _split_to_evaluate(settings, split)
+    _same_classes(run, loaded)
+    if elsewhere or split != "test":
+        return _results(run, loaded, split, settings)[0]
+    return _evaluate_and_report(run, loaded, split, settings)
+
+
+def _split_to_evaluate(settings: TrainSettings, split: str) -> Data:
+    """A split as it was in training: a carved ``val`` is carved again."""
+    if split == "test":
+        return load_with_bar(settings, only="test")
+    data = load_with_bar(settings)
+    if split not in data.splits:
+        raise RunError(f"{settings.data}: has no {split} split, only {', '.join(data.splits)}")
+    return data
+
+
+def _same_classes(run: RunFolder, data: Data) -> None:
+    trained = tuple(run.stage_config(_first_stage(run))["classes"])
+    if trained != data.classes:
+        odd = sorted(set(trained) ^ set(data.classes))[:3]
+        raise RunError(
+            f"{run}: was trained on {len(trained)} classes, {data.name} has {len(data.classes)} "
+            f"(not in both: {', '.join(odd)}); evaluate it on data with the same classes"
+        )
+
+
+def _first_stage(run: RunFolder) -> str:
+    done = run.stages_done()
+    if not done:
+        raise RunError(f"{run}: no stage is trained yet; go on with `patchdrop train`")
+    return done[0]
+
+
+def _results(
+    run: RunFolder, data: Data, split_name: str, settings: TrainSettings
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    split = data.splits[split_name]
+    stages = [s for s in run.stages_done() if s != "patches"]
+    names = [n for s in stages for n in ([s] if s in ("lr", "hr") else [s, f"{s}/random", f"{s}/shuffled"])]
+    with bars({name: (len(split), 1.0) for name in names}, "images") as progress:
+        outcomes = evaluate_stages(run, split, settings.seed, device_of(settings), progress.advance)
+    where = provenance(settings.seed)
+    where["seconds"] = {s: run.stage_config(s).get("seconds") for s in run.stages_done()}
+    where["trained"] = [
+        {k: e[k] for k in ("command", "commit", "machine")} for e in run.read_log() if e.get("event") == "start"
+    ]
+    return results_document(run, data.name, split_name, outcomes, where), outcomes
+
+
+def _evaluate_and_report(run: RunFolder, data: Data, split_name: str, settings: TrainSettings) -> dict[str, Any]:
+    document, outcomes = _results(run, data, split_name, settings)
+    write_json(run.path / "results.json", document)
+    shown = [s for s in ("pt", "ft1", "ft2") if s in outcomes]
+    items: list[GalleryItem] = []
+    if shown:
+        positions = example_positions(outcomes[shown[-1]], GALLERY)
+        items = _gallery(run, shown[-1], data.splits[split_name], positions)
+    page = write_report(run.path, document, run.read_log(), items)
+    say(f"report: {page}")
+    return document
+
+
+def _gallery(run: RunFolder, stage: str, split: Split, positions: Sequence[int]) -> list[GalleryItem]:
+    model, config = run.load(stage)
+    assert isinstance(model, PatchDrop)
+    batch = next(split.batches([torch.tensor(positions)]))
+    low = low_of(batch, config.low_size)
+    with torch.inference_mode():
+        episode = model(low, greedy, from_memory(batch.high, Grid.parse(config.grid)))
+    names = [split.names[i] for i in positions]
+    truths = [config.classes[t] for t in batch.target.tolist()]
+    return gallery_items(model, episode, batch.high, low, names, truths, config.classes)
+
+
+def predict(
+    run_folder: str | Path,
+    images: Sequence[str | Path],
+    low: Sequence[str | Path] | None = None,
+    stage: str | None = None,
+    overlay_folder: Path | None = None,
+    failed: Callable[[str], None] | None = None,
+) -> Iterable[Prediction]:
+    """Predict image files one by one.
+
+    Args:
+        failed: takes the reason of each image that cannot be read; without it the first one raises DataError.
+    """
+    predictor = Predictor(run_folder, stage)
+    lows = [None] * len(images) if low is None else list(low)
+    if len(lows) != len(images):
+        raise UsageError(f"{len(images)} images and {len(lows)} LR images were given, one each is needed")
+    for index, (path, low_path) in enumerate(zip(images, lows, strict=True)):
+        own_low = None if low_path is None else [low_path]
+        try:
+            if overlay_folder is None:
+                yield predictor.predict([path], own_low)[0]
+                continue
+            prediction, item = predictor.explain([path], own_low)[0]
+        except DataError as error:
+            if failed is None:
+                raise
+            failed(str(error))
+            continue
+        overlay_folder.mkdir(parents=True, exist_ok=True)
+        target = overlay_folder / f"{Path(path).stem}.png"
+        if target.exists():
+            target = overlay_folder / f"{Path(path).stem}-{index}.png"
+        overlay(item, predictor.grid).save(target)
+        yield prediction
+
+
+def info(run_folder: str | Path) -> dict[str, Any]:
+    """What is in a run."""
+    run = RunFolder(run_folder).require()
+    stages = {}
+    for stage in run.stages_done():
+        config = run.stage_config(stage)
+        stages[stage] = {k: config.get(k) for k in ("parameters", "seconds", "figures", "sha256")}
+    data_file, results_file = run.path / "data.json", run.path / "results.json"
+    data = read_json(data_file) if data_file.exists() else {}
+    starts = [e for e in run.read_log() if e.get("event") == "start"]
+    settings = run.settings()
+    return {
+        "run": str(run),
+        "data": {k: data.get(k) for k in ("name", "layout", "classes", "images")},
+        "grid": settings.grid,
+        "networks": {
+            "hr": settings.hr_network,
+            "lr": settings.lr_network,
+            "policy": settings.policy_network,
+        },
+        "stages": stages,
+        "rows": read_json(results_file)["rows"] if results_file.exists() else [],
+        "versions": starts[-1]["versions"] if starts else {},
+        "settings": to_mapping(settings),
+    }
+
+
+def plan(settings: TrainSettings) -> dict[str, Any]:
+    """What `train` would do: data, networks, FLOPs, stages and the time they would take here."""
+    Grid.parse(settings.grid).check(*settings.high_size)
+    _use(settings)
+    data = load_with_bar(settings)
+    costs = forward_costs(settings, len(data.classes))
+    rates = {stage: seconds_a_step(settings, data, stage) for stage in active_stages(settings)}
+    stages = {}
+    for stage, cost in stage_costs(settings, data).items():
+        steps = settings_steps(settings, data, stage)
+        stages[stage] = {
+            "epochs": getattr(settings, f"epochs_{stage}"),
+            "steps": steps,
+            "flops": steps * cost,
+            "seconds": round(steps * rates[stage], 1),
+        }
+    return {
+        "data": {
+            "name": data.name,
+            "layout": data.layout,
+            "classes": len(data.classes),
+            "images": {name: len(split) for name, split in data.splits.items()},
+            "skipped": len(data.skipped),
+        },
+        "high": list(settings.high_size),
+        "low": list(settings.low_size),
+        "grid": str(Grid.parse(settings.grid)),
+        "networks": {
+            name: {"network": getattr(settings, f"{name}_network"), **asdict(cost)}
+            for name, cost in costs.items()
+        },
+        "flops_unit": "floating-point operations; a multiply-add counts as two",
+        "stages": stages,
+        "seconds": round(sum(s["seconds"] for s in stages.values()), 1),
+    }
+
+
+def seconds_a_step(settings: TrainSettings, data: Data, stage: str) -> float:
+    """Time of one training step of a stage, measured on the first batches with untrained networks."""
+    device = device_of(settings)
+    config = ModelConfig.of(settings, data.classes)
+    found = statistics(data.splits["fit"], settings.low_size, images=64)
+    model = build_stage(stage, config, found).to(device)
+    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    task = make_task(stage, model, data, settings, device)
+    optimizer = make_optimizer(task.groups())
+    task.train_mode()
+    times = []
+    for batch, _ in zip(task.batches(0, 0), range(3), strict=False):
+        start = time.perf_counter()
+        train_step(task, optimizer, batch, 0, 1)
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def stage_costs(settings: TrainSettings, data: Data) -> dict[str, float]:
+    """FLOPs of one step of each stage that would train."""
+    costs = forward_costs(settings, len(data.classes))
+    return {s: settings.batch * step_flops(s, costs, settings) for s in active_stages(settings)}
+
+
+def settings_steps(settings: TrainSettings, data: Data, stage: str) -> int:
+    """Steps of a whole stage."""
+    fit = data.splits["fit"]
+    if stage == "pt" and "policy" in data.splits:
+        fit = data.splits["policy"]
+    return int(getattr(settings, f"epochs_{stage}")) * steps_in(fit, settings.batch)
+
+
+def load_with_bar(settings: TrainSettings, only: str | None = None) -> Data:
+    """Load a data set, showing how far decoding is, and say what was skipped."""
+    seen = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal seen
+        bar.work = {"decoding": (total, 1.0)}
+        bar.advance("decoding", done - seen)
+        seen = done
+
+    with bars({}, "images") as bar:
+        data = load(settings, progress, only)
+    for name, reason in data.skipped.items():
+        say(f"skipped {name}: {reason}")
+    if data.skipped:
+        say(f"skipped {len(data.skipped)} images in all")
+    return data
+
+
+def _use(settings: TrainSettings) -> None:
+    if settings.threads:
+        torch.set_num_threads(settings.threads)

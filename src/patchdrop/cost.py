@@ -1,0 +1,63 @@
+"""What networks cost: parameters and floating-point operations, counted, not guessed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from patchdrop.grid import Grid
+from patchdrop.models import ModelConfig, build_stage
+from patchdrop.packed import gather
+from patchdrop.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one image through one network."""
+
+    parameters: int
+    flops: int
+    """Floating-point operations of a forward pass; a multiply-add counts as two."""
+
+
+def forward_costs(settings: TrainSettings, classes: int) -> dict[str, Cost]:
+    """Cost of each network: ``hr``, ``lr`` and ``policy``."""
+    config = ModelConfig.of(settings, [str(i) for i in range(classes)])
+    low_model = build_stage("lr", config)
+    zoom = build_stage("pt", config)
+    low = torch.zeros(1, config.channels, *config.low_size, dtype=torch.uint8)
+    high = torch.zeros(1, config.channels, *config.high_size, dtype=torch.uint8)
+    grid = Grid.parse(config.grid)
+    packed = gather(high, torch.ones(1, grid.patches, dtype=torch.bool), grid)
+    return {
+        "hr": Cost(_parameters(zoom.classifier), _flops(zoom.classifier, packed, low)),  # type: ignore[arg-type]
+        "lr": Cost(_parameters(low_model), _flops(low_model, low)),
+        "policy": Cost(_parameters(zoom.policy), _flops(zoom.policy, low)),  # type: ignore[arg-type]
+    }
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def _flops(module: nn.Module, *inputs: object) -> int:
+    module.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        module(*inputs)
+    return int(counter.get_total_flops())
+
+
+def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> float:
+    """FLOPs of training on one image for one step of a stage; a backward pass counts as two forward ones."""
+    hr, lr, policy = costs["hr"].flops, costs["lr"].flops, costs["policy"].flops
+    if stage == "lr":
+        return 3 * lr
+    if stage in ("hr", "patches"):
+        return 3 * hr
+    classifier = hr + (lr if stage == "ft2" else 0)
+    plays = {"self-critical": 2, "rloo": settings.samples, "straight-through": 3}[settings.estimator]
+    learning = 2 * hr if stage != "pt" else 0
+    return 3 * policy + plays * classifier + learning

@@ -1,0 +1,95 @@
+"""Documents of the commands as tables for people."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+
+
+def results_table(document: dict[str, Any]) -> RenderableType:
+    """The table of a ``results.json``."""
+    if not document:
+        return "no test split, or no stage trained: nothing to evaluate"
+    patches = document["patches"]
+    table = Table(title=f"{document['data']}, {document['split']} split, P = {patches}", title_justify="left")
+    table.add_column("method")
+    table.add_column("stage")
+    for name in ("accuracy %", "95 % interval", "S", "sd of S", "HR read %", "masks", "reward", "p"):
+        table.add_column(name, justify="right")
+    for row in document["rows"]:
+        low, high = row["ci95"]
+        table.add_row(
+            row["method"],
+            row["stage"],
+            f"{100 * row['accuracy']:.1f}",
+            f"{100 * low:.1f} - {100 * high:.1f}",
+            f"{row['mean_patches']:.2f}",
+            f"{row['patches_sd']:.2f}",
+            f"{100 * row['hr_fraction']:.1f}",
+            str(row["distinct_masks"]),
+            f"{row['reward']:.3f}",
+            "" if row["p_value"] is None else f"{row['p_value']:.2g}",
+        )
+    table.caption = "p: exact McNemar test of the stage's PatchDrop against that row"
+    return table
+
+
+def plan_table(document: dict[str, Any]) -> RenderableType:
+    """What a dry run says."""
+    data = document["data"]
+    counts = ", ".join(f"{name} {count}" for name, count in data["images"].items())
+    networks = Table("network", "name", "parameters", "MFLOP an image", title="networks", title_justify="left")
+    for name, found in document["networks"].items():
+        networks.add_row(name, found["network"], f"{found['parameters']:,}", f"{found['flops'] / 1e6:,.1f}")
+    stages = Table("stage", "epochs", "steps", "TFLOP", "estimated time", title="stages", title_justify="left")
+    for name, found in document["stages"].items():
+        stages.add_row(
+            name, str(found["epochs"]), str(found["steps"]), f"{found['flops'] / 1e12:,.2f}", _time(found["seconds"])
+        )
+    return Group(
+        f"data: {data['name']} ({data['layout']}), {data['classes']} classes, {counts}, skipped {data['skipped']}",
+        f"HR {document['high']} px, LR {document['low']} px, grid {document['grid']}",
+        networks,
+        stages,
+        f"in total about {_time(document['seconds'])} on this machine; FLOPs are {document['flops_unit']}",
+    )
+
+
+def predictions_table(document: dict[str, Any]) -> RenderableType:
+    """One line for each image."""
+    table = Table("image", "label", "probability", "HR read %", "patches")
+    for p in document["predictions"]:
+        patches = " ".join(map(str, p["patches"])) or "none"
+        table.add_row(p["path"], p["label"], f"{p['probability']:.3f}", f"{100 * p['hr_fraction']:.1f}", patches)
+    return table
+
+
+def info_table(document: dict[str, Any]) -> RenderableType:
+    """What is in a run."""
+    data = document["data"]
+    head = Table(show_header=False, title=document["run"], title_justify="left")
+    head.add_row("data", f"{data['name']} ({data['layout']})")
+    head.add_row("classes", ", ".join(data["classes"] or []))
+    head.add_row("images", ", ".join(f"{k} {v}" for k, v in (data["images"] or {}).items()))
+    head.add_row("grid", document["grid"])
+    head.add_row("networks", ", ".join(f"{k} {v}" for k, v in document["networks"].items()))
+    head.add_row("versions", ", ".join(f"{k} {v}" for k, v in document["versions"].items()))
+    stages = Table("stage", "parameters", "time", "best validation", title="stages", title_justify="left")
+    for name, found in document["stages"].items():
+        figures = found["figures"] or {}
+        shown = [f"{k} {figures[k]:.3g}" for k in ("epoch", "accuracy", "mean_patches", "reward") if k in figures]
+        stages.add_row(name, f"{found['parameters']:,}", _time(found["seconds"] or 0), ", ".join(shown))
+    settings = Table("setting", "value", title="settings", title_justify="left")
+    for key, value in document["settings"].items():
+        settings.add_row(key, " ".join(value) if isinstance(value, list) else str(value))
+    return Group(head, stages, settings)
+
+
+def _time(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
