@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
@@ -276,7 +276,8 @@ def test_box_is_clamped_to_the_image() -> None:
 
 
 @pytest.mark.parametrize(
-    "box", [(8, 0, 9, 6), (-5, 0, 0, 6), (3, 3, 3, 4), (3, 3, 3.9, 5), (5, 0, 2, 6), (0, 0, float("nan"), 6)]
+    "box",
+    [(8, 0, 9, 6), (-5, 0, 0, 6), (3, 3, 3, 4), (3.6, 3, 4.4, 5), (5, 0, 2, 6), (0, 0, float("nan"), 6)],
 )
 @pytest.mark.parametrize("size", [None, (2, 2)])
 def test_box_without_a_pixel_is_refused(box: images.Box, size: tuple[int, int] | None) -> None:
@@ -284,6 +285,8 @@ def test_box_without_a_pixel_is_refused(box: images.Box, size: tuple[int, int] |
 
 
 @settings(max_examples=200, deadline=None)
+@example((-19.55, 72.26, 82.49, 106.13), (1, 19), "PNG")  # rounded to just above the image
+@example((0.28, 30.03, 116.1, 87.03), (21, 35), "PNG")  # rounded to just right of it
 @given(
     st.tuples(*[st.floats(-20, 120)] * 4),
     st.none() | st.tuples(st.integers(1, 40), st.integers(1, 40)),
@@ -353,6 +356,14 @@ def test_a_jpeg_counts_as_large_as_it_is_decoded(monkeypatch: pytest.MonkeyPatch
     assert "128 x 128 px" in refusal(data, (32, 32))  # at 1/4
 
 
+def test_a_jpeg_with_a_scan_for_each_colour_is_held_whole_and_counts_so() -> None:
+    data = bytearray(encoded(Image.new("RGB", (4097, 4096)), "JPEG"))
+    scan = data.index(b"\xff\xda")
+    assert data[scan + 4] == 3
+    data[scan + 4] = 1
+    assert "4097 x 4096 px" in refusal(bytes(data), (8, 8))
+
+
 def test_side_limit() -> None:
     assert f"{images.MAX_SIDE} px a side" in refusal(raw_png(1, images.MAX_SIDE + 1, 8, 0, b""))
 
@@ -360,10 +371,12 @@ def test_side_limit() -> None:
 def test_byte_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "image.png"
     path.write_bytes(encoded(gradient(2, 2), "PNG"))
+    data = path.read_bytes()
     monkeypatch.setattr(images, "MAX_BYTES", 16)
+    assert "larger than" in refusal(data)
+    monkeypatch.delattr(Path, "read_bytes")  # nothing is read
     with pytest.raises(DataError, match="larger than"):
         read_image(path, None)
-    assert "larger than" in refusal(path.read_bytes())
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
@@ -373,9 +386,10 @@ def test_several_frames_are_refused(kind: str) -> None:
     assert "save one image a file" in refusal(data)
 
 
-def test_overviews_of_a_tiff_are_no_pages() -> None:
+@pytest.mark.parametrize("subfile", [1, 4])
+def test_overviews_and_masks_of_a_tiff_are_no_pages(subfile: int) -> None:
     overview = Image.new("RGB", (2, 2), (0, 0, 255))
-    overview.encoderinfo = {"tiffinfo": {254: 1}}
+    overview.encoderinfo = {"tiffinfo": {254: subfile}}
     image = Image.new("RGB", (4, 4), RGB)
     assert first_pixel(encoded(image, "TIFF", save_all=True, append_images=[overview])) == list(RGB)
 
@@ -393,7 +407,9 @@ def test_other_formats_are_refused() -> None:
 
 def test_files_made_to_be_slow_are_refused_at_once() -> None:
     assert "overlong header" in refusal(b"\xff\xd8\xff" + b"\xff" * 2**17)
+    assert "overlong header" in refusal(b"\xff\xd8\xff" + b"\xd0\xff" * 2**17)
     assert "overlong header" in refusal(b"\xff\xd8" + b"\xff\xe1\0\2" * 2**17)
+    assert "overlong header" in refusal(b"\xff\xd8" + (b"\xff\xe1\xff\xff" + b"\0" * 65533) * 260)
     scans = encoded(gradient(8, 8), "JPEG") + b"\xff\xda" * images.MAX_JPEG_SCANS
     assert "scans" in refusal(scans)
     assert "chunks" in refusal(raw_png(1, 1, 8, 0, b"\0\0", png_chunk(b"abCd") * images.MAX_PARTS))
@@ -416,6 +432,16 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
         read_image(tmp_path, None)
     with pytest.raises(DataError, match="check the path"):
         read_image(Path("a\0b"), None)
+
+
+def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    (tmp_path / "image.png").touch()
+    monkeypatch.setattr(Path, "read_bytes", fail)
+    with pytest.raises(DataError, match=r"image\.png: cannot be read .*Permission denied"):
+        read_image(tmp_path / "image.png", None)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")

@@ -103,7 +103,7 @@ def test_classes_that_differ_between_splits_are_listed_up_to_five(tmp_path: Path
 
 
 def test_unknown_layout_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="'zip'.*folder, csv, imagenet, fmow"):
+    with pytest.raises(UsageError, match=r"'zip'.*folder, csv, imagenet, fmow"):
         list_images(tmp_path, "zip")
 
 
@@ -299,14 +299,17 @@ def boxes(*entries: tuple[str, list[float]]) -> dict[str, object]:
     }
 
 
+HANGAR = ("airport_hangar", [0.0, 0.0, 9.0, 9.0])
+
+
 def small_fmow(root: Path) -> None:
     fmow_view(root, "train/zoo/zoo_0/zoo_0_0", boxes(("zoo", [400, 300, 200, 100])))
-    fmow_view(root, "train/airport_hangar/airport_hangar_7/airport_hangar_7_0", boxes(("zoo", [0, 0, 9, 9])))
+    fmow_view(root, "train/airport_hangar/airport_hangar_7/airport_hangar_7_0", boxes(HANGAR))
     fmow_view(root, "val/zoo/zoo_1/zoo_1_0", boxes(("zoo", [400, 300, 200, 100])))
     fmow_view(
         root,
         "val/airport_hangar/airport_hangar_2/airport_hangar_2_4",
-        boxes(("airport_hangar", [0, 0, 9, 9])),
+        boxes(HANGAR),
     )
 
 
@@ -351,7 +354,7 @@ def test_fmow_test_with_numbers_is_passed_over_and_with_classes_is_test(tmp_path
     fmow_view(
         tmp_path,
         "test/airport_hangar/airport_hangar_9/airport_hangar_9_0",
-        boxes(("airport_hangar", [0, 0, 9, 9])),
+        boxes(HANGAR),
     )
     fmow_view(
         tmp_path,
@@ -548,11 +551,10 @@ def test_cifar_pickles_with_the_published_sums_give_the_stored_images(
     train = publish("data_batch_1", {"data": flat, "labels": [1, 2]})
     test = publish("test_batch", {"data": flat[:1], "labels": [4]})
     meta = publish("batches.meta", {"label_names": ["cat", "dog"]})
-    monkeypatch.setattr(cifar.CIFAR10, "train_list", [["data_batch_1", train]])
-    monkeypatch.setattr(cifar.CIFAR10, "test_list", [["test_batch", test]])
-    monkeypatch.setattr(
-        cifar.CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": meta}
-    )
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.train_list", [["data_batch_1", train]])
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.test_list", [["test_batch", test]])
+    names = {"filename": "batches.meta", "key": "label_names", "md5": meta}
+    monkeypatch.setattr("torchvision.datasets.CIFAR10.meta", names)
     classes, splits = load_cifar(tmp_path, "cifar10")
     assert classes == ("cat", "dog")
     assert torch.equal(splits["train"][0], images)

@@ -56,7 +56,8 @@ def train(
     Parameters
     ----------
     config
-        YAML file with settings, such as a run's settings.yaml, or a profile that comes with the package (demo, cpu-128, cifar10-cpu, ...). Flags given beside it win.
+        YAML file with settings, such as a run's settings.yaml, or the name of a profile that comes with the
+        package, such as demo. Flags given beside it win.
     dry_run
         State data, networks, FLOPs, stages and time, and train nothing.
     """

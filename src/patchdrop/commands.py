@@ -50,8 +50,7 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
         data = load_with_bar(settings)
         run.log({"event": "start", **provenance(settings.seed)})
         work = {
-            stage: (settings_steps(settings, data, stage), cost)
-            for stage, cost in stage_costs(settings, data).items()
+            stage: (settings_steps(settings, data, stage), cost) for stage, cost in stage_costs(settings, data).items()
         }
         with Stopper().listening() as stop, bars(work, "steps") as progress:
             train_stages(settings, data, run, progress.advance, stop)
@@ -235,8 +234,7 @@ def plan(settings: TrainSettings) -> dict[str, Any]:
         "low": list(settings.low_size),
         "grid": str(Grid.parse(settings.grid)),
         "networks": {
-            name: {"network": getattr(settings, f"{name}_network"), **asdict(cost)}
-            for name, cost in costs.items()
+            name: {"network": getattr(settings, f"{name}_network"), **asdict(cost)} for name, cost in costs.items()
         },
         "flops_unit": "floating-point operations; a multiply-add counts as two",
         "stages": stages,
@@ -250,7 +248,7 @@ def seconds_a_step(settings: TrainSettings, data: Data, stage: str) -> float:
     config = ModelConfig.of(settings, data.classes)
     found = statistics(data.splits["fit"], settings.low_size, images=64)
     model = build_stage(stage, config, found).to(device)
-    model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = model.to(memory_format=torch.channels_last)
     task = make_task(stage, model, data, settings, device)
     optimizer = make_optimizer(task.groups())
     task.train_mode()

@@ -45,9 +45,7 @@ class PatchDrop(nn.Module):
         return play(self.policy, choose, read, self.classifier, low)
 
 
-def play(
-    policy: Callable[[Tensor], Tensor], choose: Choose, read: Reader, classify: Classify, low: Tensor
-) -> Episode:
+def play(policy: Callable[[Tensor], Tensor], choose: Choose, read: Reader, classify: Classify, low: Tensor) -> Episode:
     """One episode for a batch of LR images.
 
     Args:

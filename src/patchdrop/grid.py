@@ -71,9 +71,7 @@ def boxes(grid: Grid, height: int, width: int) -> list[tuple[int, int, int, int]
     """``(top, left, bottom, right)`` of each patch in pixels, row-major, end exclusive."""
     grid.check(height, width)
     ys, xs = edges(height, grid.rows), edges(width, grid.cols)
-    return [
-        (ys[r], xs[c], ys[r + 1], xs[c + 1]) for r in range(grid.rows) for c in range(grid.cols)
-    ]
+    return [(ys[r], xs[c], ys[r + 1], xs[c + 1]) for r in range(grid.rows) for c in range(grid.cols)]
 
 
 def pixel_mask(choice: Tensor, grid: Grid, height: int, width: int) -> Tensor:

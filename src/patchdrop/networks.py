@@ -1,8 +1,11 @@
 """Backbones by name: ResNets in the paper's sizes, each with a free width, or any timm network.
 
-``resnet8``, ``-14``, ``-20``, ``-32``, ... (6n + 2 layers) have the form of He et al. 2016 for 32 px images;
-``resnet10``, ``-18``, ``-34``, ``-50`` the form for 224 px. ``resnet10-w32`` starts at 32 channels, not at 64;
-``resnet8-w24-s2`` starts at 24, not at 16, and its first convolution has a stride of 2, for images of about 64 px.
+``resnet8``, ``-14``, ``-20``, ``-32``, ... (6n + 2 layers) have the form of He et al. 2016 for 32 px images,
+``resnet10``, ``-18``, ``-34``, ``-50`` the form for 224 px. Suffixes, in this order, change them:
+
+* ``-w32``: 32 channels in the first stage, not 16 (small form) or 64 (large form);
+* ``-s2``: the small form's first convolution has a stride of 2, for images of about 64 px;
+* ``-max``: the last feature map is pooled by its maximum, not by its mean, which finds small objects.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from torch import Tensor, nn
 from patchdrop.errors import UsageError
 from patchdrop.settings import nearest
 
-_LARGE: dict[int, tuple[type[nn.Module], tuple[int, ...]]] = {
+_LARGE: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     10: (BasicBlock, (1, 1, 1, 1)),
     18: (BasicBlock, (2, 2, 2, 2)),
     34: (BasicBlock, (3, 4, 6, 3)),
@@ -35,15 +38,23 @@ class ResNet(nn.Module):
         layers: blocks in each stage.
         width: channels of the first stage.
         classes: outputs; 0 leaves the head out.
+        pool: ``mean`` or ``max`` over the last feature map.
         stem: takes the image to ``width`` channels.
     """
 
     def __init__(
-        self, block: type[nn.Module], layers: tuple[int, ...], width: int, stem: nn.Module, classes: int
+        self,
+        block: type[BasicBlock] | type[Bottleneck],
+        layers: tuple[int, ...],
+        width: int,
+        stem: nn.Module,
+        classes: int,
+        pool: str = "mean",
     ) -> None:
         super().__init__()
-        expansion = int(block.expansion)  # type: ignore[arg-type]
+        expansion = int(block.expansion)
         self.stem = stem
+        self.pool = pool
         stages: list[nn.Module] = []
         inputs = width
         for stage, blocks in enumerate(layers):
@@ -65,17 +76,17 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """``(B, C, H, W)`` to logits ``(B, classes)``."""
-        logits: Tensor = self.fc(self.forward_features(images).mean((2, 3)))
+        features = self.forward_features(images)
+        pooled = features.amax((2, 3)) if self.pool == "max" else features.mean((2, 3))
+        logits: Tensor = self.fc(pooled)
         return logits
 
 
-def _block(block: type[nn.Module], inputs: int, width: int, stride: int) -> nn.Module:
-    outputs = width * int(block.expansion)  # type: ignore[arg-type]
+def _block(block: type[BasicBlock] | type[Bottleneck], inputs: int, width: int, stride: int) -> nn.Module:
+    outputs = width * int(block.expansion)
     shortcut = None
     if stride != 1 or inputs != outputs:
-        shortcut = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs)
-        )
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
     return block(inputs, width, stride=stride, downsample=shortcut)
 
 
@@ -98,17 +109,18 @@ def build(name: str, classes: int, channels: int = 3, pretrained: bool = False) 
     Raises:
         UsageError: no such name (the nearest is offered), or its weights cannot be had.
     """
-    match = re.fullmatch(r"resnet(\d+)(?:-w(\d+))?(?:-s(\d))?", name)
+    match = re.fullmatch(r"resnet(\d+)(?:-w(\d+))?(?:-s(\d))?(-max)?", name)
     if match and not pretrained:
         depth, width, stride = int(match[1]), int(match[2] or 0), int(match[3] or 1)
+        pool = "max" if match[4] else "mean"
         if depth in _SMALL:
             width = width or 16
             stem = nn.Sequential(*_stem(channels, width, 3, stride))
-            return ResNet(BasicBlock, 3 * ((depth - 2) // 6,), width, stem, classes)
+            return ResNet(BasicBlock, 3 * ((depth - 2) // 6,), width, stem, classes, pool)
         if depth in _LARGE and not match[3]:
             width = width or 64
             stem = nn.Sequential(*_stem(channels, width, 7, 2), nn.MaxPool2d(3, stride=2, padding=1))
-            return ResNet(*_LARGE[depth], width, stem, classes)
+            return ResNet(*_LARGE[depth], width, stem, classes, pool)
     if name not in timm.list_models(name):
         ours = [f"resnet{d}" for d in (*_SMALL, *_LARGE)]
         raise UsageError(f"network {name!r} does not exist{nearest(name, [*ours, *timm.list_models()])}")

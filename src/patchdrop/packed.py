@@ -7,6 +7,7 @@ patches costs what was chosen, by construction.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -42,18 +43,14 @@ class Packed:
     def to(self, device: torch.device | str) -> Packed:
         """The same patches on another device."""
         weight = None if self.weight is None else self.weight.to(device)
-        return Packed(
-            self.pixels.to(device), self.image.to(device), self.patch.to(device), self.batch, weight
-        )
+        return Packed(self.pixels.to(device), self.image.to(device), self.patch.to(device), self.batch, weight)
 
     def of_images(self, keep: Tensor) -> Packed:
         """The patches of the images where ``keep (batch,)`` bool is true, renumbered from 0."""
         chosen = keep[self.image]
         renumbered = keep.long().cumsum(0)[self.image[chosen]] - 1
         weight = None if self.weight is None else self.weight[chosen]
-        return Packed(
-            self.pixels[chosen], renumbered, self.patch[chosen], int(keep.sum()), weight
-        )
+        return Packed(self.pixels[chosen], renumbered, self.patch[chosen], int(keep.sum()), weight)
 
 
 def gather(images: Tensor, choice: Tensor, grid: Grid) -> Packed:
@@ -111,6 +108,4 @@ def _blocks(images: Tensor, grid: Grid) -> Tensor:
 def _real_positions(length: int, parts: int, size: int) -> Tensor:
     """Where each pixel of a side lies once every patch is padded to ``size`` pixels."""
     starts = edges(length, parts)
-    return torch.cat(
-        [torch.arange(end - start) + i * size for i, (start, end) in enumerate(zip(starts, starts[1:]))]
-    )
+    return torch.cat([torch.arange(end - start) + i * size for i, (start, end) in enumerate(pairwise(starts))])

@@ -1,10 +1,10 @@
 """A run folder: settings, log, one folder a stage, results.
 
-    settings.yaml   complete, runs again with --config
-    data.json       classes, sizes of the splits, what was carved out of train, what was skipped
-    log.jsonl       one line an event
-    <stage>/        config.json (networks, figures, checksum) and model.safetensors
-    results.json, report.html, figures/
+settings.yaml   complete, runs again with --config
+data.json       classes, sizes of the splits, what was carved out of train, what was skipped
+log.jsonl       one line an event
+<stage>/        config.json (networks, figures, checksum) and model.safetensors
+results.json, report.html, figures/
 """
 
 from __future__ import annotations
@@ -69,8 +69,7 @@ class RunFolder:
             changed = differences(settings, self.settings(), FREE_SETTINGS)
             if changed:
                 raise RunError(
-                    f"{self.path}: was started with other settings ({'; '.join(changed)}); "
-                    "use those, or another --out"
+                    f"{self.path}: was started with other settings ({'; '.join(changed)}); use those, or another --out"
                 )
         else:
             write_bytes(self.path / "settings.yaml", to_yaml(settings).encode())
@@ -162,7 +161,9 @@ class RunFolder:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise RunError(f"{self.path}: another training is using it; wait for it, or choose another --out") from error
+            raise RunError(
+                f"{self.path}: another training is using it; wait for it, or choose another --out"
+            ) from error
         else:
             yield
         finally:

@@ -46,7 +46,11 @@ def plan_table(document: dict[str, Any]) -> RenderableType:
     stages = Table("stage", "epochs", "steps", "TFLOP", "estimated time", title="stages", title_justify="left")
     for name, found in document["stages"].items():
         stages.add_row(
-            name, str(found["epochs"]), str(found["steps"]), f"{found['flops'] / 1e12:,.2f}", _time(found["seconds"])
+            name,
+            str(found["epochs"]),
+            str(found["steps"]),
+            f"{found['flops'] / 1e12:,.2f}",
+            _time(found["seconds"]),
         )
     return Group(
         f"data: {data['name']} ({data['layout']}), {data['classes']} classes, {counts}, skipped {data['skipped']}",

@@ -86,7 +86,7 @@ def warnings_as_lines() -> Iterator[None]:
             before(message, category, *rest)
 
     before = warnings.showwarning
-    warnings.showwarning = show
+    warnings.showwarning = show  # type: ignore[assignment]
     try:
         yield
     finally:

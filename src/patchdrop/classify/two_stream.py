@@ -35,8 +35,8 @@ class TwoStream(nn.Module):
             return logits
         weight = self.weight(packed)[zoomed].unsqueeze(1)
         seen = packed if bool(zoomed.all()) else packed.of_images(zoomed)
-        high = self.high(seen, low[zoomed])
-        fused = weight * high + (1 - weight) * logits[zoomed]
+        high: Tensor = self.high(seen, low[zoomed])
+        fused: Tensor = weight * high + (1 - weight) * logits[zoomed]
         if bool(zoomed.all()):
             return fused
         return logits.index_put((zoomed.nonzero(as_tuple=True)[0],), fused.to(logits.dtype))
@@ -53,4 +53,4 @@ class TwoStream(nn.Module):
             return share
         # The clamp keeps the gradient of 0^k finite; `where` restores the identity at S = P exactly.
         unread = (1 - share).clamp(min=1e-6)
-        return torch.where(share >= 1, torch.ones_like(share), 1 - unread**self.log_power.exp())
+        return torch.where(share >= 1, torch.ones_like(share), 1 - unread ** self.log_power.exp())

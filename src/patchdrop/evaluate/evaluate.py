@@ -173,9 +173,7 @@ def results(
     first = run.load(run.stages_done()[0])[1]
     grid = Grid.parse(first.grid)
     sigmas = {
-        stage: float(run.stage_config(stage)["figures"].get("sigma", 0.5))
-        for stage in POLICY_STAGES
-        if run.done(stage)
+        stage: float(run.stage_config(stage)["figures"].get("sigma", 0.5)) for stage in POLICY_STAGES if run.done(stage)
     }
     shown = [stage for stage in POLICY_STAGES if stage in outcomes]
     return {

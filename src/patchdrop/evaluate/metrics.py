@@ -27,8 +27,7 @@ def mcnemar(ours: Tensor, theirs: Tensor) -> float:
         return 1.0
     smaller = min(only_ours, only_theirs)
     log_terms = [
-        math.lgamma(discordant + 1) - math.lgamma(i + 1) - math.lgamma(discordant - i + 1)
-        for i in range(smaller + 1)
+        math.lgamma(discordant + 1) - math.lgamma(i + 1) - math.lgamma(discordant - i + 1) for i in range(smaller + 1)
     ]
     tail = sum(math.exp(term - discordant * math.log(2)) for term in log_terms)
     return min(1.0, 2 * tail)

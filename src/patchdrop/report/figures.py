@@ -333,9 +333,7 @@ def series(lines: Iterable[Row], *keys: str) -> list[list[float]]:
     numbered = [{"epoch": count, **line} for count, line in enumerate(lines, start=1)]
     asked = ("epoch", *keys)
     return [
-        [float(line[key]) for key in asked]
-        for line in numbered
-        if all(theme.finite(line.get(key)) for key in asked)
+        [float(line[key]) for key in asked] for line in numbered if all(theme.finite(line.get(key)) for key in asked)
     ]
 
 

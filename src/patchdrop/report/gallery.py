@@ -163,9 +163,7 @@ def heat_panel(
             dark = float(canvas[top:bottom, left:right].mean()) < 150
             middle = (left + right) / 2, (top + bottom) / 2
             font = theme.font(min(letters, 40))
-            draw.text(
-                middle, f"{100 * value:.0f}", fill="white" if dark else theme.INK, anchor="mm", font=font
-            )
+            draw.text(middle, f"{100 * value:.0f}", fill="white" if dark else theme.INK, anchor="mm", font=font)
     return image
 
 

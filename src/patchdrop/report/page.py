@@ -50,9 +50,7 @@ class Card:
     """LR, probabilities, HR with what was read, what the classifier saw."""
 
 
-def write_report(
-    folder: Path, results: dict[str, Any], log: list[dict[str, Any]], gallery: list[GalleryItem]
-) -> Path:
+def write_report(folder: Path, results: dict[str, Any], log: list[dict[str, Any]], gallery: list[GalleryItem]) -> Path:
     """Write ``folder/report.html`` and its pictures, ``folder/figures/**.png``.
 
     Args:
@@ -182,9 +180,7 @@ def small_png(kind: str, image: Image.Image) -> bytes:
 # --- page
 
 
-def render(
-    results: dict[str, Any], log: list[dict[str, Any]], charts: dict[str, Picture], cards: list[Card]
-) -> str:
+def render(results: dict[str, Any], log: list[dict[str, Any]], charts: dict[str, Picture], cards: list[Card]) -> str:
     """The page's text."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),

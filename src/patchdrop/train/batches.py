@@ -31,7 +31,7 @@ def shuffled_plan(split: Split, batch: int, seed: int, stage: str, epoch: int) -
     """Positions of each step's images in one epoch; the same for the same arguments."""
     generator = torch.Generator().manual_seed(derived_seed(seed, stage, "order", epoch))
     order = torch.randperm(len(split), generator=generator)
-    return list(order[: steps_in(split, batch) * batch].split(batch))
+    return list(torch.split(order[: steps_in(split, batch) * batch], batch))
 
 
 def training_views(batch: Batch, settings: TrainSettings, device: torch.device) -> Views:

@@ -23,8 +23,9 @@ from patchdrop.policy.choice import greedy, mixed, sampled
 class Estimator(Protocol):
     """Proposes choices, and turns their rewards into a loss."""
 
-    relaxed: bool
-    """Whether rewards must be differentiable in the choice."""
+    @property
+    def relaxed(self) -> bool:
+        """Whether rewards must be differentiable in the choice."""
 
     def propose(self, logits: Tensor, alpha: float) -> Tensor:
         """``(B, P)`` logits to choices ``(K, B, P)``; the first one is a sample."""

@@ -41,11 +41,14 @@ class Task(Protocol):
     """What a stage tells the loop."""
 
     stage: str
-    model: nn.Module
     epochs: int
     steps_per_epoch: int
     memory: dict[str, float]
     """Numbers that change while training and belong to its state, such as a moving sigma."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The stage's model."""
 
     def groups(self) -> list[Group]:
         """The parameters to train."""
@@ -144,16 +147,11 @@ def train(
 def make_optimizer(groups: Sequence[Group]) -> torch.optim.AdamW:
     """AdamW over the groups."""
     return torch.optim.AdamW(
-        [
-            {"params": list(g.parameters), "lr": g.rate, "peak": g.rate, "weight_decay": g.weight_decay}
-            for g in groups
-        ]
+        [{"params": list(g.parameters), "lr": g.rate, "peak": g.rate, "weight_decay": g.weight_decay} for g in groups]
     )
 
 
-def train_step(
-    task: Task, optimizer: torch.optim.Optimizer, batch: Batch, step: int, total: int
-) -> dict[str, float]:
+def train_step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, step: int, total: int) -> dict[str, float]:
     """One update; returns figures of the batch.
 
     Raises:

@@ -120,8 +120,7 @@ class PolicyTask:
         choices = self.estimator.propose(scores, alpha)
         shared = self.judged is None
         class_logits = [
-            self._classify(choice, policy_views, with_gradient=shared and i == 0)
-            for i, choice in enumerate(choices)
+            self._classify(choice, policy_views, with_gradient=shared and i == 0) for i, choice in enumerate(choices)
         ]
         rewards = torch.stack(
             [self._reward(c, y, policy_views.target) for c, y in zip(choices, class_logits, strict=True)]
@@ -183,8 +182,7 @@ class PolicyTask:
             "reward": float(reward(choice, logits, target, self.sigma).mean()),
             "entropy": entropy(scores),
             "sigma": self.sigma,
-            "alpha": self.settings.alpha_start
-            + (self.settings.alpha_end - self.settings.alpha_start) * progress,
+            "alpha": self.settings.alpha_start + (self.settings.alpha_end - self.settings.alpha_start) * progress,
             **spread(choice),
         }
         self._warn_of_collapse(choice)

@@ -58,7 +58,7 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
             continue
         torch.manual_seed(derived_seed(settings.seed, stage, "weights"))
         model = _starting_model(stage, settings, config, found, run).to(device)
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
         task = make_task(stage, model, data, settings, device)
         run.stage(stage).mkdir(parents=True, exist_ok=True)
         run.forget_after(stage, saved_step(run.stage(stage)))

@@ -1,0 +1,109 @@
+"""A data set, settings and networks small enough that a stage trains in a fraction of a second.
+
+An image is noise with one coloured patch. The colour is the class, and the colour is fainter in LR only
+because a patch is small there; so both classifiers have something to learn.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from patchdrop.data.load import Data
+from patchdrop.data.sets import MemorySource, Split
+from patchdrop.grid import Grid, boxes
+from patchdrop.settings import TrainSettings
+
+CLASSES = ("blue", "green", "red")
+COLOURS = np.array([[40, 60, 230], [30, 200, 60], [230, 50, 40]], dtype=np.uint8)
+SIDE = 16
+NETWORK = "resnet8-w4"
+TINY: dict[str, Any] = {
+    "high": str(SIDE),
+    "low": "8",
+    "grid": "4",
+    "hr_network": NETWORK,
+    "lr_network": NETWORK,
+    "policy_network": NETWORK,
+    "batch": 8,
+    "epochs_lr": 2,
+    "epochs_hr": 2,
+    "epochs_patches": 2,
+    "epochs_pt": 2,
+    "epochs_ft1": 2,
+    "epochs_ft2": 2,
+    "rate_policy": 5e-3,
+    "threads": 1,
+    "device": "cpu",
+}
+
+
+def tiny_settings(**changes: Any) -> TrainSettings:
+    """Settings of a run that takes about a second a stage."""
+    return TrainSettings(**{**TINY, **changes})
+
+
+def tiny_flags(**changes: Any) -> list[str]:
+    """The same as command line flags."""
+    return [
+        token
+        for name, value in {**TINY, **changes}.items()
+        for token in (f"--{name.replace('_', '-')}", str(value))
+    ]
+
+
+def tiny_images(count: int, seed: int, side: int = SIDE) -> tuple[Tensor, Tensor]:
+    """``(count, 3, side, side)`` uint8 and ``(count,)`` int64."""
+    draw = np.random.default_rng(seed)
+    targets = np.arange(count) % len(CLASSES)
+    images = draw.integers(90, 130, (count, side, side, 3), dtype=np.uint8)
+    places = boxes(Grid(4, 4), side, side)
+    for image, target in zip(images, targets, strict=True):
+        top, left, bottom, right = places[draw.integers(16)]
+        image[top:bottom, left:right] = COLOURS[target]
+    return torch.from_numpy(images.transpose(0, 3, 1, 2).copy()), torch.from_numpy(targets)
+
+
+def tiny_split(count: int, seed: int) -> Split:
+    """Images in memory."""
+    high, targets = tiny_images(count, seed)
+    return Split(MemorySource(high, None, targets, [str(i) for i in range(count)]), torch.arange(count))
+
+
+def tiny_data(policy: bool = False) -> Data:
+    """Splits of 24 training images (3 steps of 8), 12 for validation; where asked, 12 for the policy alone."""
+    splits = {"fit": tiny_split(24, 1), "val": tiny_split(12, 2)}
+    if policy:
+        splits["policy"] = tiny_split(12, 3)
+    return Data("tiny", "scenes", CLASSES, splits, {})
+
+
+def write_folder(root: Path, train: int = 24, test: int = 12, side: int = SIDE) -> Path:
+    """The same images as an image folder of PNG files."""
+    for split, count, seed in (("train", train, 1), ("test", test, 2)):
+        images, targets = tiny_images(count, seed, side)
+        for index, (image, target) in enumerate(zip(images, targets.tolist(), strict=True)):
+            folder = root / split / CLASSES[target]
+            folder.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image.permute(1, 2, 0).numpy()).save(folder / f"{index:03d}.png")
+    return root
+
+
+def unsettle(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Random batch-norm statistics, scales and biases: a fresh network's zeros and ones would hide mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.3, generator=generator)
+            part.running_var.uniform_(0.5, 2.0, generator=generator)
+            nn.init.normal_(part.weight, 0.9, 0.3, generator=generator)
+            nn.init.normal_(part.bias, 0, 0.3, generator=generator)
+        if isinstance(part, nn.Linear):
+            nn.init.normal_(part.weight, 0, 0.5, generator=generator)
+            nn.init.normal_(part.bias, 0, 0.5, generator=generator)
+    return module.eval()
