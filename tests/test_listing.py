@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
 import pickle
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -100,6 +102,19 @@ def test_classes_that_differ_between_splits_are_listed_up_to_five(tmp_path: Path
     text = refusal(tmp_path)
     assert "d0 (only in test), d1 (only in test), d2 (only in test) and 3 more" in text
     assert "d3" not in text
+
+
+def test_a_folder_that_cannot_be_read_is_not_taken_for_empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "train/a/1.jpg", "train/a/sub/2.jpg")
+    scan = os.scandir
+
+    def fail(path: str) -> Iterator[os.DirEntry[str]]:
+        if Path(path).name == "sub":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", fail)
+    assert "cannot be listed ([Errno 13] Permission denied: " in refusal(tmp_path)
 
 
 def test_unknown_layout_is_a_usage_error(tmp_path: Path) -> None:
@@ -348,9 +363,7 @@ def test_fmow_test_with_numbers_is_passed_over_and_with_classes_is_test(tmp_path
     small_fmow(tmp_path)
     fmow_view(tmp_path, "test/0011978/0011978_0", {"bounding_boxes": [{"ID": 1, "box": [0, 0, 9, 9]}]})
     assert list(list_images(tmp_path).splits) == ["train", "test"]
-    fmow_view(
-        tmp_path, "test/zoo/zoo_9/zoo_9_0", boxes(("zoo", [0, 0, 9, 9]), ("false_detection", [0, 0, 9, 9]))
-    )
+    fmow_view(tmp_path, "test/zoo/zoo_9/zoo_9_0", boxes(("zoo", [0, 0, 9, 9]), ("false_detection", [0, 0, 9, 9])))
     fmow_view(
         tmp_path,
         "test/airport_hangar/airport_hangar_9/airport_hangar_9_0",
@@ -379,6 +392,7 @@ def test_fmow_reads_a_single_box_and_takes_a_missing_category_from_the_folder(tm
         {"bounding_boxes": [{"category": "zoo"}]},
         {"bounding_boxes": [{"category": "zoo", "box": [1, 2, 3]}]},
         {"bounding_boxes": [{"category": "zoo", "box": [1, 2, 3, float("nan")]}]},
+        {"bounding_boxes": [{"category": "zoo", "box": [1, 2, 3, float("inf")]}]},
         {"bounding_boxes": ["zoo"]},
         ["zoo"],
         {"bounding_boxes": [{"category": ["zoo"], "box": [1, 2, 3, 4]}]},

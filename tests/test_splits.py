@@ -13,9 +13,7 @@ from patchdrop.errors import UsageError
 
 
 @given(st.lists(st.integers(0, 5), max_size=80), st.floats(0, 0.99), st.integers(0, 9))
-def test_every_image_is_on_one_side_and_each_side_is_sorted(
-    targets: list[int], fraction: float, seed: int
-) -> None:
+def test_every_image_is_on_one_side_and_each_side_is_sorted(targets: list[int], fraction: float, seed: int) -> None:
     rest, carved = carve(targets, fraction, seed)
     assert sorted(rest + carved) == list(range(len(targets)))
     assert rest == sorted(rest)
@@ -50,6 +48,12 @@ def test_same_seed_same_split_on_every_machine_and_another_seed_another() -> Non
 
 PUBLISHED = [1, 5, 6, 15, 19, 26]
 """What seed 7 carved when this was written; runs made since rest on it."""
+
+
+def test_positions_are_sorted_in_a_large_set_too() -> None:
+    rest, carved = carve([0] * 1000, 0.01, 0)
+    assert carved == sorted(carved)
+    assert rest == sorted(rest)
 
 
 def test_the_draw_is_not_the_first_images_of_a_class() -> None:
