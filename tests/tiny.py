@@ -76,10 +76,10 @@ def tiny_split(count: int, seed: int) -> Split:
 
 
 def tiny_data(policy: bool = False) -> Data:
-    """Splits of 24 training images (3 steps of 8), 12 for validation; where asked, 12 for the policy alone."""
+    """Splits of 24 training images (3 steps of 8), 12 for validation; where asked, 24 for the policy alone."""
     splits = {"fit": tiny_split(24, 1), "val": tiny_split(12, 2)}
     if policy:
-        splits["policy"] = tiny_split(12, 3)
+        splits["policy"] = tiny_split(24, 3)
     return Data("tiny", "scenes", CLASSES, splits, {})
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +172,11 @@ def _print(document: dict[str, Any], table: Callable[[dict[str, Any]], Any], as_
 
 def main(tokens: list[str] | None = None) -> int:
     """Run a command line and return its exit code; every expected error is one line on stderr."""
+    # Threads that spin while they wait make training 4 times slower as soon as anything else runs on the cores
+    # (docs/decisions.md). Read by OpenMP when torch is loaded, so set before.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Pillow's own remarks about a damaged file would stand beside our one line about it.
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if tokens is None else tokens)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]

@@ -57,7 +57,7 @@ def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> f
         return 3 * lr
     if stage in ("hr", "patches"):
         return 3 * hr
-    classifier = hr + (lr if stage == "ft2" else 0)
-    plays = {"self-critical": 2, "rloo": settings.samples, "straight-through": 3}[settings.estimator]
-    learning = 2 * hr if stage != "pt" else 0
-    return 3 * policy + plays * classifier + learning
+    plays = {"self-critical": 2, "rloo": settings.samples, "straight-through": 1}[settings.estimator]
+    # Backward to the weights costs one more forward pass, backward to the input another.
+    backward = (0 if stage == "pt" else 2) if plays > 1 else (1 if stage == "pt" else 2)
+    return 3 * policy + (plays + backward) * hr + (plays * lr if stage == "ft2" else 0)

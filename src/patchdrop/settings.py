@@ -94,21 +94,21 @@ class TrainSettings:
     """Epochs of Ft-2."""
     rate_classifier: float = 2e-3
     """Peak learning rate of classifiers trained from scratch (AdamW, one cycle)."""
-    rate_finetune: float = 5e-4
+    rate_finetune: float = 1e-3
     """Peak learning rate of the HR classifier in ``patches``, Ft-1 and Ft-2."""
-    rate_policy: float = 5e-4
+    rate_policy: float = 1e-3
     """Peak learning rate of the policy."""
     weight_decay: float = 0.05
     """Decoupled weight decay of the classifiers."""
     label_smoothing: float = 0.1
     """Label smoothing of the classifiers' cross-entropy."""
-    estimator: Literal["self-critical", "rloo", "straight-through"] = "self-critical"
-    """Policy gradient: ``self-critical`` (the paper), ``rloo`` or ``straight-through``."""
+    estimator: Literal["straight-through", "rloo", "self-critical"] = "straight-through"
+    """Policy gradient: ``self-critical`` (the paper), ``rloo``, or ``straight-through`` (the best on the demo)."""
     samples: int = 2
     """Masks sampled per image by ``rloo``."""
     reward: Literal["hard", "soft"] = "hard"
     """``hard``: the classifier's best class is right or wrong (the paper); ``soft``: the expected reward when the class
-    is drawn from the classifier's probabilities."""
+    is drawn from the classifier's probabilities. ``straight-through`` is always paid the soft one."""
     sigma: float = 0.5
     """Penalty for a wrong class; the start value when ``target_patches`` moves it."""
     target_patches: float = 0.0

@@ -10,6 +10,8 @@ Departures from the paper, each on its own setting or for a stated reason:
 
 * Batch-norm statistics stay those of the supervised stages throughout, so that a sampled and a greedy choice are
   judged by the same classifier.
+* With the straight-through estimator the classifier's cross-entropy in Ft reaches the policy too: mask and class
+  come out of one pass.
 * With ``policy_fraction`` the reward is paid on images that no classifier trains on.
 * With ``target_patches`` sigma moves until images use that many patches on average.
 """
