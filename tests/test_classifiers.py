@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import pytest
 import torch
-from tiny import NETWORK, unsettle
 from torch import Tensor, nn
 
 from patchdrop.classify.low import LowCNN
@@ -20,6 +20,7 @@ from patchdrop.packed import Packed, gather
 from patchdrop.policy.choice import greedy, keep_all, keep_none
 from patchdrop.policy.network import Policy
 from patchdrop.read.source import from_memory
+from tiny import NETWORK, unsettle
 
 CLASSES = 5
 GEOMETRIES = [(Grid(4, 4), (32, 32), (8, 8)), (Grid(3, 4), (20, 23), (7, 9))]
@@ -97,9 +98,7 @@ def test_every_patch_is_the_plain_network_on_the_whole_normalised_image(geometry
 @geometries
 @pytest.mark.parametrize("fusion", FUSIONS)
 @torch.inference_mode()
-def test_no_patch_is_the_lr_classifier_and_the_hr_network_is_not_called(
-    geometry: tuple, fusion: str
-) -> None:
+def test_no_patch_is_the_lr_classifier_and_the_hr_network_is_not_called(geometry: tuple, fusion: str) -> None:
     setup = set_up(*geometry)
     calls = Calls(setup.high.network)
     packed = packed_of(setup, torch.zeros_like(setup.choice))
@@ -266,7 +265,7 @@ def test_the_weights_sum_to_one_and_rise_with_s(fusion: str) -> None:
     high = weights_by_s(set_up(*GEOMETRIES[0]), fusion, "high")
     low = weights_by_s(set_up(*GEOMETRIES[0]), fusion, "low")
     assert [h + w for h, w in zip(high, low, strict=True)] == pytest.approx([1.0] * 17, abs=1e-7)
-    assert all(a < b for a, b in zip(high, high[1:], strict=False))
+    assert all(a < b for a, b in pairwise(high))
     assert (high[0], high[-1]) == (0.0, 1.0)
 
 
@@ -305,9 +304,7 @@ def test_weights_of_0_and_1_are_dropping_and_keeping(fill: str, classifier: str)
     setup = set_up(*GEOMETRIES[0], fill)
     model: nn.Module = setup.high if classifier == "masked" else two_stream(setup, classifier)
     everything = packed_of(setup, torch.ones_like(setup.choice))
-    weighted = Packed(
-        everything.pixels, everything.image, everything.patch, 32, setup.choice.float().flatten()
-    )
+    weighted = Packed(everything.pixels, everything.image, everything.patch, 32, setup.choice.float().flatten())
     with torch.inference_mode():
         soft = model(weighted, setup.lows)
         hard = model(packed_of(setup, setup.choice), setup.lows)

@@ -272,14 +272,9 @@ def test_the_loss_is_a_mean_over_images_and_a_sum_over_patches() -> None:
     rewards = torch.randn(2, 6, dtype=torch.float64)
     for method in (SelfCritical(), LeaveOneOut(2)):
         whole = method.loss(logits, choices, rewards, 0.8)
-        singles = [
-            method.loss(logits[i : i + 1], choices[:, i : i + 1], rewards[:, i : i + 1], 0.8)
-            for i in range(6)
-        ]
+        singles = [method.loss(logits[i : i + 1], choices[:, i : i + 1], rewards[:, i : i + 1], 0.8) for i in range(6)]
         torch.testing.assert_close(whole, torch.stack(singles).mean(), rtol=1e-12, atol=0)
-    by_patch = torch.stack(
-        [log_probability(logits[:, p : p + 1], choices[0, :, p : p + 1], 0.8) for p in range(9)]
-    )
+    by_patch = torch.stack([log_probability(logits[:, p : p + 1], choices[0, :, p : p + 1], 0.8) for p in range(9)])
     torch.testing.assert_close(log_probability(logits, choices[0], 0.8), by_patch.sum(0))
 
 

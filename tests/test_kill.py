@@ -17,11 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tiny import tiny_flags, write_folder
 
 from patchdrop.cli import main
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES
+from tiny import tiny_flags, write_folder
 
 PATIENCE = 300
 """Seconds after which a process that should have moved counts as stuck."""
@@ -108,9 +108,7 @@ def killed_and_run_to_the_end(data: Path, out: Path, kills: int, seed: int) -> d
     return run_here(data, out)
 
 
-def test_a_run_killed_three_times_ends_with_the_same_bits(
-    data: Path, unbroken: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_run_killed_three_times_ends_with_the_same_bits(data: Path, unbroken: dict[str, str], tmp_path: Path) -> None:
     assert killed_and_run_to_the_end(data, tmp_path / "run", kills=3, seed=0) == unbroken
 
 

@@ -24,6 +24,7 @@ from patchdrop.settings import TrainSettings
 from patchdrop.train.loop import train
 from patchdrop.train.policy_stages import PolicyTask
 
+pytestmark = pytest.mark.filterwarnings("ignore::patchdrop.errors.CollapsedPolicyWarning")
 GRID = Grid(4, 4)
 SIDE = 16
 CLASSES = 4
@@ -80,6 +81,9 @@ def learnt(folder: Path, seed: int, estimator: str, network: str = "glance") -> 
         augment=(),
         estimator=estimator,
         samples=4,
+        sigma=0.5,
+        alpha_start=0.7,
+        alpha_end=0.95,
     )
     torch.manual_seed(seed)
     normalise = Normalise(torch.full((3,), 40.0), torch.full((3,), 50.0))

@@ -30,9 +30,7 @@ def drawn(grid: Grid, height: int, width: int, images: int = 4) -> tuple[Tensor,
 
 
 @cases
-def test_each_packed_patch_is_its_box_and_zeros_where_the_box_is_smaller(
-    grid: Grid, height: int, width: int
-) -> None:
+def test_each_packed_patch_is_its_box_and_zeros_where_the_box_is_smaller(grid: Grid, height: int, width: int) -> None:
     images, choice = drawn(grid, height, width)
     packed = gather(images, choice, grid)
     size = patch_size(grid, height, width)
@@ -146,9 +144,7 @@ def test_an_image_too_small_for_the_grid_is_refused() -> None:
 
 
 @cases
-def test_a_gradient_reaches_chosen_pixels_and_the_unchosen_canvas(
-    grid: Grid, height: int, width: int
-) -> None:
+def test_a_gradient_reaches_chosen_pixels_and_the_unchosen_canvas(grid: Grid, height: int, width: int) -> None:
     images, choice = drawn(grid, height, width)
     source = images.double().requires_grad_()
     canvas = torch.randn(4, 3, height, width, dtype=torch.float64, requires_grad=True)

@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import CLASSES, tiny_data, tiny_settings
 from torch import Tensor
 
 from patchdrop.data.load import Data, statistics
@@ -31,6 +30,7 @@ from patchdrop.settings import STAGES, TrainSettings
 from patchdrop.train.loop import Task, rate_at, train
 from patchdrop.train.policy_stages import SIGMA_RANGE, PolicyTask
 from patchdrop.train.run import make_task, train_stages
+from tiny import CLASSES, tiny_data, tiny_settings
 
 STEPS_PER_EPOCH = 3
 STEPS = 2 * STEPS_PER_EPOCH
@@ -55,7 +55,7 @@ def run_stages(
     folder: Path, settings: TrainSettings, stop_at: tuple[str, int] | None = None, data: Data | None = None
 ) -> RunFolder:
     """Train all stages; with ``stop_at``, be interrupted after that step of that stage."""
-    at = {stage: 0 for stage in STAGES}
+    at = dict.fromkeys(STAGES, 0)
     now = [""]
 
     def advance(stage: str, steps: int) -> None:
@@ -202,9 +202,7 @@ def test_a_stopped_stage_goes_on_to_the_same_bits(
     assert sorted(p.name for p in (folder / stage).iterdir()) == ["config.json", "model.safetensors"]
 
 
-def test_a_run_stopped_at_every_single_step_ends_with_the_same_bits_and_the_same_log(
-    tmp_path: Path, runs: Any
-) -> None:
+def test_a_run_stopped_at_every_single_step_ends_with_the_same_bits_and_the_same_log(tmp_path: Path, runs: Any) -> None:
     unbroken = runs("plain")
     stops = 0
     for stage in STAGES:

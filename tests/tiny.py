@@ -38,6 +38,7 @@ TINY: dict[str, Any] = {
     "epochs_ft1": 2,
     "epochs_ft2": 2,
     "rate_policy": 5e-3,
+    "estimator": "self-critical",
     "threads": 1,
     "device": "cpu",
 }
@@ -51,9 +52,7 @@ def tiny_settings(**changes: Any) -> TrainSettings:
 def tiny_flags(**changes: Any) -> list[str]:
     """The same as command line flags."""
     return [
-        token
-        for name, value in {**TINY, **changes}.items()
-        for token in (f"--{name.replace('_', '-')}", str(value))
+        token for name, value in {**TINY, **changes}.items() for token in (f"--{name.replace('_', '-')}", str(value))
     ]
 
 

@@ -1,0 +1,79 @@
+"""Copy what may be published of a run to results/<name>: the table, its JSON and figures without anyone's images.
+
+    python scripts/publish.py RUN results/demo [--gallery]
+
+Draws the table of README.md anew where it has a place for it (``<!-- results/demo -->``).
+``--gallery`` copies the pictures of images too; only for data that may be shown, such as the embedded scenes.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from patchdrop.files import read_json
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+FIGURES = ("accuracy.png", "training-pt.png", "training-ft1.png", "training-ft2.png")
+
+
+def main(run: Path, out: Path, gallery: bool) -> None:
+    """Write ``out`` from a run's results.json and figures."""
+    document = read_json(run / "results.json")
+    table = markdown(document)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in ("results.json", "settings.yaml"):
+        shutil.copy(run / name, out / name)
+    for name in (*FIGURES, *(("gallery.png",) if gallery else ())):
+        if (run / "figures" / name).exists():
+            shutil.copy(run / "figures" / name, out / name)
+    (out / "README.md").write_text(f"# {document['data']}\n\n{table}\n{origin(document)}", encoding="utf-8")
+    into_readme(f"results/{out.name}", table)
+
+
+def markdown(document: dict[str, Any]) -> str:
+    """The table of a results document."""
+    lines = [
+        "| method | stage | accuracy % | 95 % interval | S of "
+        f"{document['patches']} | HR read % | distinct masks | p |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in document["rows"]:
+        low, high = row["ci95"]
+        name = f"**{row['method']}**" if row["method"] == "PatchDrop" else row["method"]
+        p = "" if row["p_value"] is None else f"{row['p_value']:.1g}"
+        lines.append(
+            f"| {name} | {row['stage']} | {100 * row['accuracy']:.1f} | {100 * low:.1f} - {100 * high:.1f} "
+            f"| {row['mean_patches']:.2f} | {100 * row['hr_fraction']:.1f} | {row['distinct_masks']} | {p} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def origin(document: dict[str, Any]) -> str:
+    """Command, commit, machine, seed and times."""
+    where = document["provenance"]
+    trained = "".join(
+        f"* trained by `{t['command']}` at {t['commit']} on {t['machine']}\n" for t in where.get("trained", [])
+    )
+    seconds = ", ".join(f"{stage} {s:.0f} s" for stage, s in where.get("seconds", {}).items() if s is not None)
+    versions = ", ".join(f"{name} {v}" for name, v in where["versions"].items())
+    return (
+        f"\np: exact McNemar test of the stage's PatchDrop against that row, n = {document['rows'][0]['n']} images.\n\n"
+        f"* evaluated by `{where['command']}` at {where['commit']} on {where['machine']}\n{trained}"
+        f"* seed {where['seed']}; time: {seconds}\n* {versions}\n* settings: `settings.yaml`\n"
+    )
+
+
+def into_readme(name: str, table: str) -> None:
+    """Replace what stands between ``<!-- name -->`` and ``<!-- end -->``."""
+    text = README.read_text(encoding="utf-8")
+    place = re.compile(rf"(<!-- {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
+    README.write_text(place.sub(lambda m: f"{m[1]}{table}{m[2]}", text), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    arguments = [a for a in sys.argv[1:] if a != "--gallery"]
+    main(Path(arguments[0]), Path(arguments[1]), "--gallery" in sys.argv)

@@ -1,0 +1,638 @@
+"""The command line: exit codes, one-line errors that name what is wrong, and the documents it prints."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+import patchdrop
+from patchdrop.cli import app, main
+from patchdrop.errors import UsageError
+from patchdrop.runfolder import RunFolder
+from patchdrop.settings import STAGES, TrainSettings, from_mapping, to_mapping
+from tiny import CLASSES, tiny_flags, write_folder
+
+ONE_EPOCH = {f"epochs_{stage}": 1 for stage in STAGES}
+Run = Callable[..., tuple[int, str, str]]
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """A command line run in this process: its exit code, stdout and stderr."""
+
+    def of(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        app.config = ()  # a process of its own starts without the last one's settings file
+        code = main([str(a) for a in arguments])
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return of
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the report's pictures, which take seconds, where a test is not about them."""
+    monkeypatch.setattr("patchdrop.commands.write_report", lambda run, *_: run / "report.html")
+
+
+@pytest.fixture
+def refused(run: Run) -> Refused:
+    """The one line that a command line is refused with."""
+
+    def of(code: int, *arguments: object) -> str:
+        found, out, err = run(*arguments)
+        assert found == code, err
+        assert out == ""
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+        return err.removeprefix("error: ").strip()
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image folder of 24 and 12 images."""
+    return write_folder(tmp_path_factory.mktemp("data") / "images")
+
+
+def flags(data: Path, out: Path, **changes: Any) -> list[str]:
+    """A short training; the policy's random head gives the images masks of their own."""
+    more = {**ONE_EPOCH, "policy_head": "global", "rate_policy": 1e-4, "workers": 1, "data": data, "out": out}
+    return ["train", *tiny_flags(**{**more, **changes})]
+
+
+@pytest.fixture(scope="module")
+def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with all stages. Read only: a test that changes it takes a copy."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    assert main(flags(data, out)) == 0
+    return out
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+def picture(data: Path, index: int = 0) -> Path:
+    return sorted((data / "test").rglob("*.png"))[index]
+
+
+# --- flags and settings
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train", "--out", "x", "--epoch-hr", "3"], ["--epoch-hr", "--epochs-hr"]),
+        (["train", "--out", "x", "--no-such-thing", "3"], ["--no-such-thing"]),
+        (["train"], ["--out"]),
+        (["trian", "--out", "x"], ["trian", "train"]),
+        (["evaluate"], ["run"]),
+        (["predict", "x"], ["images"]),
+        (["train", "--out", "x", "--batch", "0"], ["batch: 0 is out of range"]),
+        (["train", "--out", "x", "--batch", "many"], ["--batch", "many"]),
+        (["train", "--out", "x", "--sigma", "-1"], ["sigma: -1.0 is out of range"]),
+        (["train", "--out", "x", "--sigma", "nan"], ["sigma: nan is out of range"]),
+        (["train", "--out", "x", "--rate-policy", "inf"], ["rate_policy: inf is out of range"]),
+        (["train", "--out", "x", "--alpha-start", "0.4"], ["alpha_start: 0.4 is out of range"]),
+        (["train", "--out", "x", "--val-fraction", "1"], ["val_fraction: 1.0 is out of range"]),
+        (["train", "--out", "x", "--samples", "1"], ["samples: 1 is out of range"]),
+        (["train", "--out", "x", "--estimator", "reinforce"], ["--estimator", "reinforce", "self-critical"]),
+        (["train", "--out", "x", "--high", "big"], ["high: 'big' is no image size"]),
+        (["train", "--out", "x", "--low", "0"], ["low: '0' is no image size"]),
+        (["train", "--out", "x", "--grid", "4x"], ["grid '4x'"]),
+        (["train", "--out", "x", "--grid", "0"], ["grid 0: needs at least one row"]),
+        (["train", "--out", "x", "--high", "16", "--grid", "17"], ["16 x 16 px image cannot hold a 17 x 17 grid"]),
+        (["train", "--out", "x", "--config", "dmo"], ["--config dmo", "'demo'"]),
+        (["train", "--out", "x", "--config"], ["--config"]),
+    ],
+    ids=lambda value: " ".join(value[2:] or value) if isinstance(value, list) else None,
+)
+def test_a_wrong_flag_or_value_is_named_and_exits_with_2(
+    refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: list[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    message = refused(2, *arguments)
+    for word in words:
+        assert word in message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("epohcs_hr: 3", ["there is no setting 'epohcs_hr'", "'epochs_hr'"]),
+        ("epochs_hr: three", ["epochs_hr: 'three' is no int"]),
+        ("epochs_hr: 2.5", ["epochs_hr: 2.5 is no int"]),
+        ("epochs_hr: true", ["epochs_hr: True is no int"]),
+        ("epochs_hr:", ["epochs_hr: None is no int"]),
+        ("skip_bad: 1", ["skip_bad: 1 is no bool"]),
+        ("fusion: shared", ["fusion: 'shared' is not one of share, learned", "'share'"]),
+        ("augment: [flip, spin]", ["augment: 'spin' is not one of"]),
+        ("stages: [lr, ft3]", ["stages: 'ft3' is not one of"]),
+        ("batch: 0", ["batch: 0 is out of range"]),
+        ("- epochs_hr", ["must hold `setting: value` lines"]),
+        ("epochs_hr: [", ["is not YAML"]),
+        ("a: !!python/object/apply:os.getcwd []", ["is not YAML"]),
+        ("3: 4", ["there is no setting 3"]),
+    ],
+)
+def test_a_wrong_key_or_value_in_a_settings_file_is_named_with_its_file(
+    refused: Refused, tmp_path: Path, content: str, words: list[str]
+) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(content + "\n")
+    message = refused(2, "train", "--out", tmp_path / "x", "--config", file)
+    for word in words:
+        assert word in message
+    if "out of range" not in message:
+        assert message.startswith(f"{file}: ")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_missing_settings_file_is_named(refused: Refused, tmp_path: Path) -> None:
+    message = refused(2, "train", "--out", tmp_path / "x", "--config", tmp_path / "no.yaml")
+    assert f"{tmp_path / 'no.yaml'}: no such file" in message
+
+
+def test_flags_win_over_the_settings_file_and_the_file_over_defaults(run: Run, data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        yaml.safe_dump({"high": "16", "low": "8", "grid": "2x3", "epochs_lr": 5, "epochs_hr": 7, "batch": 8})
+    )
+    code, out, _ = run(
+        "train", "--out", tmp_path / "x", "--config", file, "--epochs-hr", 2, "--data", data, "--dry-run", "--json",
+        "--hr-network", "resnet8-w4", "--lr-network", "resnet8-w4", "--policy-network", "resnet8-w4",
+    )  # fmt: skip
+    plan = json.loads(out)
+    assert code == 0
+    assert (plan["grid"], plan["high"], plan["low"]) == ("2x3", [16, 16], [8, 8])
+    assert plan["stages"]["lr"]["epochs"] == 5
+    assert plan["stages"]["hr"]["epochs"] == 2
+    assert plan["stages"]["pt"]["epochs"] == TrainSettings().epochs_pt
+
+
+def test_a_dry_run_states_the_plan_and_writes_nothing(run: Run, data: Path, tmp_path: Path) -> None:
+    code, out, _ = run(*flags(data, tmp_path / "x"), "--dry-run", "--json")
+    plan = json.loads(out)
+    assert code == 0
+    assert plan["data"]["images"] == {"val": 3, "fit": 21, "test": 12}
+    assert [stage["steps"] for stage in plan["stages"].values()] == [2] * 6
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("name", ["resnt10", "resnet1O", "resnet8w4", "mobilnetv3_small_100"])
+@pytest.mark.parametrize("flag", ["hr_network", "lr_network", "policy_network"])
+def test_an_unknown_network_is_named_with_the_nearest(
+    refused: Refused, data: Path, tmp_path: Path, flag: str, name: str
+) -> None:
+    message = refused(2, *flags(data, tmp_path / "x", **{flag: name}))
+    assert f"network {name!r} does not exist, did you mean 'resnet" in message.replace("mobilenet", "resnet")
+
+
+def test_settings_survive_yaml_to_the_last_value() -> None:
+    settings = TrainSettings(high="96x160", augment=("erase",), stages=("lr", "ft2"), rate_policy=1e-3 / 3)
+    again = from_mapping(yaml.safe_load(patchdrop.settings.to_yaml(settings)), "here")
+    assert again == settings
+    assert to_mapping(again) == to_mapping(settings)
+    with pytest.raises(UsageError, match="stages: 'ft9' does not exist"):
+        TrainSettings(stages=("ft9",))
+
+
+# --- data that cannot be used
+
+
+def test_a_missing_folder_an_empty_one_and_a_file_that_is_no_csv_are_named(refused: Refused, tmp_path: Path) -> None:
+    missing = tmp_path / "missing"
+    assert refused(3, *flags(missing, tmp_path / "a")).startswith(f"{missing}: no such file or folder")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert refused(3, *flags(empty, tmp_path / "b")).startswith(f"{empty}: no train, val or test folder")
+    text = tmp_path / "text.csv"
+    text.write_text("hello\n")
+    assert str(text) in refused(3, *flags(text, tmp_path / "c"))
+
+
+def test_a_class_without_an_image_is_named(refused: Refused, tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "images")
+    (data / "train" / "white").mkdir()
+    message = refused(3, *flags(data, tmp_path / "x"))
+    assert message.startswith(f"{data / 'train' / 'white'}: class folder without")
+
+
+def test_classes_that_differ_between_splits_are_named(refused: Refused, tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "images")
+    shutil.move(data / "test" / "red", data / "test" / "purple")
+    message = refused(3, *flags(data, tmp_path / "x"))
+    assert "train and test differ in 2 of their classes" in message
+    assert "red" in message
+    assert "purple" in message
+
+
+def test_without_a_train_split_there_is_nothing_to_train_on(refused: Refused, tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "images")
+    shutil.rmtree(data / "train")
+    assert "has no train split" in refused(3, *flags(data, tmp_path / "x"))
+
+
+def truncate(path: Path) -> Path:
+    path.write_bytes(path.read_bytes()[:60])
+    return path
+
+
+def test_a_truncated_image_is_named(refused: Refused, tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "images")
+    bad = truncate(data / "train" / "red" / "002.png")
+    message = refused(3, *flags(data, tmp_path / "x"))
+    assert message.startswith(f"{bad}: damaged image")
+
+
+@pytest.mark.usefixtures("quick")
+def test_with_skip_bad_a_truncated_image_is_left_out_counted_and_listed(run: Run, tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "images")
+    truncate(data / "train" / "red" / "002.png")
+    truncate(data / "test" / "green" / "001.png")
+    code, _, err = run(*flags(data, tmp_path / "x", stages="lr"), "--skip-bad")
+    assert code == 0
+    assert "skipped train/red/002.png: " in err
+    assert "skipped test/green/001.png: " in err
+    assert "skipped 2 images in all" in err
+    recorded = json.loads((tmp_path / "x" / "data.json").read_text())
+    assert sorted(recorded["skipped"]) == ["test/green/001.png", "train/red/002.png"]
+    assert sum(recorded["images"].values()) == 24 + 12 - 2
+    (row,) = json.loads((tmp_path / "x" / "results.json").read_text())["rows"]
+    assert row["n"] == 11
+
+
+# --- unusual shapes work
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"grid": "1"}, {"high": "18x21", "low": "7x9", "grid": "4"}, {"grid": "2x5"}, {"channels": 1}],
+    ids=["grid of one patch", "HR not divisible", "grid not square", "grey"],
+)
+@pytest.mark.usefixtures("quick")
+def test_unusual_geometry_trains_evaluates_and_predicts(
+    run: Run, data: Path, tmp_path: Path, changes: dict[str, str]
+) -> None:
+    code, out, _ = run(*flags(data, tmp_path / "x", **changes), "--json")
+    document = json.loads(out)
+    assert code == 0
+    patches = {"1": 1, "2x5": 10}.get(changes.get("grid", ""), 16)
+    assert document["patches"] == patches
+    assert all(len(row["patches_histogram"]) == patches + 1 for row in document["rows"])
+    code, out, _ = run("predict", tmp_path / "x", picture(data), "--json")
+    assert code == 0
+    (prediction,) = json.loads(out)["predictions"]
+    assert prediction["hr_fraction"] == len(prediction["patches"]) / patches
+
+
+# --- the run folder
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_that_is_there_is_not_trained_again(run: Run, data: Path, copy: Path) -> None:
+    before = {stage: (copy / stage / "model.safetensors").stat().st_mtime_ns for stage in STAGES}
+    code, _, _ = run(*flags(data, copy))
+    assert code == 0
+    assert {s: (copy / s / "model.safetensors").stat().st_mtime_ns for s in STAGES} == before
+
+
+def test_other_settings_in_the_same_folder_are_refused_and_named(refused: Refused, data: Path, trained: Path) -> None:
+    message = refused(3, *flags(data, trained, seed=4, sigma=2.0))
+    assert message.startswith(f"{trained}: was started with other settings (")
+    assert "seed: 0 -> 4" in message
+    assert "sigma: 0.5 -> 2.0" in message
+
+
+def test_other_data_in_the_same_folder_are_refused_and_the_difference_is_named(
+    refused: Refused, trained: Path, tmp_path: Path
+) -> None:
+    fewer = write_folder(tmp_path / "images", train=18)
+    assert "other data (images was " in refused(3, *flags(fewer, trained))
+    renamed = write_folder(tmp_path / "other")
+    assert "other data (name was images, is other)" in refused(3, *flags(renamed, trained))
+    classes = write_folder(tmp_path / "again" / "images")
+    for split in ("train", "test"):
+        shutil.move(classes / split / "red", classes / split / "purple")
+    message = refused(3, *flags(classes, trained))
+    assert "other data (classes was " in message
+    assert "'purple'" in message
+
+
+def test_evaluating_on_other_classes_is_refused_and_named(refused: Refused, trained: Path, tmp_path: Path) -> None:
+    other = write_folder(tmp_path / "images")
+    shutil.rmtree(other / "train" / "red")
+    shutil.rmtree(other / "test" / "red")
+    message = refused(3, "evaluate", trained, "--data", other)
+    assert "was trained on 3 classes, images has 2 (not in both: red)" in message
+
+
+@pytest.mark.parametrize("command", ["evaluate", "info", "predict"])
+def test_a_folder_that_is_no_run_is_named(refused: Refused, data: Path, tmp_path: Path, command: str) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        more = [picture(data)] if command == "predict" else []
+        assert refused(3, command, folder, *more).startswith(f"{folder}: is no run folder")
+
+
+def test_a_split_that_does_not_exist_is_named(refused: Refused, trained: Path) -> None:
+    assert "has no holdout split, only" in refused(3, "evaluate", trained, "--split", "holdout")
+
+
+def test_an_unwritable_run_folder_is_named(refused: Refused, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file" / "below"):
+        message = refused(3, *flags(data, out))
+        assert message.startswith(f"{out}: cannot be written")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict"])
+def test_a_damaged_checkpoint_is_named(refused: Refused, data: Path, copy: Path, command: str) -> None:
+    path = copy / "ft2" / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    more = [picture(data)] if command == "predict" else []
+    assert refused(3, command, copy, *more).startswith(f"{path}: is damaged, its checksum differs")
+
+
+def test_a_damaged_config_is_named(refused: Refused, data: Path, copy: Path) -> None:
+    path = copy / "ft2" / "config.json"
+    path.write_text(path.read_text()[:100])
+    assert refused(3, "predict", copy, picture(data)).startswith(f"{path}: is damaged")
+
+
+def test_a_run_in_use_is_refused(refused: Refused, data: Path, copy: Path) -> None:
+    with RunFolder(copy).locked():
+        assert "another training is using it" in refused(3, *flags(data, copy))
+
+
+def test_a_stage_that_is_not_trained_is_named(refused: Refused, data: Path, copy: Path) -> None:
+    shutil.rmtree(copy / "ft2")
+    message = refused(3, "predict", copy, picture(data), "--stage", "ft2")
+    assert "stage ft2 is not trained (trained: lr, hr, patches, pt, ft1)" in message
+    assert "stage 'lr' has no policy" in refused(2, "predict", copy, picture(data), "--stage", "lr")
+    for stage in STAGES:
+        shutil.rmtree(copy / stage, ignore_errors=True)
+    assert "no policy is trained yet" in refused(3, "predict", copy, picture(data))
+    assert "no stage is trained yet" in refused(3, "evaluate", copy)
+
+
+def test_what_is_refused_raises_with_debug(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(patchdrop.errors.RunError):
+        main(["evaluate", str(tmp_path), "--debug"])
+
+
+# --- predict
+
+
+def test_predictions_are_those_of_the_table(run: Run, data: Path, trained: Path) -> None:
+    """Right answers and patches over all test images, one by one, against the row of `evaluate`."""
+    images = sorted((data / "test").rglob("*.png"))
+    code, out, err = run("predict", trained, *images, "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    assert found["failed"] == []
+    assert [p["path"] for p in found["predictions"]] == [str(i) for i in images]
+    rows = json.loads((trained / "results.json").read_text())["rows"]
+    row = next(r for r in rows if (r["method"], r["stage"]) == ("PatchDrop", "ft2"))
+    right = sum(Path(p["path"]).parent.name == p["label"] for p in found["predictions"])
+    counts = [len(p["patches"]) for p in found["predictions"]]
+    assert right == row["correct"]
+    assert np.bincount(counts, minlength=17).tolist() == row["patches_histogram"]
+    for prediction in found["predictions"]:
+        assert prediction["hr_fraction"] == len(prediction["patches"]) / 16
+        assert prediction["patches"] == sorted(set(prediction["patches"]))
+        assert 1 / 3 <= prediction["probability"] <= 1
+
+
+def test_a_bad_image_among_good_ones_is_named_and_the_others_predicted(
+    run: Run, data: Path, trained: Path, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_text("no image")
+    missing = tmp_path / "missing.png"
+    good = picture(data)
+    code, out, err = run("predict", trained, bad, good, missing, "--json")
+    assert code == 4
+    found = json.loads(out)
+    assert [p["path"] for p in found["predictions"]] == [str(good)]
+    assert [reason.split(": ")[0] for reason in found["failed"]] == [str(bad), str(missing)]
+    assert [line.split(": ")[:2] for line in err.splitlines()] == [["error", str(bad)], ["error", str(missing)]]
+
+
+def test_only_bad_images_exit_with_3(run: Run, trained: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"\x89PNG\r\n\x1a\n")
+    code, out, err = run("predict", trained, bad, "--json")
+    assert code == 3
+    assert json.loads(out)["predictions"] == []
+    assert err.startswith(f"error: {bad}: ")
+
+
+def test_lr_images_of_their_own_are_one_for_each_image(run: Run, refused: Refused, data: Path, trained: Path) -> None:
+    one, two = picture(data), picture(data, 1)
+    code, out, _ = run("predict", trained, one, two, "--low", two, one, "--json")
+    assert code == 0
+    assert len(json.loads(out)["predictions"]) == 2
+    assert "2 images and 1 LR images were given" in refused(2, "predict", trained, one, two, "--low", one)
+
+
+def test_overlays_are_one_picture_an_image_and_none_overwrites_another(
+    run: Run, data: Path, trained: Path, tmp_path: Path
+) -> None:
+    again = tmp_path / picture(data).name
+    shutil.copy(picture(data), again)
+    code, _, _ = run("predict", trained, picture(data), again, "--overlay", tmp_path / "shown")
+    assert code == 0
+    shown = sorted((tmp_path / "shown").iterdir())
+    assert len(shown) == 2
+    for path in shown:
+        with Image.open(path) as image:
+            image.load()
+
+
+# --- what is printed
+
+
+def only_json(out: str) -> Any:
+    """The document that is all of stdout."""
+    document, end = json.JSONDecoder().raw_decode(out)
+    assert out[end:] == "\n"
+    return document
+
+
+@pytest.mark.usefixtures("quick")
+def test_with_json_stdout_holds_one_document_and_nothing_else(
+    run: Run, data: Path, copy: Path, trained: Path, tmp_path: Path
+) -> None:
+    for arguments in (
+        flags(data, copy),
+        [*flags(data, tmp_path / "new"), "--dry-run"],
+        ["evaluate", copy],
+        ["evaluate", copy, "--split", "val"],
+        ["predict", copy, picture(data)],
+        ["info", copy],
+    ):
+        code, out, _ = run(*arguments, "--json")
+        assert code == 0
+        assert isinstance(only_json(out), dict)
+
+
+@pytest.mark.usefixtures("quick")
+def test_without_json_a_table_is_printed(run: Run, data: Path, copy: Path, tmp_path: Path) -> None:
+    for arguments, words in (
+        (["evaluate", copy], ["PatchDrop", "Shuffled", "HR-CNN", "ft2"]),
+        (["info", copy], ["resnet8-w4", "blue, green, red"]),
+        (["predict", copy, picture(data)], ["probability"]),
+        ([*flags(data, tmp_path / "new"), "--dry-run"], ["MFLOP", "estimated time"]),
+    ):
+        code, out, _ = run(*arguments)
+        assert code == 0
+        for word in words:
+            assert word in out
+        with pytest.raises(ValueError, match="Expecting value"):
+            json.loads(out)
+
+
+def test_info_says_what_is_in_a_run(run: Run, trained: Path) -> None:
+    document = only_json(run("info", trained, "--json")[1])
+    assert list(document["stages"]) == list(STAGES)
+    assert document["data"]["classes"] == list(CLASSES)
+    assert document["grid"] == "4"
+    assert document["settings"]["hr_network"] == "resnet8-w4"
+    assert document["versions"]["patchdrop"] == patchdrop.__version__
+    for stage, found in document["stages"].items():
+        assert found["sha256"] == RunFolder(trained).stage_config(stage)["sha256"]
+
+
+def test_a_run_can_be_repeated_from_its_own_settings(run: Run, trained: Path, tmp_path: Path) -> None:
+    code, _, _ = run("train", "--config", trained / "settings.yaml", "--out", tmp_path / "again", "--stages", "lr")
+    assert code == 0
+    ours, theirs = RunFolder(tmp_path / "again"), RunFolder(trained)
+    assert ours.stage_config("lr")["sha256"] == theirs.stage_config("lr")["sha256"]
+
+
+def test_an_exit_code_reaches_the_shell(tmp_path: Path) -> None:
+    whole = [sys.executable, "-m", "patchdrop", "train", "--out", str(tmp_path / "x"), "--batch", "0"]
+    found = subprocess.run(whole, capture_output=True, text=True, timeout=120, check=False)
+    assert (found.returncode, found.stdout) == (2, "")
+    assert found.stderr.startswith("error: batch: 0 is out of range")
+
+
+# --- the contract of results.json
+
+
+@pytest.fixture(scope="module")
+def results(trained: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((trained / "results.json").read_text())
+    return found
+
+
+def test_results_have_a_row_for_each_method_and_stage(results: dict[str, Any]) -> None:
+    expected = [("LR-CNN", "lr"), ("HR-CNN", "hr")]
+    expected += [(m, s) for s in ("pt", "ft1", "ft2") for m in ("PatchDrop", "Random", "Shuffled")]
+    assert [(row["method"], row["stage"]) for row in results["rows"]] == expected
+
+
+def test_results_say_what_they_are_of(results: dict[str, Any], trained: Path) -> None:
+    assert (results["name"], results["data"], results["split"]) == ("run", "images", "test")
+    assert (results["classes"], results["class_names"]) == (3, list(CLASSES))
+    assert (results["patches"], results["grid"]) == (16, [4, 4])
+    assert (results["high"], results["low"]) == ([16, 16], [8, 8])
+    assert results["provenance"]["seed"] == 0
+    assert set(results["provenance"]) >= {"command", "commit", "machine", "versions", "seconds", "trained"}
+
+
+def test_the_figures_of_a_row_agree_with_each_other(results: dict[str, Any]) -> None:
+    for row in results["rows"]:
+        histogram = row["patches_histogram"]
+        assert row["n"] == 12 == sum(histogram)
+        assert row["accuracy"] == row["correct"] / row["n"]
+        assert row["ci95"] == list(patchdrop.evaluate.metrics.wilson(row["correct"], row["n"]))
+        assert row["mean_patches"] == pytest.approx(sum(s * c for s, c in enumerate(histogram)) / 12, rel=1e-12)
+        assert row["hr_fraction"] == row["mean_patches"] / results["patches"]
+        squares = sum(s * s * c for s, c in enumerate(histogram)) / 12
+        assert row["patches_sd"] == pytest.approx(math.sqrt(squares - row["mean_patches"] ** 2), abs=1e-9)
+        assert row["sigma"] == 0.5
+        assert 1 <= row["distinct_masks"] <= 12
+        wrong = (row["n"] - row["correct"]) / row["n"]
+        assert -row["sigma"] * wrong - 1e-6 <= row["reward"] <= row["accuracy"] - row["sigma"] * wrong + 1e-6
+
+
+def test_lr_cnn_reads_nothing_and_hr_cnn_everything(results: dict[str, Any]) -> None:
+    lr, hr = results["rows"][:2]
+    assert (lr["mean_patches"], lr["hr_fraction"], lr["distinct_masks"]) == (0, 0, 1)
+    assert (hr["mean_patches"], hr["hr_fraction"], hr["distinct_masks"]) == (16, 1, 1)
+    assert lr["reward"] == pytest.approx(lr["accuracy"] - 0.5 * (1 - lr["accuracy"]), abs=1e-6)
+    assert hr["reward"] == pytest.approx(-0.5 * (1 - hr["accuracy"]), abs=1e-6)
+
+
+def test_the_yardsticks_are_at_the_policys_s(results: dict[str, Any]) -> None:
+    rows = {(row["method"], row["stage"]): row for row in results["rows"]}
+    for stage in ("pt", "ft1", "ft2"):
+        ours, random, dealt = (rows[method, stage] for method in ("PatchDrop", "Random", "Shuffled"))
+        assert 0 < ours["mean_patches"] < 16
+        assert ours["distinct_masks"] > 1
+        assert dealt["patches_histogram"] == ours["patches_histogram"]
+        assert dealt["distinct_masks"] == ours["distinct_masks"]
+        assert abs(random["mean_patches"] - ours["mean_patches"]) <= 1
+        assert sum(count > 0 for count in random["patches_histogram"]) <= 2
+        assert ours["p_value"] is None
+        assert 0 < ours["p_value_hr_cnn"] <= 1
+        assert 0 < random["p_value"] <= 1
+        assert 0 < dealt["p_value"] <= 1
+
+
+def test_looks_and_classes_add_up_to_the_rows(results: dict[str, Any]) -> None:
+    rows = {(row["method"], row["stage"]): row for row in results["rows"]}
+    for stage in ("pt", "ft1", "ft2"):
+        row = rows["PatchDrop", stage]
+        assert sum(results["looks"][stage]) == pytest.approx(row["mean_patches"], rel=1e-5)
+        classes = results["per_class"][stage]
+        assert [c["class"] for c in classes] == list(CLASSES)
+        assert sum(c["n"] * c["accuracy"] for c in classes) == pytest.approx(row["correct"], rel=1e-5)
+        total = sum(c["n"] * c["mean_patches"] for c in classes)
+        assert total == pytest.approx(row["n"] * row["mean_patches"], rel=1e-5)
+
+
+@pytest.mark.usefixtures("quick")
+def test_evaluating_again_gives_the_same_rows(run: Run, copy: Path, results: dict[str, Any]) -> None:
+    found = only_json(run("evaluate", copy, "--json")[1])
+    assert found["rows"] == results["rows"]
+    assert json.loads((copy / "results.json").read_text())["rows"] == results["rows"]
+
+
+def test_another_split_or_data_set_leaves_the_runs_own_results_alone(
+    run: Run, copy: Path, data: Path, tmp_path: Path
+) -> None:
+    before = (copy / "results.json").read_bytes()
+    found = only_json(run("evaluate", copy, "--split", "val", "--json")[1])
+    assert (found["split"], found["rows"][0]["n"]) == ("val", 3)
+    elsewhere = write_folder(tmp_path / "elsewhere", test=9)
+    found = only_json(run("evaluate", copy, "--data", elsewhere, "--json")[1])
+    assert (found["data"], found["rows"][0]["n"]) == ("elsewhere", 9)
+    assert (copy / "results.json").read_bytes() == before
+
+
+def test_the_report_is_written(trained: Path) -> None:
+    page = (trained / "report.html").read_text(encoding="utf-8")
+    assert "PatchDrop" in page
+    assert not list(trained.rglob("*.tmp"))
+    assert not list(trained.rglob("state*"))
