@@ -1,0 +1,130 @@
+"""Networks by name: the published sizes, free widths, any timm name, and the nearest name for one that is none."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from patchdrop.cost import Cost, forward_costs
+from patchdrop.errors import UsageError
+from patchdrop.grid import Grid
+from patchdrop.networks import Normalise, build, feature_map
+from patchdrop.policy.network import Policy
+from patchdrop.settings import TrainSettings
+
+
+def parameters(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("name", "classes", "expected"),
+    [
+        # He et al. 2016 for 32 px, with projections for shortcuts: 0.27, 0.46 and 1.7 million
+        ("resnet20", 10, 272_474),
+        ("resnet32", 10, 466_906),
+        # as in torchvision and timm, for 224 px
+        ("resnet18", 1000, 11_689_512),
+        ("resnet34", 1000, 21_797_672),
+        ("resnet50", 1000, 25_557_032),
+    ],
+)
+def test_the_published_networks_have_the_published_size(name: str, classes: int, expected: int) -> None:
+    assert parameters(build(name, classes)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "features", "side"),
+    [
+        ("resnet8", 64, 8),
+        ("resnet8-w4", 16, 8),
+        ("resnet14-w6-s2", 24, 4),
+        ("resnet8-w4-max", 16, 8),
+        ("resnet10-w8", 64, 1),
+        ("resnet50-w4", 128, 1),
+        ("mobilenetv3_small_050", 288, 1),
+    ],
+)
+def test_a_name_gives_the_width_and_the_feature_map_it_says(name: str, features: int, side: int) -> None:
+    network = build(name, 0).eval()
+    with torch.inference_mode():
+        found = feature_map(network, torch.randn(2, 3, 32, 32))
+    assert found.shape == (2, features, side, side)
+    assert network.num_features == features
+    assert build(name, 7).eval()(torch.randn(2, 3, 32, 32)).shape == (2, 7)
+
+
+def test_pooling_by_the_maximum_is_that() -> None:
+    torch.manual_seed(0)
+    network = build("resnet8-w4-max", 3).eval()
+    images = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        expected = network.fc(network.forward_features(images).amax((2, 3)))
+        assert torch.equal(network(images), expected)
+        network.pool = "mean"
+        assert not torch.allclose(network(images), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8])
+def test_the_number_of_channels_is_free(channels: int) -> None:
+    assert build("resnet8-w4", 2, channels).eval()(torch.randn(1, channels, 16, 16)).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [("resnet9", "resnet"), ("ResNet50", "resnet"), ("resnet50-s2", "resnet50"), ("mobilenet", "mobi")],
+)
+def test_a_name_that_is_none_is_refused_with_the_nearest(name: str, near: str) -> None:
+    with pytest.raises(UsageError, match=f"network '{name}' does not exist, did you mean '{near}"):
+        build(name, 2)
+
+
+def test_a_network_without_a_feature_map_is_refused_for_the_spatial_head() -> None:
+    with pytest.raises(UsageError, match="gives no feature map: use --policy-head global"):
+        feature_map(build("vit_tiny_patch16_224", 0), torch.randn(1, 3, 224, 224))
+
+
+def test_normalising_is_by_the_channels_own_statistics_and_takes_bytes() -> None:
+    normalise = Normalise(torch.tensor([10.0, 20.0]), torch.tensor([2.0, 5.0]))
+    pixels = torch.tensor([[[[12]], [[10]]]], dtype=torch.uint8)
+    assert normalise(pixels).flatten().tolist() == [1.0, -2.0]
+    assert set(normalise.state_dict()) == {"mean", "std"}
+
+
+@pytest.mark.parametrize("grid", [Grid(4, 4), Grid(2, 3), Grid(1, 1)], ids=str)
+@pytest.mark.parametrize("head", ["spatial", "global"])
+def test_a_policy_gives_one_logit_a_patch(grid: Grid, head: str) -> None:
+    policy = Policy("resnet8-w4", grid, Normalise(torch.zeros(3), torch.ones(3)), head=head, enlarge=2).eval()
+    assert policy(torch.randint(0, 256, (5, 3, 12, 10), dtype=torch.uint8)).shape == (5, grid.patches)
+
+
+def test_the_spatial_head_starts_even_and_reads_each_patch_at_its_own_place() -> None:
+    torch.manual_seed(0)
+    policy = Policy("resnet8-w4", Grid(2, 2), Normalise(torch.zeros(3), torch.ones(3))).eval()
+    low = torch.randint(0, 256, (1, 3, 64, 64)).float()
+    assert policy(low).tolist() == [[0.0, 0.0, 0.0, 0.0]]
+    nn.init.normal_(policy.head.weight)
+    policy.head.weight.data[:, policy.network.num_features :] = 0  # leave the mean over the image out
+    changed = low.clone()
+    changed[:, :, :16, 48:] += 50  # far inside the upper right quarter
+    with torch.inference_mode():
+        moved = (policy(changed) - policy(low)).abs()[0]
+    assert float(moved[1]) > 10 * float(moved[[0, 2, 3]].max())
+
+
+def test_costs_are_counted() -> None:
+    """By hand for the first convolution and the head; the whole from the sum of a ResNet-8's layers."""
+    settings = TrainSettings(
+        high="32", low="8", hr_network="resnet8-w4", lr_network="resnet8-w4", policy_network="resnet8-w4"
+    )
+    costs = forward_costs(settings, 10)
+
+    def flops(side: int, classes: int) -> int:
+        convolutions = [(3, 4, 3, side), (4, 4, 3, side), (4, 4, 3, side)]
+        for inputs, outputs, at in ((4, 8, side // 2), (8, 16, side // 4)):
+            convolutions += [(inputs, outputs, 3, at), (outputs, outputs, 3, at), (inputs, outputs, 1, at)]
+        return sum(2 * i * o * k * k * s * s for i, o, k, s in convolutions) + 2 * 16 * classes
+
+    assert costs["hr"] == Cost(parameters(build("resnet8-w4", 10)), flops(32, 10))
+    assert costs["lr"] == Cost(parameters(build("resnet8-w4", 10)), flops(8, 10))
