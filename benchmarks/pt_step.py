@@ -28,9 +28,9 @@ from patchdrop.policy.choice import keep_all
 from patchdrop.provenance import machine
 from patchdrop.read.source import from_memory
 from patchdrop.settings import from_mapping, read_profile
-from patchdrop.train.batches import training_views
-from patchdrop.train.loop import make_optimizer, train_step
-from patchdrop.train.run import make_task
+from patchdrop.training.batches import training_views
+from patchdrop.training.loop import make_optimizer, train_step
+from patchdrop.training.run import make_task
 
 ROUNDS = 15
 

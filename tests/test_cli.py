@@ -529,6 +529,18 @@ def test_a_run_can_be_repeated_from_its_own_settings(run: Run, trained: Path, tm
     assert ours.stage_config("lr")["sha256"] == theirs.stage_config("lr")["sha256"]
 
 
+@pytest.mark.usefixtures("quick")
+def test_streamed_from_disk_a_run_ends_with_the_same_bits_and_rows(
+    run: Run, data: Path, trained: Path, tmp_path: Path
+) -> None:
+    code, out, _ = run(*flags(data, tmp_path / "x", memory_gb=0, workers=0), "--json")
+    assert code == 0
+    ours, theirs = RunFolder(tmp_path / "x"), RunFolder(trained)
+    for stage in STAGES:
+        assert ours.stage_config(stage)["sha256"] == theirs.stage_config(stage)["sha256"]
+    assert only_json(out)["rows"] == json.loads((trained / "results.json").read_text())["rows"]
+
+
 def test_an_exit_code_reaches_the_shell(tmp_path: Path) -> None:
     whole = [sys.executable, "-m", "patchdrop", "train", "--out", str(tmp_path / "x"), "--batch", "0"]
     found = subprocess.run(whole, capture_output=True, text=True, timeout=120, check=False)
@@ -565,7 +577,7 @@ def test_the_figures_of_a_row_agree_with_each_other(results: dict[str, Any]) -> 
         histogram = row["patches_histogram"]
         assert row["n"] == 12 == sum(histogram)
         assert row["accuracy"] == row["correct"] / row["n"]
-        assert row["ci95"] == list(patchdrop.evaluate.metrics.wilson(row["correct"], row["n"]))
+        assert row["ci95"] == list(patchdrop.evaluation.metrics.wilson(row["correct"], row["n"]))
         assert row["mean_patches"] == pytest.approx(sum(s * c for s, c in enumerate(histogram)) / 12, rel=1e-12)
         assert row["hr_fraction"] == row["mean_patches"] / results["patches"]
         squares = sum(s * s * c for s, c in enumerate(histogram)) / 12

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from patchdrop.policy.choice import greedy, mixed
 from patchdrop.reward import gain, reward, soft_reward
-from patchdrop.train.estimator import (
+from patchdrop.training.estimator import (
     LeaveOneOut,
     SelfCritical,
     StraightThrough,

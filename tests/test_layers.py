@@ -20,8 +20,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("__main__",),
     ("cli",),
     ("commands", "tables"),  # tables: documents in, nothing of ours
-    ("serve", "train", "cost"),
-    ("report", "evaluate"),
+    ("serve", "training", "cost"),
+    ("report", "evaluation"),
     ("runfolder",),
     ("models",),
     ("episode",),
@@ -122,7 +122,7 @@ def test_the_walk_sees_imports_at_the_top_in_functions_and_of_modules(graph: dic
         "from __future__ import annotations\nimport torch\nfrom patchdrop.grid import Grid\n"
         "from patchdrop import commands\nimport patchdrop.files\n"
         "if TYPE_CHECKING:\n    from patchdrop.episode import PatchDrop\n"
-        "def f():\n    from patchdrop.train import loop\n"
+        "def f():\n    from patchdrop.training import loop\n"
     )
     assert set(imports(source, set(graph))) == {"grid", "commands", "files", "train.loop"}
     assert graph["cli"] >= {"commands", "tables", "errors", "settings"}

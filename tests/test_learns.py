@@ -21,8 +21,8 @@ from patchdrop.networks import Normalise
 from patchdrop.packed import Packed
 from patchdrop.policy.network import Policy
 from patchdrop.settings import TrainSettings
-from patchdrop.train.loop import train
-from patchdrop.train.policy_stages import PolicyTask
+from patchdrop.training.loop import train
+from patchdrop.training.policy_stages import PolicyTask
 
 pytestmark = pytest.mark.filterwarnings("ignore::patchdrop.errors.CollapsedPolicyWarning")
 GRID = Grid(4, 4)

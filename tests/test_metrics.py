@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchdrop.evaluate.metrics import distinct_masks, entropy, mcnemar, spread, wilson
+from patchdrop.evaluation.metrics import distinct_masks, entropy, mcnemar, spread, wilson
 
 
 @pytest.mark.parametrize(

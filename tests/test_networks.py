@@ -73,7 +73,7 @@ def test_the_number_of_channels_is_free(channels: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("resnet9", "resnet"), ("ResNet50", "resnet"), ("resnet50-s2", "resnet50"), ("mobilenet", "mobi")],
+    [("resnet9", "resnet"), ("ResNet50", "resnet"), ("resnet50-s2", "resnet50"), ("mobilenet", "mob")],
 )
 def test_a_name_that_is_none_is_refused_with_the_nearest(name: str, near: str) -> None:
     with pytest.raises(UsageError, match=f"network '{name}' does not exist, did you mean '{near}"):

@@ -27,9 +27,7 @@ POLICY_STAGES = ("pt", "ft1", "ft2")
 # --- synthetic data
 
 
-def row(
-    method: str, stage: str | None, accuracy: float, mean: float, patches: int, **more: Any
-) -> dict[str, Any]:
+def row(method: str, stage: str | None, accuracy: float, mean: float, patches: int, **more: Any) -> dict[str, Any]:
     """A row of results of 1,000 test images that all read about ``mean`` patches."""
     histogram = [0] * (patches + 1)
     histogram[round(mean)] = 1000
@@ -285,9 +283,7 @@ def test_uneven_grid_of_grey_images(tmp_path: Path) -> None:
     results = fake_results(stages=("pt",), rows=3, cols=5) | {"high": [16, 23], "low": [4, 6]}
     page = read(write_report(tmp_path, results, [], [item(grid, 16, 23, channels=1)]))
     assert "8 of 15 patches" in page.text
-    assert (
-        "row by row: 0, 7, 13, 20, 27; 33, 40, 47, 53, 60; 67, 73, 80, 87, 93 %" in page.of("img")[2]["alt"]
-    )
+    assert "row by row: 0, 7, 13, 20, 27; 33, 40, 47, 53, 60; 67, 73, 80, 87, 93 %" in page.of("img")[2]["alt"]
 
 
 # --- pictures
@@ -330,9 +326,7 @@ def test_large_images_keep_their_size_in_an_overlay() -> None:
     assert overlay(item(Grid(4, 4), 400, 390), Grid(4, 4)).size == (390, 400)
 
 
-@pytest.mark.parametrize(
-    ("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (5, [0, 1, 2])]
-)
+@pytest.mark.parametrize(("channels", "shown"), [(1, [0, 0, 0]), (2, [0, 0, 0]), (3, [0, 1, 2]), (5, [0, 1, 2])])
 def test_first_three_channels_are_shown_or_grey(channels: int, shown: list[int]) -> None:
     image = np.broadcast_to(np.arange(channels, dtype=np.uint8), (2, 3, channels))
     np.testing.assert_array_equal(rgb(image)[0, 0], shown)

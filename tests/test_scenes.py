@@ -73,9 +73,7 @@ def test_one_scene_in_eight_has_no_marker_and_digits_are_even() -> None:
 
 
 @pytest.mark.parametrize("size", [64, 128])
-def test_a_marker_changes_pixels_within_its_disc_and_nowhere_else(
-    size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_marker_changes_pixels_within_its_disc_and_nowhere_else(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     painted, bare = with_and_without_markers(monkeypatch, 200, size)
     changed = (painted.images != bare.images).any(axis=3)
     assert not changed[painted.labels == NONE].any()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -27,9 +28,9 @@ from patchdrop.files import read_json, read_tensors, write_json, write_tensors
 from patchdrop.models import ModelConfig, build_stage
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TrainSettings
-from patchdrop.train.loop import Task, rate_at, train
-from patchdrop.train.policy_stages import SIGMA_RANGE, PolicyTask
-from patchdrop.train.run import make_task, train_stages
+from patchdrop.training.loop import Task, rate_at, train
+from patchdrop.training.policy_stages import SIGMA_RANGE, PolicyTask
+from patchdrop.training.run import make_task, train_stages
 from tiny import CLASSES, tiny_data, tiny_settings
 
 STEPS_PER_EPOCH = 3
@@ -226,6 +227,46 @@ def test_saving_along_the_way_changes_nothing(tmp_path: Path, runs: Any) -> None
     run = run_stages(tmp_path, tiny_settings(save_minutes=0.0))
     for stage in STAGES:
         assert outcome(run, stage) == outcome(runs("plain"), stage)
+
+
+class CrashError(BaseException):
+    """Not an Exception: nothing may catch it and tidy up, as nothing can when the power fails."""
+
+
+def test_a_crash_at_any_file_operation_loses_nothing(
+    tmp_path: Path, runs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before each flush, rename and removal in turn, with a save at every step: then the same is run again."""
+    settings = tiny_settings(stages=("lr",), save_minutes=0.0)
+    until_crash = [0]
+
+    def crashing(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **more: Any) -> Any:
+            until_crash[0] -= 1
+            if until_crash[0] == 0:
+                raise CrashError
+            return function(*arguments, **more)
+
+        return call
+
+    monkeypatch.setattr(os, "fsync", crashing(os.fsync))
+    monkeypatch.setattr(os, "replace", crashing(os.replace))
+    monkeypatch.setattr(Path, "unlink", crashing(Path.unlink))
+    for operation in range(1, 1000):
+        folder = tmp_path / str(operation)
+        until_crash[0] = operation
+        try:
+            run_stages(folder, settings)
+        except CrashError:
+            run = run_stages(folder, settings)
+            assert outcome(run, "lr") == outcome(runs("plain"), "lr")
+            assert sorted(p.name for p in run.stage("lr").iterdir()) == ["config.json", "model.safetensors"]
+            assert sorted(p.name for p in folder.iterdir()) == ["data.json", "log.jsonl", "lr"]
+            epochs = [(e["epoch"], e["step"]) for e in run.read_log()]
+            assert epochs == [(1, 3), (2, 6)]
+        else:
+            break
+    assert operation > 40
 
 
 def test_a_resumed_stage_of_another_length_is_refused(tmp_path: Path) -> None:
@@ -445,7 +486,7 @@ def test_a_bad_number_stops_training_before_the_optimizer_and_nothing_is_saved_a
         return tasks[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr("patchdrop.train.run.make_task", make)
+        patch.setattr("patchdrop.training.run.make_task", make)
         with pytest.raises(TrainingError) as caught:
             run_stages(folder, tiny_settings())
     message = str(caught.value)

@@ -15,9 +15,9 @@ from patchdrop.data.load import Data, load, statistics
 from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError, RunError, UsageError
-from patchdrop.evaluate.evaluate import evaluate as evaluate_stages
-from patchdrop.evaluate.evaluate import example_positions
-from patchdrop.evaluate.evaluate import results as results_document
+from patchdrop.evaluation.evaluate import evaluate as evaluate_stages
+from patchdrop.evaluation.evaluate import example_positions
+from patchdrop.evaluation.evaluate import results as results_document
 from patchdrop.files import read_json, write_json
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
@@ -29,9 +29,9 @@ from patchdrop.runfolder import RunFolder
 from patchdrop.serve.predictor import Prediction, Predictor, gallery_items
 from patchdrop.settings import TrainSettings, to_mapping
 from patchdrop.talk import bars, say
-from patchdrop.train.batches import steps_in
-from patchdrop.train.loop import make_optimizer, train_step
-from patchdrop.train.run import Stopper, active_stages, device_of, make_task, train_stages
+from patchdrop.training.batches import steps_in
+from patchdrop.training.loop import make_optimizer, train_step
+from patchdrop.training.run import Stopper, active_stages, device_of, make_task, train_stages
 
 GALLERY = 36
 

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import timm
@@ -28,6 +29,9 @@ _LARGE: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] =
     50: (Bottleneck, (3, 4, 6, 3)),
 }
 _SMALL = tuple(6 * n + 2 for n in range(1, 19) if 6 * n + 2 not in _LARGE)
+
+
+_OURS = re.compile(r"resnet(\d+)(?:-w(\d+))?(?:-s(\d))?(-max)?")
 
 
 class ResNet(nn.Module):
@@ -98,19 +102,28 @@ def _stem(channels: int, width: int, kernel: int, stride: int) -> list[nn.Module
     ]
 
 
+def check_pretrained(names: Iterable[str]) -> None:
+    """Raise UsageError where ``--pretrained`` could not apply to any of these networks."""
+    if all(_OURS.fullmatch(name) for name in names):
+        raise UsageError(
+            "--pretrained: the networks named resnet8 to resnet50 are built here and have no published weights; "
+            "name one of timm's, such as --hr-network resnet34.a1_in1k"
+        )
+
+
 def build(name: str, classes: int, channels: int = 3, pretrained: bool = False) -> nn.Module:
     """A network ``(B, channels, H, W)`` float -> logits ``(B, classes)``.
 
     Args:
         name: see the top of this file.
         classes: outputs; 0 leaves the head out, for a network of which only `feature_map` is used.
-        pretrained: start from timm's published weights.
+        pretrained: start timm's networks from their published weights; those built here have none.
 
     Raises:
         UsageError: no such name (the nearest is offered), or its weights cannot be had.
     """
-    match = re.fullmatch(r"resnet(\d+)(?:-w(\d+))?(?:-s(\d))?(-max)?", name)
-    if match and not pretrained:
+    match = _OURS.fullmatch(name)
+    if match:
         depth, width, stride = int(match[1]), int(match[2] or 0), int(match[3] or 1)
         pool = "max" if match[4] else "mean"
         if depth in _SMALL:
@@ -121,7 +134,7 @@ def build(name: str, classes: int, channels: int = 3, pretrained: bool = False) 
             width = width or 64
             stem = nn.Sequential(*_stem(channels, width, 7, 2), nn.MaxPool2d(3, stride=2, padding=1))
             return ResNet(*_LARGE[depth], width, stem, classes, pool)
-    if name not in timm.list_models(name):
+    if not timm.is_model(name):
         ours = [f"resnet{d}" for d in (*_SMALL, *_LARGE)]
         raise UsageError(f"network {name!r} does not exist{nearest(name, [*ours, *timm.list_models()])}")
     options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}

@@ -11,7 +11,7 @@ from torch import Tensor
 from patchdrop.data.augment import augment
 from patchdrop.data.sets import Batch, Split, low_of
 from patchdrop.settings import TrainSettings
-from patchdrop.train.loop import derived_seed
+from patchdrop.training.loop import derived_seed
 
 
 class Views(NamedTuple):

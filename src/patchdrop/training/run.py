@@ -16,11 +16,12 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError
 from patchdrop.files import read_json, write_json
 from patchdrop.models import ModelConfig, build_stage, copy_matching
+from patchdrop.networks import check_pretrained
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TrainSettings
-from patchdrop.train.loop import Task, clear_state, derived_seed, saved_step, train
-from patchdrop.train.policy_stages import PolicyTask
-from patchdrop.train.supervised import ClassifierTask
+from patchdrop.training.loop import Task, clear_state, derived_seed, saved_step, train
+from patchdrop.training.policy_stages import PolicyTask
+from patchdrop.training.supervised import ClassifierTask
 
 Advance = Callable[[str, int], None]
 
@@ -48,6 +49,8 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
         TrainingError: a loss that is not a number.
         Interrupted: ``stop`` was asked; run the same again to go on.
     """
+    if settings.pretrained:
+        check_pretrained((settings.hr_network, settings.lr_network, settings.policy_network))
     _check_data(settings, data, run)
     device = device_of(settings)
     found = statistics(data.splits["fit"], settings.low_size)

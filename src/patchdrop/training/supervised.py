@@ -17,8 +17,8 @@ from patchdrop.grid import Grid
 from patchdrop.packed import Packed
 from patchdrop.read.source import from_memory
 from patchdrop.settings import TrainSettings
-from patchdrop.train.batches import Views, shuffled_plan, steps_in, training_views, validation_views
-from patchdrop.train.loop import Group
+from patchdrop.training.batches import Views, shuffled_plan, steps_in, training_views, validation_views
+from patchdrop.training.loop import Group
 
 
 class ClassifierTask:

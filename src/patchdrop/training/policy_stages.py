@@ -29,17 +29,17 @@ from torch import Tensor, nn
 from patchdrop.data.sets import Batch, Split
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import CollapsedPolicyWarning
-from patchdrop.evaluate.metrics import distinct_masks, entropy, spread
+from patchdrop.evaluation.metrics import distinct_masks, entropy, spread
 from patchdrop.grid import Grid
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import greedy, sampled, shuffled
 from patchdrop.read.source import from_memory
 from patchdrop.reward import reward, soft_reward
 from patchdrop.settings import TrainSettings
-from patchdrop.train.batches import Views, shuffled_plan, steps_in, training_views, validation_views
-from patchdrop.train.estimator import estimator
-from patchdrop.train.loop import Group, derived_seed
-from patchdrop.train.supervised import cross_entropy, weight_groups
+from patchdrop.training.batches import Views, shuffled_plan, steps_in, training_views, validation_views
+from patchdrop.training.estimator import estimator
+from patchdrop.training.loop import Group, derived_seed
+from patchdrop.training.supervised import cross_entropy, weight_groups
 
 SIGMA_RANGE = (0.1, 20.0)
 SIGMA_SPEED = 0.1

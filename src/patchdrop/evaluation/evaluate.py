@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop
-from patchdrop.evaluate.metrics import mcnemar, spread, wilson
+from patchdrop.evaluation.metrics import mcnemar, spread, wilson
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig
 from patchdrop.policy.choice import greedy, keep_all, random_patches, shuffled
