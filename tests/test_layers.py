@@ -124,7 +124,7 @@ def test_the_walk_sees_imports_at_the_top_in_functions_and_of_modules(graph: dic
         "if TYPE_CHECKING:\n    from patchdrop.episode import PatchDrop\n"
         "def f():\n    from patchdrop.training import loop\n"
     )
-    assert set(imports(source, set(graph))) == {"grid", "commands", "files", "train.loop"}
+    assert set(imports(source, set(graph))) == {"grid", "commands", "files", "training.loop"}
     assert graph["cli"] >= {"commands", "tables", "errors", "settings"}
 
 

@@ -1,9 +1,11 @@
 """`Predictor`: a trained run as a function from image files to predictions.
 
-from patchdrop import Predictor
-model = Predictor("runs/mine")
-for p in model.predict(["a.jpg", "b.jpg"]):
-    print(p.label, p.probability, p.patches, p.hr_fraction)
+Example::
+
+    from patchdrop import Predictor
+    model = Predictor("runs/mine")
+    for p in model.predict(["a.jpg", "b.jpg"]):
+        print(p.label, p.probability, p.patches, p.hr_fraction)
 """
 
 from __future__ import annotations
