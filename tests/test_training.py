@@ -64,7 +64,7 @@ def run_stages(
         now[0] = stage
 
     def stop() -> int:
-        return 15 if stop_at == (now[0], at[now[0]]) else 0
+        return 15 if stop_at == (now[0], at.get(now[0])) else 0
 
     run = RunFolder(folder)
     given = data or tiny_data(policy=settings.policy_fraction > 0)

@@ -198,8 +198,7 @@ def main(tokens: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    if arguments[:1] == ["train"]:
-        app.config = _settings_file(arguments)
+    app.config = _settings_file(arguments) if arguments[:1] == ["train"] else []
     try:
         code = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:

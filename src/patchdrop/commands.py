@@ -46,12 +46,13 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
     Grid.parse(settings.grid).check(*settings.high_size)
     _use(settings)
     with run.locked():
-        run.start(settings)
+        if run.exists():
+            run.start(settings)
         data = load_with_bar(settings)
+        costs = stage_costs(settings, data)
+        run.start(settings)  # only now, so that a mistyped path or network leaves no trace
         run.log({"event": "start", **provenance(settings.seed)})
-        work = {
-            stage: (settings_steps(settings, data, stage), cost) for stage, cost in stage_costs(settings, data).items()
-        }
+        work = {stage: (settings_steps(settings, data, stage), cost) for stage, cost in costs.items()}
         with Stopper().listening() as stop, bars(work, "steps") as progress:
             train_stages(settings, data, run, progress.advance, stop)
         if "test" not in data.splits or not run.stages_done():

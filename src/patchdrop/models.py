@@ -55,6 +55,10 @@ class ModelConfig:
         if missing:
             raise RunError(f"{where}: lacks {missing[0]!r}, it is not of this version; train that stage again")
         chosen = {name: values[name] for name in cls.__dataclass_fields__}
+        for name, field in cls.__dataclass_fields__.items():
+            kind = {"int": int, "str": str}.get(str(field.type), list)
+            if not isinstance(chosen[name], kind):
+                raise RunError(f"{where}: {name!r} is {chosen[name]!r}, which makes no sense; train that stage again")
         return cls(**{**chosen, "classes": tuple(chosen["classes"])})
 
     def to_json(self) -> dict[str, Any]:

@@ -120,11 +120,18 @@ class RunFolder:
 
     def log(self, event: dict[str, Any]) -> None:
         """Append a line to ``log.jsonl``."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / "log.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(event, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        path = self.path / "log.jsonl"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab+") as file:
+                # A crash may have cut the last line short; what follows is to stand on a line of its own.
+                file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+                start = "" if file.read(1) in (b"", b"\n") else "\n"
+                file.write((start + json.dumps(event, ensure_ascii=False) + "\n").encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise RunError(f"{path}: cannot be written ({error.strerror}); make room and run the same again") from error
 
     def read_log(self) -> list[dict[str, Any]]:
         """All whole lines of ``log.jsonl``; one cut short by a crash is left out."""
@@ -132,7 +139,7 @@ class RunFolder:
         if not path.exists():
             return []
         events = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 events.append(json.loads(line))
             except ValueError:

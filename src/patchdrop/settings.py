@@ -97,7 +97,9 @@ class TrainSettings:
     rate_finetune: float = 1e-3
     """Peak learning rate of the HR classifier in ``patches``, Ft-1 and Ft-2."""
     rate_policy: float = 1e-3
-    """Peak learning rate of the policy."""
+    """Peak learning rate of the policy in Pt."""
+    rate_policy_finetune: float = 4e-4
+    """Peak learning rate of the policy in Ft-1 and Ft-2."""
     weight_decay: float = 0.05
     """Decoupled weight decay of the classifiers."""
     label_smoothing: float = 0.1
@@ -163,6 +165,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("rate_classifier", 0.0, 100.0),
     ("rate_finetune", 0.0, 100.0),
     ("rate_policy", 0.0, 100.0),
+    ("rate_policy_finetune", 0.0, 100.0),
     ("weight_decay", 0.0, 100.0),
     ("label_smoothing", 0.0, 0.99),
     ("samples", 2, 1000),
@@ -182,7 +185,7 @@ def size_of(text: str, name: str) -> tuple[int, int]:
         UsageError: the text is neither, or a side is 0.
     """
     parts = str(text).split("x")
-    if len(parts) > 2 or not all(p.isdigit() and int(p) > 0 for p in parts):
+    if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
         raise UsageError(f"{name}: {text!r} is no image size, write 128 or 96x160 (height x width)")
     return int(parts[0]), int(parts[-1])
 

@@ -90,7 +90,7 @@ class StraightThrough:
         """``(1, B, P)`` float: 0 or 1 forward, the mixed probability's gradient backward."""
         probabilities = mixed(logits, alpha)
         hard = (torch.rand_like(probabilities) < probabilities).to(probabilities.dtype)
-        return (hard + probabilities - probabilities.detach()).unsqueeze(0)
+        return (hard + (probabilities - probabilities.detach())).unsqueeze(0)
 
     def loss(self, logits: Tensor, choices: Tensor, rewards: Tensor, alpha: float) -> Tensor:
         """The negative mean reward itself."""

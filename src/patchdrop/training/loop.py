@@ -176,7 +176,7 @@ def train_step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, step:
 def _not_a_number(task: Task, step: int, what: str) -> str:
     return (
         f"stage {task.stage}, step {step}: {what} is not a finite number; nothing was saved after the last epoch. "
-        "Lower the learning rate (--rate-classifier, --rate-finetune, --rate-policy) and run the same command again"
+        "Train with a lower learning rate (--rate-classifier, --rate-finetune, --rate-policy) into another --out"
     )
 
 
@@ -202,6 +202,8 @@ def _save(folder: Path, task: Task, optimizer: torch.optim.Optimizer, state: _St
     tensors |= {f"best/{k}": v for k, v in state.best.items()}
     for index, slots in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{k}": v for k, v in slots.items()}
+    if not all(bool(t.isfinite().all()) for t in tensors.values()):
+        raise TrainingError(_not_a_number(task, state.step, "a weight"))
     name = f"state-{state.step:08d}.safetensors"
     digest = write_tensors(folder / name, tensors)
     manifest = {
@@ -234,7 +236,7 @@ def _resume(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> _Stat
     manifest_path = folder / "state.json"
     if not manifest_path.exists():
         return _State()
-    manifest: Mapping[str, Any] = read_json(manifest_path)
+    manifest = _manifest(manifest_path)
     total = task.epochs * task.steps_per_epoch
     if manifest["steps"] != total:
         raise RunError(
@@ -264,7 +266,15 @@ def _resume(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> _Stat
 def saved_step(folder: Path) -> int:
     """The step at which a stage was stopped, 0 if it was not started."""
     path = folder / "state.json"
-    return int(read_json(path)["step"]) if path.exists() else 0
+    return int(_manifest(path)["step"]) if path.exists() else 0
+
+
+def _manifest(path: Path) -> Mapping[str, Any]:
+    manifest = read_json(path)
+    kinds = {"file": str, "sha256": str, "step": int, "steps": int, "sums": dict, "memory": dict, "best_figures": dict}
+    if not isinstance(manifest, dict) or not all(isinstance(manifest.get(k), kind) for k, kind in kinds.items()):
+        raise RunError(f"{path}: is damaged; remove it and train that stage again")
+    return manifest
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -80,7 +80,8 @@ class PolicyTask:
 
     def groups(self) -> list[Group]:
         """The policy without decay; the classifier as in its own training."""
-        policy = Group(list(self.model.policy.parameters()), self.settings.rate_policy)
+        rate = self.settings.rate_policy_finetune if self.trains_classifier else self.settings.rate_policy
+        policy = Group(list(self.model.policy.parameters()), rate)
         if not self.trains_classifier:
             return [policy]
         return [
@@ -116,7 +117,7 @@ class PolicyTask:
         settings = self.settings
         views = training_views(batch, settings, self.device)
         alpha = settings.alpha_start + (settings.alpha_end - settings.alpha_start) * progress
-        n_fit = len(views.target) if self.judged is None else settings.batch
+        n_fit = len(views.target) - (0 if self.judged is None else min(settings.batch, len(self.judged)))
         policy_views = views if self.judged is None else Views(*(v[n_fit:] for v in views))
         scores = self.model.policy(policy_views.low)
         choices = self.estimator.propose(scores, alpha)
@@ -160,7 +161,9 @@ class PolicyTask:
         if self.estimator.relaxed or self.settings.reward == "soft":
             paid = soft_reward(choice, class_logits, target, self.sigma)
             return paid if self.estimator.relaxed else paid.detach()
-        return reward(choice, class_logits, target, self.sigma)
+        paid = reward(choice, class_logits, target, self.sigma)
+        # The best of logits that are not numbers is still a class; the loop is to stop instead.
+        return torch.where(class_logits.isfinite().all(1), paid, torch.nan)
 
     def _move_sigma(self, patches: float) -> None:
         """Dearer mistakes while images use fewer patches than wanted, cheaper ones while they use more."""

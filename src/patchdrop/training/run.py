@@ -13,7 +13,7 @@ from torch import nn
 
 from patchdrop.data.load import Data, Statistics, statistics
 from patchdrop.episode import PatchDrop
-from patchdrop.errors import RunError
+from patchdrop.errors import Interrupted, RunError
 from patchdrop.files import read_json, write_json
 from patchdrop.models import ModelConfig, build_stage, copy_matching
 from patchdrop.networks import check_pretrained
@@ -77,6 +77,8 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
             )
         run.finish(stage, task.model, config, outcome)
         clear_state(run.stage(stage))
+    if stop():
+        raise Interrupted(stop())
 
 
 def make_task(stage: str, model: nn.Module, data: Data, settings: TrainSettings, device: torch.device) -> Task:

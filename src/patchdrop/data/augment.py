@@ -1,0 +1,113 @@
+"""Augmentations on whole batches of 8-bit images.
+
+Geometry is drawn once an image and applied to HR and, where it has its own, to LR, so that the two stay aligned.
+Everything is drawn from torch's default CPU generator, which the training loop seeds at every step.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def augment(high: Tensor, low: Tensor | None, names: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
+    """Augmented copies of a batch.
+
+    Args:
+        high: ``(B, C, H, W)`` uint8.
+        low: ``(B, C, h, w)`` uint8 where LR comes from a sensor of its own, else None.
+        names: which augmentations, see `patchdrop.settings.Augmentation`.
+    """
+    n = len(high)
+    both = [high] if low is None else [high, low]
+    if "flip" in names:
+        both = _where(torch.rand(n) < 0.5, both, [x.flip(3) for x in both])
+    if "upside-down" in names:
+        both = _where(torch.rand(n) < 0.5, both, [x.flip(2) for x in both])
+    if "turn" in names:
+        both = _turned(both, torch.randint(4, (n,)))
+    if "zoom" in names:
+        both = _zoomed(both, n)
+    if "shift" in names:
+        both = _shifted(both, n)
+    if "colour" in names:
+        both = _coloured(both, n)
+    if "erase" in names:
+        both[0] = _erased(both[0])
+    return both[0], both[1] if low is not None else None
+
+
+def _where(flags: Tensor, plain: list[Tensor], changed: list[Tensor]) -> list[Tensor]:
+    return [torch.where(flags.view(-1, 1, 1, 1).to(a.device), b, a) for a, b in zip(plain, changed, strict=True)]
+
+
+def _turned(both: list[Tensor], quarter: Tensor) -> list[Tensor]:
+    square = all(x.shape[2] == x.shape[3] for x in both)
+    for turns in (1, 2, 3) if square else (2,):
+        both = _where(quarter == turns, both, [x.rot90(turns, (2, 3)) for x in both])
+    return both
+
+
+def _shifted(both: list[Tensor], n: int) -> list[Tensor]:
+    """Up to an eighth of a side each way, mirrored at the edge, in whole pixels of the smallest image."""
+    smallest = both[-1]
+    reach_y, reach_x = smallest.shape[2] // 8, smallest.shape[3] // 8
+    dy = torch.randint(-reach_y, reach_y + 1, (n,))
+    dx = torch.randint(-reach_x, reach_x + 1, (n,))
+    shifted = []
+    for x in both:
+        ratio_y, ratio_x = x.shape[2] / smallest.shape[2], x.shape[3] / smallest.shape[3]
+        rows = _mirrored(x.shape[2], (dy * ratio_y).round().long()).to(x.device)
+        cols = _mirrored(x.shape[3], (dx * ratio_x).round().long()).to(x.device)
+        image = torch.arange(n, device=x.device).view(n, 1, 1, 1)
+        channel = torch.arange(x.shape[1], device=x.device).view(1, -1, 1, 1)
+        shifted.append(x[image, channel, rows.view(n, 1, -1, 1), cols.view(n, 1, 1, -1)])
+    return shifted
+
+
+def _mirrored(length: int, offsets: Tensor) -> Tensor:
+    """Source position of each pixel after a shift, ``(n, length)``, mirrored without repeating the edge."""
+    positions = (torch.arange(length) + offsets.unsqueeze(1)).abs()
+    return torch.where(positions >= length, 2 * (length - 1) - positions, positions).clamp(0, length - 1)
+
+
+def _zoomed(both: list[Tensor], n: int) -> list[Tensor]:
+    """A random crop of 60 to 100 % of each side, enlarged to the full size."""
+    scale = 0.6 + 0.4 * torch.rand(n)
+    centre = (2 * torch.rand(n, 2) - 1) * (1 - scale).unsqueeze(1)
+    theta = torch.zeros(n, 2, 3)
+    theta[:, 0, 0] = theta[:, 1, 1] = scale
+    theta[:, :, 2] = centre
+    zoomed = []
+    for x in both:
+        places = F.affine_grid(theta.to(x.device), list(x.shape), align_corners=False)
+        crop = F.grid_sample(x.float(), places, padding_mode="reflection", align_corners=False)
+        zoomed.append(crop.round().clamp(0, 255).to(torch.uint8))
+    return zoomed
+
+
+def _coloured(both: list[Tensor], n: int) -> list[Tensor]:
+    """Brightness and contrast by up to 30 %, the same for HR and LR."""
+    gain = (0.7 + 0.6 * torch.rand(n)).view(n, 1, 1, 1)
+    offset = (51 * torch.rand(n) - 25.5).view(n, 1, 1, 1)
+    coloured = []
+    for x in both:
+        mean = x.float().mean((1, 2, 3), keepdim=True)
+        y = (x - mean) * gain.to(x.device) + mean + offset.to(x.device)
+        coloured.append(y.round().clamp(0, 255).to(torch.uint8))
+    return coloured
+
+
+def _erased(high: Tensor) -> Tensor:
+    """In half of the images one square of up to half a side gets the image's mean colour (CutOut)."""
+    n, _, height, width = high.shape
+    side = 0.5 * torch.rand(n) * (torch.rand(n) < 0.5)
+    cy, cx = torch.rand(n), torch.rand(n)
+    ys = (torch.arange(height) + 0.5) / height
+    xs = (torch.arange(width) + 0.5) / width
+    rows = (ys - cy.unsqueeze(1)).abs() < side.unsqueeze(1) / 2
+    cols = (xs - cx.unsqueeze(1)).abs() < side.unsqueeze(1) / 2
+    hole = (rows.unsqueeze(2) & cols.unsqueeze(1)).unsqueeze(1).to(high.device)
+    mean = high.float().mean((2, 3), keepdim=True).round().to(torch.uint8)
+    return torch.where(hole, mean, high)

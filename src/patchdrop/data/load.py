@@ -1,0 +1,209 @@
+"""From settings to the splits a run works on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from patchdrop.data.cifar import load_cifar
+from patchdrop.data.listing import Listing, Record, list_images
+from patchdrop.data.scenes import CLASSES as SCENE_CLASSES
+from patchdrop.data.scenes import make_scenes
+from patchdrop.data.sets import FileSource, MemorySource, Progress, Source, Split, into_memory, low_of, without_bad
+from patchdrop.data.splits import carve
+from patchdrop.errors import DataError
+from patchdrop.settings import TrainSettings
+
+TRAIN_SCENES, TEST_SCENES = 5000, 1500
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Channel mean and deviation of the training images in 0..255, of HR and of LR: ``(C,)`` each."""
+
+    mean: Tensor
+    std: Tensor
+    low_mean: Tensor
+    low_std: Tensor
+
+
+@dataclass(frozen=True)
+class Data:
+    """Labelled images in splits.
+
+    Attributes:
+        splits: ``fit`` (classifiers train on it), ``policy`` (only the policy is rewarded on it; may be missing),
+            ``val`` (picks the checkpoint) and ``test``.
+        skipped: image -> why it was left out.
+    """
+
+    name: str
+    layout: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, Split]
+    skipped: Mapping[str, str]
+
+
+def load(settings: TrainSettings, progress: Progress, only: str | None = None) -> Data:
+    """Read a data set and split it.
+
+    Args:
+        progress: told how many images of how many are decoded.
+        only: read just this split (``train``, ``val`` or ``test``), and carve nothing out of it.
+
+    Raises:
+        DataError: see `patchdrop.data.listing` and `patchdrop.data.images`.
+    """
+    parts = _read(settings, progress, only)
+    if only is not None:
+        if only not in parts.sources:
+            raise DataError(f"{settings.data}: has no {only} split, only {', '.join(parts.sources)}")
+        whole = {only: _whole(parts.sources[only])}
+        return Data(parts.name, parts.layout, parts.classes, whole, parts.skipped)
+    if "train" not in parts.sources:
+        raise DataError(f"{settings.data}: has no train split, so nothing can be trained on it")
+    return Data(parts.name, parts.layout, parts.classes, _split(parts.sources, settings), parts.skipped)
+
+
+@dataclass(frozen=True)
+class _Parts:
+    name: str
+    layout: str
+    classes: tuple[str, ...]
+    sources: Mapping[str, Source]
+    skipped: Mapping[str, str]
+
+
+def _read(settings: TrainSettings, progress: Progress, only: str | None) -> _Parts:
+    layout = settings.layout
+    if layout == "scenes" or (layout == "auto" and settings.data == "scenes"):
+        size = settings.high_size
+        if size[0] != size[1] or settings.channels != 3:
+            raise DataError("scenes: the embedded scenes are square RGB images, set one --high and 3 channels")
+        made = {"train": make_scenes("train", TRAIN_SCENES, size[0]), "test": make_scenes("test", TEST_SCENES, size[0])}
+        return _in_memory("scenes", "scenes", SCENE_CLASSES, made)
+    root = Path(settings.data)
+    if layout in ("cifar10", "cifar100"):
+        return _cifar(root, layout, settings)
+    listing = list_images(root, layout)
+    if listing.layout in ("cifar10", "cifar100"):
+        return _cifar(root, listing.layout, settings)
+    return _from_files(listing, settings, progress, only)
+
+
+def _cifar(root: Path, layout: str, settings: TrainSettings) -> _Parts:
+    classes, splits = load_cifar(root, layout)
+    for name, (high, _) in splits.items():
+        if tuple(high.shape[1:]) != (settings.channels, *settings.high_size):
+            raise DataError(f"{root}: {name} images are 32 x 32 RGB, set --high 32 --channels 3")
+    return _in_memory(root.name, layout, classes, splits)
+
+
+def _in_memory(name: str, layout: str, classes: Sequence[str], splits: Mapping[str, tuple[Tensor, Tensor]]) -> _Parts:
+    sources = {
+        split: MemorySource(high, None, targets, [f"{split}/{i:05d}" for i in range(len(targets))])
+        for split, (high, targets) in splits.items()
+    }
+    return _Parts(name, layout, tuple(classes), sources, {})
+
+
+def _from_files(listing: Listing, settings: TrainSettings, progress: Progress, only: str | None) -> _Parts:
+    sources: dict[str, Source] = {}
+    skipped: dict[str, str] = {}
+    wanted = {k: v for k, v in listing.splits.items() if only in (None, k)}
+    height, width = settings.high_size
+    images = sum(map(len, wanted.values()))
+    fits = images * settings.channels * height * width <= settings.memory_gb * 2**30
+    before = 0
+    for split, records in wanted.items():
+        source = FileSource(
+            records,
+            settings.high_size,
+            settings.low_size,
+            settings.channels,
+            settings.workers,
+            [_name(listing.root, record) for record in records],
+            torch.tensor([record.target for record in records]),
+            settings.skip_bad,
+            skipped,
+        )
+        if fits:
+            sources[split] = into_memory(source, settings.workers, _after(before, images, progress))
+        elif settings.skip_bad:
+            sources[split] = without_bad(source, settings.workers, _after(before, images, progress))
+        else:
+            sources[split] = source
+        before += len(records)
+    return _Parts(listing.root.name, listing.layout, listing.classes, sources, skipped)
+
+
+def _after(before: int, total: int, progress: Progress) -> Progress:
+    """Progress over several splits, of which ``before`` images are done."""
+    return lambda done, _: progress(before + done, total)
+
+
+def _name(root: Path, record: Record) -> str:
+    return record.path.relative_to(root).as_posix() if record.path.is_relative_to(root) else record.path.name
+
+
+def _split(sources: Mapping[str, Source], settings: TrainSettings) -> dict[str, Split]:
+    train = sources["train"]
+    fit = list(range(len(train.targets)))
+    splits: dict[str, Split] = {}
+    if "val" in sources:
+        splits["val"] = _whole(sources["val"])
+    elif settings.val_fraction > 0:
+        fit, val = carve(train.targets.tolist(), settings.val_fraction, settings.seed)
+        splits["val"] = Split(train, torch.tensor(val))
+    else:
+        raise DataError(f"{settings.data}: has no val split, and val_fraction is 0; one of the two is needed")
+    if settings.policy_fraction > 0:
+        kept, held = carve(train.targets[fit].tolist(), settings.policy_fraction, settings.seed + 1)
+        splits["policy"] = Split(train, torch.tensor([fit[i] for i in held]))
+        fit = [fit[i] for i in kept]
+    splits["fit"] = Split(train, torch.tensor(fit))
+    if "test" in sources:
+        splits["test"] = _whole(sources["test"])
+    empty = [name for name, split in splits.items() if len(split) == 0]
+    if empty:
+        raise DataError(f"{settings.data}: no image is left for the {empty[0]} split")
+    return splits
+
+
+def _whole(source: Source) -> Split:
+    return Split(source, torch.arange(len(source.targets)))
+
+
+def statistics(split: Split, low_size: tuple[int, int], images: int = 2048) -> Statistics:
+    """Channel statistics over up to ``images`` evenly spaced images of a split (use ``fit`` alone)."""
+    step = max(1, len(split) // images)
+    positions = torch.arange(0, len(split), step)[:images]
+    highs, lows = _Moments(), _Moments()
+    for batch in split.batches(torch.split(positions, 64)):
+        highs.add(batch.high)
+        lows.add(low_of(batch, low_size))
+    return Statistics(*highs.result(), *lows.result())
+
+
+class _Moments:
+    """Running sums of pixels and of their squares, a channel."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.first = torch.zeros(1, dtype=torch.float64)
+        self.second = torch.zeros(1, dtype=torch.float64)
+
+    def add(self, images: Tensor) -> None:
+        pixels = images.double()
+        self.count += pixels.numel() // pixels.shape[1]
+        self.first = self.first + pixels.sum((0, 2, 3))
+        self.second = self.second + pixels.square().sum((0, 2, 3))
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        mean = self.first / self.count
+        # A constant channel has deviation 0; one grey level keeps the division finite.
+        return mean.float(), (self.second / self.count - mean**2).clamp(min=1.0).sqrt().float()

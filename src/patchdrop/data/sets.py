@@ -1,0 +1,236 @@
+"""Batches of labelled images: from memory where they fit, else streamed through worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from patchdrop.data.images import read_image
+from patchdrop.data.listing import Record
+from patchdrop.data.low import area_average
+from patchdrop.errors import DataError
+
+Progress = Callable[[int, int], None]
+
+
+class Batch(NamedTuple):
+    """Some labelled images, as they were read."""
+
+    high: Tensor
+    """HR, ``(B, C, H, W)`` uint8."""
+    low: Tensor | None
+    """LR of a sensor of its own, ``(B, C, h, w)`` uint8, or None where LR is made from HR."""
+    target: Tensor
+    """Class index, ``(B,)`` int64."""
+
+
+class Source(Protocol):
+    """All images of one or more splits, by position."""
+
+    @property
+    def targets(self) -> Tensor:
+        """Class indices, ``(n,)`` int64."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """A name for each image."""
+
+    def batches(self, plan: Sequence[Tensor]) -> Iterator[Batch]:
+        """One batch for each tensor of positions, in order."""
+
+
+@dataclass(frozen=True)
+class MemorySource:
+    """Images held as 8-bit tensors: ``high (n, C, H, W)``, ``low (n, C, h, w)`` or None, ``targets (n,)``."""
+
+    high: Tensor
+    low: Tensor | None
+    targets: Tensor
+    names: Sequence[str]
+
+    def batches(self, plan: Sequence[Tensor]) -> Iterator[Batch]:
+        """One batch for each tensor of positions, in order."""
+        for index in plan:
+            low = None if self.low is None else self.low[index]
+            yield Batch(self.high[index], low, self.targets[index])
+
+
+@dataclass(frozen=True)
+class FileSource:
+    """Images decoded when they are needed, by ``workers`` processes (0: in this one)."""
+
+    records: Sequence[Record]
+    high_size: tuple[int, int]
+    low_size: tuple[int, int]
+    channels: int
+    workers: int
+    names: Sequence[str]
+    targets: Tensor
+    skip_bad: bool = False
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Name -> reason of images left out so far."""
+
+    def batches(self, plan: Sequence[Tensor]) -> Iterator[Batch]:
+        """One batch for each tensor of positions, in order; bad images are missing where ``skip_bad``.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        decode = _Decoder(self.records, self.high_size, self.low_size, self.channels)
+        loader: DataLoader[Decoded] = DataLoader(
+            decode,
+            batch_sampler=[index.tolist() for index in plan],
+            num_workers=self.workers,
+            collate_fn=list,
+            multiprocessing_context="spawn" if self.workers else None,
+        )
+        for items in loader:
+            good = [item for item in items if isinstance(item, _Pixels)]
+            for item in items:
+                if isinstance(item, _Bad):
+                    self._bad(item)
+            if good:
+                yield _stack(good)
+
+    def _bad(self, item: _Bad) -> None:
+        if not self.skip_bad:
+            raise DataError(item.reason)
+        self.skipped[self.names[item.position]] = item.reason
+
+
+class _Pixels(NamedTuple):
+    position: int
+    high: Tensor
+    low: Tensor | None
+    target: int
+
+
+class _Bad(NamedTuple):
+    position: int
+    reason: str
+
+
+Decoded = _Pixels | _Bad
+
+
+class _Decoder(Dataset[Decoded]):
+    """Errors are returned, not raised, so that they cross from a worker process as one line."""
+
+    def __init__(self, records: Sequence[Record], high: tuple[int, int], low: tuple[int, int], channels: int) -> None:
+        self.records, self.high, self.low, self.channels = records, high, low, channels
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, position: int) -> Decoded:
+        record = self.records[position]
+        try:
+            high = read_image(record.path, self.high, self.channels, record.box)
+            low = None if record.low_path is None else read_image(record.low_path, self.low, self.channels)
+        except DataError as error:
+            return _Bad(position, str(error))
+        return _Pixels(position, high, low, record.target)
+
+
+def _stack(items: Sequence[_Pixels]) -> Batch:
+    lows = [item.low for item in items if item.low is not None]
+    return Batch(
+        torch.stack([item.high for item in items]),
+        torch.stack(lows) if lows else None,
+        torch.tensor([item.target for item in items]),
+    )
+
+
+def without_bad(source: FileSource, threads: int, progress: Progress) -> FileSource:
+    """The source without images that cannot be read, which are noted in its ``skipped``; decodes each one once.
+
+    Raises:
+        DataError: none could be read.
+    """
+    decode = _Decoder(source.records, source.high_size, source.low_size, source.channels)
+
+    def bad(position: int) -> _Bad | None:
+        item = decode[position]
+        return item if isinstance(item, _Bad) else None
+
+    kept: list[int] = []
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for position, item in enumerate(pool.map(bad, range(len(decode)))):
+            if item is None:
+                kept.append(position)
+            else:
+                source._bad(item)
+            progress(position + 1, len(decode))
+    if not kept:
+        raise DataError(f"none of the {len(decode)} images could be read")
+    return replace(
+        source,
+        records=[source.records[i] for i in kept],
+        names=[source.names[i] for i in kept],
+        targets=source.targets[kept],
+    )
+
+
+def into_memory(source: FileSource, threads: int, progress: Progress) -> MemorySource:
+    """Decode a whole source once, in threads (the decoders release the interpreter's lock).
+
+    Raises:
+        DataError: an image cannot be read and ``skip_bad`` is off, or none could be read.
+    """
+    decode = _Decoder(source.records, source.high_size, source.low_size, source.channels)
+    items: list[_Pixels] = []
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        for done, item in enumerate(pool.map(decode.__getitem__, range(len(decode))), 1):
+            if isinstance(item, _Bad):
+                try:
+                    source._bad(item)
+                except DataError:
+                    pool.shutdown(cancel_futures=True)
+                    raise
+            else:
+                items.append(item)
+            progress(done, len(decode))
+    if not items:
+        raise DataError(f"none of the {len(decode)} images could be read")
+    batch = _stack(items)
+    return MemorySource(batch.high, batch.low, batch.target, [source.names[i.position] for i in items])
+
+
+@dataclass(frozen=True)
+class Split:
+    """Part of a source, by positions."""
+
+    source: Source
+    index: Tensor
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    @property
+    def targets(self) -> Tensor:
+        """``(n,)`` int64."""
+        return self.source.targets[self.index]
+
+    @property
+    def names(self) -> list[str]:
+        """The images' names, in order."""
+        return [self.source.names[i] for i in self.index.tolist()]
+
+    def batches(self, plan: Iterable[Tensor]) -> Iterator[Batch]:
+        """One batch for each tensor of positions within this split."""
+        return self.source.batches([self.index[positions] for positions in plan])
+
+    def in_order(self, size: int) -> Iterator[Batch]:
+        """The whole split once, in order, in batches of up to ``size``."""
+        return self.batches(torch.split(torch.arange(len(self)), size))
+
+
+def low_of(batch: Batch, size: tuple[int, int]) -> Tensor:
+    """The batch's LR images ``(B, C, h, w)`` uint8: its own, or HR averaged over area."""
+    return area_average(batch.high, size) if batch.low is None else batch.low
