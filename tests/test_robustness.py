@@ -9,8 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from test_training import CPU, STEPS_PER_EPOCH, fresh_task, run_stages
-from tiny import tiny_flags, tiny_settings, write_folder
 
 import patchdrop
 from patchdrop.cli import main
@@ -20,6 +18,8 @@ from patchdrop.files import write_json
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TrainSettings
 from patchdrop.training.estimator import StraightThrough
+from test_training import CPU, STEPS_PER_EPOCH, fresh_task, run_stages
+from tiny import tiny_flags, tiny_settings, write_folder
 
 ONE_EPOCH = {f"epochs_{stage}": 1 for stage in STAGES}
 
@@ -154,7 +154,6 @@ def test_a_log_that_cannot_be_written_is_one_of_our_errors(tmp_path: Path) -> No
 def test_a_signal_between_the_last_step_and_the_end_is_not_forgotten(tmp_path: Path) -> None:
     """It comes while the last stage's model is written."""
     from patchdrop.training.run import train_stages
-
     from tiny import tiny_data
 
     asked = [0]
