@@ -210,7 +210,7 @@ def test_settings_survive_yaml_to_the_last_value() -> None:
     again = from_mapping(yaml.safe_load(patchdrop.settings.to_yaml(settings)), "here")
     assert again == settings
     assert to_mapping(again) == to_mapping(settings)
-    with pytest.raises(UsageError, match="stages: 'ft9' does not exist"):
+    with pytest.raises(UsageError, match=r"stages: 'ft9' is not one of .*did you mean 'ft2'"):
         TrainSettings(stages=("ft9",))
 
 

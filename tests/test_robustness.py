@@ -170,3 +170,45 @@ def test_a_signal_between_the_last_step_and_the_end_is_not_forgotten(tmp_path: P
 
 
 _ = CPU
+
+
+def test_judged_images_leave_no_gradient_in_the_classifier(tmp_path: Path) -> None:
+    """With a policy split, the straight-through reward passes through the classifier but does not train it."""
+    settings = tiny_settings(policy_fraction=0.4, estimator="straight-through", batch=8)
+    gradients = []
+    for fill in (None, 7):
+        task = fresh_task("ft1", settings)
+        batch = next(task.batches(0, 0))
+        high = batch.high.clone()
+        if fill is not None:
+            high[settings.batch :] = fill
+        torch.manual_seed(0)
+        loss, _ = task.loss(Batch(high, batch.low, batch.target), 0.5)
+        loss.backward()
+        gradients.append(
+            torch.cat([p.grad.flatten() for p in task.model.classifier.parameters() if p.grad is not None])
+        )
+    assert torch.equal(*gradients)
+
+
+def test_narrow_networks_train_at_odd_sizes(tmp_path: Path) -> None:
+    """A strided 1 x 1 convolution with few channels once wrote out of bounds in its backward pass."""
+    write_folder(tmp_path / "images")
+    flags = tiny_flags(data=tmp_path / "images", out=tmp_path / "run", high="50x70", low="12x18", grid="3x5")
+    assert main(["train", *flags]) == 0
+
+
+def test_settings_from_python_are_checked_and_coerced() -> None:
+    settings = TrainSettings(high=32, augment=["flip"], data=Path("photos"))  # type: ignore[arg-type]
+    assert (settings.high, settings.augment, settings.data) == ("32", ("flip",), "photos")
+    with pytest.raises(UsageError, match="did you mean 'flip'"):
+        TrainSettings(augment=("flipp",))  # type: ignore[arg-type]
+
+
+def test_other_images_under_the_same_names_of_classes_and_counts_are_refused(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_folder(tmp_path / name / "images")
+    renamed = next((tmp_path / "b" / "images" / "train").rglob("*.png"))
+    renamed.rename(renamed.with_name("zz.png"))
+    assert main(["train", *tiny_flags(data=tmp_path / "a" / "images", out=tmp_path / "run")]) == 0
+    assert main(["train", *tiny_flags(data=tmp_path / "b" / "images", out=tmp_path / "run")]) == 3

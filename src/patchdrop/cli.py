@@ -92,7 +92,7 @@ def evaluate(
     data
         Folder or CSV file with the labelled images; by default what the run was trained on.
     split
-        test, val or train.
+        test or val.
     """
     from patchdrop import commands
     from patchdrop.tables import results_table
@@ -172,16 +172,19 @@ def _print(document: dict[str, Any], table: Callable[[dict[str, Any]], Any], as_
 
 def main(tokens: list[str] | None = None) -> int:
     """Run a command line and return its exit code; every expected error is one line on stderr."""
-    # Threads that spin while they wait make training 4 times slower as soon as anything else runs on the cores
-    # (docs/decisions.md). Read by OpenMP when torch is loaded, so set before.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin for long while they wait make training several times slower as soon as anything else runs on
+    # the cores (docs/decisions.md). Read by OpenMP when torch is loaded, so set before.
+    os.environ.setdefault("GOMP_SPINCOUNT", "5000")
     # Pillow's own remarks about a damaged file would stand beside our one line about it.
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if tokens is None else tokens)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
+    from patchdrop.talk import warnings_as_lines
+
     try:
-        return _run(arguments)
+        with warnings_as_lines():
+            return _run(arguments)
     except Interrupted as stopped:
         print("stopped; everything is saved, the same command goes on", file=sys.stderr)
         return TERMINATED if stopped.signal == 15 else INTERRUPTED

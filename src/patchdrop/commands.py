@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from patchdrop.cost import forward_costs, step_flops
+from patchdrop.cost import Cost, forward_costs, step_flops
 from patchdrop.data.load import Data, load, statistics
 from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop
-from patchdrop.errors import DataError, RunError, UsageError
+from patchdrop.errors import DataError, PatchDropError, RunError, UsageError
 from patchdrop.evaluation.evaluate import evaluate as evaluate_stages
 from patchdrop.evaluation.evaluate import example_positions
 from patchdrop.evaluation.evaluate import results as results_document
@@ -126,7 +126,10 @@ def _evaluate_and_report(run: RunFolder, data: Data, split_name: str, settings: 
     if shown:
         positions = example_positions(outcomes[shown[-1]], GALLERY)
         items = _gallery(run, shown[-1], data.splits[split_name], positions)
-    page = write_report(run.path, document, run.read_log(), items)
+    try:
+        page = write_report(run.path, document, run.read_log(), items)
+    except OSError as error:
+        raise RunError(f"{run}: the report cannot be written ({error.strerror}); results.json is there") from error
     say(f"report: {page}")
     return document
 
@@ -160,6 +163,7 @@ def predict(
     lows = [None] * len(images) if low is None else list(low)
     if len(lows) != len(images):
         raise UsageError(f"{len(images)} images and {len(lows)} LR images were given, one each is needed")
+    used: set[str] = set()
     for index, (path, low_path) in enumerate(zip(images, lows, strict=True)):
         own_low = None if low_path is None else [low_path]
         try:
@@ -172,11 +176,13 @@ def predict(
                 raise
             failed(str(error))
             continue
-        overlay_folder.mkdir(parents=True, exist_ok=True)
-        target = overlay_folder / f"{Path(path).stem}.png"
-        if target.exists():
-            target = overlay_folder / f"{Path(path).stem}-{index}.png"
-        overlay(item, predictor.grid).save(target)
+        name = Path(path).stem if Path(path).stem not in used else f"{Path(path).stem}-{index}"
+        used.add(name)
+        try:
+            overlay_folder.mkdir(parents=True, exist_ok=True)
+            overlay(item, predictor.grid).save(overlay_folder / f"{name}.png")
+        except OSError as error:
+            raise RunError(f"{overlay_folder}: cannot be written ({error.strerror}); choose another folder") from error
         yield prediction
 
 
@@ -212,7 +218,7 @@ def plan(settings: TrainSettings) -> dict[str, Any]:
     Grid.parse(settings.grid).check(*settings.high_size)
     _use(settings)
     data = load_with_bar(settings)
-    costs = forward_costs(settings, len(data.classes))
+    costs = _costs(settings, data)
     rates = {stage: seconds_a_step(settings, data, stage) for stage in active_stages(settings)}
     stages = {}
     for stage, cost in stage_costs(settings, data).items():
@@ -263,8 +269,21 @@ def seconds_a_step(settings: TrainSettings, data: Data, stage: str) -> float:
 
 def stage_costs(settings: TrainSettings, data: Data) -> dict[str, float]:
     """FLOPs of one step of each stage that would train."""
-    costs = forward_costs(settings, len(data.classes))
+    costs = _costs(settings, data)
     return {s: settings.batch * step_flops(s, costs, settings) for s in active_stages(settings)}
+
+
+def _costs(settings: TrainSettings, data: Data) -> dict[str, Cost]:
+    """Cost of each network; the first time that networks and sizes meet."""
+    try:
+        return forward_costs(settings, len(data.classes))
+    except PatchDropError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"networks {settings.hr_network}, {settings.lr_network}, {settings.policy_network} cannot take HR "
+            f"{settings.high} and LR {settings.low} px images: {str(error).splitlines()[0]}"
+        ) from error
 
 
 def settings_steps(settings: TrainSettings, data: Data, stage: str) -> int:

@@ -31,7 +31,7 @@ _LARGE: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] =
 _SMALL = tuple(6 * n + 2 for n in range(1, 19) if 6 * n + 2 not in _LARGE)
 
 
-_OURS = re.compile(r"resnet(\d+)(?:-w(\d+))?(?:-s(\d))?(-max)?")
+_OURS = re.compile(r"resnet(\d+)(?:-w([1-9]\d*))?(?:-s([1-9]))?(-max)?")
 
 
 class ResNet(nn.Module):
@@ -90,7 +90,10 @@ def _block(block: type[BasicBlock] | type[Bottleneck], inputs: int, width: int, 
     outputs = width * int(block.expansion)
     shortcut = None
     if stride != 1 or inputs != outputs:
-        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+        # A stride of its own, not the convolution's: torch 2.15's backward pass of a strided 1 x 1 convolution in
+        # channels_last order on CPU writes out of bounds for fewer than 16 channels. The arithmetic is the same.
+        pick = [nn.MaxPool2d(1, stride)] if stride > 1 else []
+        shortcut = nn.Sequential(*pick, nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
     return block(inputs, width, stride=stride, downsample=shortcut)
 
 
@@ -142,7 +145,7 @@ def build(name: str, classes: int, channels: int = 3, pretrained: bool = False) 
         network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
         if not pretrained:
-            raise
+            raise UsageError(f"network {name!r} cannot be built: {str(error).splitlines()[0]}") from error
         raise UsageError(
             f"network {name!r}: its published weights cannot be had ({type(error).__name__}); "
             "check the connection, or train without --pretrained"
@@ -157,7 +160,7 @@ def feature_map(network: nn.Module, images: Tensor) -> Tensor:
         UsageError: the network has none, a plain vision transformer for example.
     """
     features: Tensor = network.forward_features(images)  # type: ignore[operator]
-    if features.ndim != 4:
+    if features.ndim != 4 or features.shape[1] != network.num_features:
         raise UsageError(f"{type(network).__name__} gives no feature map: use --policy-head global")
     return features
 

@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,7 @@ class RunFolder:
                     f"{self.path}: was started with other settings ({'; '.join(changed)}); use those, or another --out"
                 )
         else:
-            write_bytes(self.path / "settings.yaml", to_yaml(settings).encode())
+            write_bytes(self.path / "settings.yaml", to_yaml(replace(settings, stages=STAGES)).encode())
 
     def done(self, stage: str) -> bool:
         """Whether a stage is trained to its end."""

@@ -127,13 +127,12 @@ class TrainSettings:
     """Save the training state this often besides at each epoch's end."""
 
     def __post_init__(self) -> None:
+        for name, hint in get_type_hints(TrainSettings).items():
+            object.__setattr__(self, name, _coerce(getattr(self, name), hint, name))
         for name, low, high in _RANGES:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UsageError(f"{name}: {value} is out of range, use {low:g} to {high:g}")
-        unknown = [s for s in self.stages if s not in STAGES]
-        if unknown:
-            raise UsageError(f"stages: {unknown[0]!r} does not exist{nearest(unknown[0], STAGES)}")
         size_of(self.high, "high")
         size_of(self.low, "low")
 
@@ -225,7 +224,7 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
             choices = ", ".join(map(str, get_args(hint)))
             raise UsageError(f"{where}: {value!r} is not one of {choices}{nearest(value, get_args(hint))}")
         return value
-    if hint is str and isinstance(value, (int, float)) and not isinstance(value, bool):
+    if hint is str and isinstance(value, (int, float, Path)) and not isinstance(value, bool):
         return str(value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

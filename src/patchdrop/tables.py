@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 
@@ -13,7 +14,7 @@ def results_table(document: dict[str, Any]) -> RenderableType:
     if not document:
         return "no test split, or no stage trained: nothing to evaluate"
     patches = document["patches"]
-    table = Table(title=f"{document['data']}, {document['split']} split, P = {patches}", title_justify="left")
+    table = Table(title=f"{escape(document['data'])}, {document['split']} split, P = {patches}", title_justify="left")
     table.add_column("method")
     table.add_column("stage")
     for name in ("accuracy %", "95 % interval", "S", "sd of S", "HR read %", "masks", "reward", "p"):
@@ -53,7 +54,8 @@ def plan_table(document: dict[str, Any]) -> RenderableType:
             _time(found["seconds"]),
         )
     return Group(
-        f"data: {data['name']} ({data['layout']}), {data['classes']} classes, {counts}, skipped {data['skipped']}",
+        f"data: {escape(data['name'])} ({data['layout']}), {data['classes']} classes, {counts}",
+        f"images skipped: {data['skipped']}",
         f"HR {document['high']} px, LR {document['low']} px, grid {document['grid']}",
         networks,
         stages,
@@ -66,16 +68,18 @@ def predictions_table(document: dict[str, Any]) -> RenderableType:
     table = Table("image", "label", "probability", "HR read %", "patches")
     for p in document["predictions"]:
         patches = " ".join(map(str, p["patches"])) or "none"
-        table.add_row(p["path"], p["label"], f"{p['probability']:.3f}", f"{100 * p['hr_fraction']:.1f}", patches)
+        table.add_row(
+            escape(p["path"]), escape(p["label"]), f"{p['probability']:.3f}", f"{100 * p['hr_fraction']:.1f}", patches
+        )
     return table
 
 
 def info_table(document: dict[str, Any]) -> RenderableType:
     """What is in a run."""
     data = document["data"]
-    head = Table(show_header=False, title=document["run"], title_justify="left")
-    head.add_row("data", f"{data['name']} ({data['layout']})")
-    head.add_row("classes", ", ".join(data["classes"] or []))
+    head = Table(show_header=False, title=escape(document["run"]), title_justify="left")
+    head.add_row("data", escape(f"{data['name']} ({data['layout']})"))
+    head.add_row("classes", escape(", ".join(data["classes"] or [])))
     head.add_row("images", ", ".join(f"{k} {v}" for k, v in (data["images"] or {}).items()))
     head.add_row("grid", document["grid"])
     head.add_row("networks", ", ".join(f"{k} {v}" for k, v in document["networks"].items()))
@@ -87,7 +91,7 @@ def info_table(document: dict[str, Any]) -> RenderableType:
         stages.add_row(name, f"{found['parameters']:,}", _time(found["seconds"] or 0), ", ".join(shown))
     settings = Table("setting", "value", title="settings", title_justify="left")
     for key, value in document["settings"].items():
-        settings.add_row(key, " ".join(value) if isinstance(value, list) else str(value))
+        settings.add_row(key, escape(" ".join(value) if isinstance(value, list) else str(value)))
     return Group(head, stages, settings)
 
 

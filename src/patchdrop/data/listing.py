@@ -288,11 +288,12 @@ def _csv_row(file: Path, line: int, cells: dict[str, str]) -> _Row:
 
 def _check_leak(root: Path, rows: _Rows) -> None:
     """An image of one split must not be in another."""
-    home: dict[Path, str] = {}
+    home: dict[str, str] = {}
     for split, members in rows.items():
         for row in members:
-            if home.setdefault(row.path, split) != split:
-                raise DataError(f"{root}: {row.path} is in both {home[row.path]} and {split}: keep it in one")
+            file = os.path.realpath(row.path)
+            if home.setdefault(file, split) != split:
+                raise DataError(f"{root}: {row.path} is in both {home[file]} and {split}: keep it in one")
 
 
 def _check_labels(root: Path, rows: _Rows) -> None:

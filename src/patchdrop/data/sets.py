@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -89,6 +90,7 @@ class FileSource:
             num_workers=self.workers,
             collate_fn=list,
             multiprocessing_context="spawn" if self.workers else None,
+            worker_init_fn=_leave_ctrl_c_to_the_main_process,
         )
         for items in loader:
             good = [item for item in items if isinstance(item, _Pixels)]
@@ -102,6 +104,11 @@ class FileSource:
         if not self.skip_bad:
             raise DataError(item.reason)
         self.skipped[self.names[item.position]] = item.reason
+
+
+def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
+    """A terminal sends Ctrl-C to every process; a worker that died of it would break the save."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class _Pixels(NamedTuple):

@@ -10,8 +10,8 @@ Departures from the paper, each on its own setting or for a stated reason:
 
 * Batch-norm statistics stay those of the supervised stages throughout, so that a sampled and a greedy choice are
   judged by the same classifier.
-* With the straight-through estimator the classifier's cross-entropy in Ft reaches the policy too: mask and class
-  come out of one pass.
+* With the straight-through estimator mask and class come out of one pass in Ft, so the classifier's cross-entropy
+  reaches the policy too, and the reward the classifier. With ``policy_fraction`` the passes are separate.
 * With ``policy_fraction`` the reward is paid on images that no classifier trains on.
 * With ``target_patches`` sigma moves until images use that many patches on average.
 """
@@ -22,6 +22,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -151,7 +152,8 @@ class PolicyTask:
         if choice.is_floating_point():
             packed = read(torch.ones_like(choice, dtype=torch.bool))
             weighted = Packed(packed.pixels, packed.image, packed.patch, packed.batch, choice.flatten())
-            relaxed: Tensor = self.model.classifier(weighted, views.low)
+            with weights_out_of_graph(self.model.classifier, not with_gradient):
+                relaxed: Tensor = self.model.classifier(weighted, views.low)
             return relaxed
         with torch.set_grad_enabled(with_gradient and self.trains_classifier):
             logits: Tensor = self.model.classifier(read(choice), views.low)
@@ -228,6 +230,19 @@ def freeze(module: nn.Module, frozen: bool) -> None:
     """Whether a module's weights take gradients."""
     for parameter in module.parameters():
         parameter.requires_grad_(not frozen)
+
+
+@contextmanager
+def weights_out_of_graph(module: nn.Module, active: bool) -> Iterator[None]:
+    """While active, a forward pass carries gradients through a module but none to its weights."""
+    trained = [p for p in module.parameters() if active and p.requires_grad]
+    for parameter in trained:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
 
 
 def _joined(fit: Batch, judged: Batch) -> Batch:

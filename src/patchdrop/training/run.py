@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 import warnings
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from patchdrop.data.load import Data, Statistics, statistics
+from patchdrop.data.sets import Split
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError
 from patchdrop.files import read_json, write_json
@@ -128,6 +130,7 @@ def _check_data(settings: TrainSettings, data: Data, run: RunFolder) -> None:
         "layout": data.layout,
         "classes": list(data.classes),
         "images": {name: len(split) for name, split in data.splits.items()},
+        "sha256": {name: _digest(split) for name, split in data.splits.items()},
     }
     path = run.path / "data.json"
     if path.exists():
@@ -140,6 +143,12 @@ def _check_data(settings: TrainSettings, data: Data, run: RunFolder) -> None:
         return
     carved = {name: data.splits[name].names for name in ("val", "policy") if name in data.splits}
     write_json(path, {**described, "skipped": dict(data.skipped), "carved": carved})
+
+
+def _digest(split: Split) -> str:
+    """Of the images' names and labels, in order."""
+    listed = "\n".join(f"{t} {name}" for t, name in zip(split.targets.tolist(), split.names, strict=True))
+    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 @contextmanager
