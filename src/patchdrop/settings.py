@@ -105,7 +105,7 @@ class TrainSettings:
     label_smoothing: float = 0.1
     """Label smoothing of the classifiers' cross-entropy."""
     estimator: Literal["straight-through", "rloo", "self-critical"] = "straight-through"
-    """Policy gradient: ``self-critical`` (the paper), ``rloo``, or ``straight-through`` (the best on the demo)."""
+    """Policy gradient: ``self-critical`` (the paper), ``rloo``, or ``straight-through``; see docs/estimators.md."""
     samples: int = 2
     """Masks sampled per image by ``rloo``."""
     reward: Literal["hard", "soft"] = "hard"
