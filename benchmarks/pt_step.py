@@ -55,7 +55,7 @@ def measure(settings: Any) -> dict[str, float]:
     model = build_stage("pt", config, channel_statistics(data.splits["fit"], settings.low_size, 64))
     model = model.to(memory_format=torch.channels_last)
     task = make_task("pt", model, data, settings, device)
-    optimizer = make_optimizer(task.groups())
+    optimizer = make_optimizer(task.groups(), settings.optimizer)
     task.train_mode()
     batch = next(iter(task.batches(0, 0)))
     views = training_views(batch, settings, device)

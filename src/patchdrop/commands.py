@@ -257,7 +257,7 @@ def seconds_a_step(settings: TrainSettings, data: Data, stage: str) -> float:
     model = build_stage(stage, config, found).to(device)
     model = model.to(memory_format=torch.channels_last)
     task = make_task(stage, model, data, settings, device)
-    optimizer = make_optimizer(task.groups())
+    optimizer = make_optimizer(task.groups(), settings.optimizer)
     task.train_mode()
     times = []
     for batch, _ in zip(task.batches(0, 0), range(3), strict=False):

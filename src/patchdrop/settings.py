@@ -92,8 +92,11 @@ class TrainSettings:
     """Epochs of Ft-1."""
     epochs_ft2: int = 10
     """Epochs of Ft-2."""
-    rate_classifier: float = 2e-3
-    """Peak learning rate of classifiers trained from scratch (AdamW, one cycle)."""
+    optimizer: Literal["muon", "adamw"] = "muon"
+    """``muon``: weight matrices by orthogonal steps, the rest by AdamW; ``adamw``: all by AdamW, at a tenth of the
+    rates for classifiers. See `patchdrop.training.optimizer`."""
+    rate_classifier: float = 2e-2
+    """Peak learning rate of classifiers trained from scratch (one cycle)."""
     rate_finetune: float = 1e-3
     """Peak learning rate of the HR classifier in ``patches``, Ft-1 and Ft-2."""
     rate_policy: float = 1e-3

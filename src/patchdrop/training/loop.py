@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from patchdrop.data.sets import Batch
 from patchdrop.errors import Interrupted, RunError, TrainingError
 from patchdrop.files import read_json, read_tensors, write_json, write_tensors
+from patchdrop.training.optimizer import Muon
 
 WARM_UP = 0.2
 Log = Callable[[dict[str, Any]], None]
@@ -97,6 +98,7 @@ def train(
     advance: Callable[[int], None],
     stop: Stop,
     save_minutes: float = 5.0,
+    optimizer_name: str = "adamw",
 ) -> dict[str, Any]:
     """Train a stage to its end, from where its folder says it was stopped.
 
@@ -112,7 +114,7 @@ def train(
         TrainingError: the loss or a gradient is not a number.
         Interrupted: ``stop`` said so; the state is saved.
     """
-    optimizer = make_optimizer(task.groups())
+    optimizer = make_optimizer(task.groups(), optimizer_name)
     state = _resume(folder, task, optimizer)
     total = task.epochs * task.steps_per_epoch
     advance(state.step)
@@ -144,11 +146,12 @@ def train(
     return {"figures": state.best_figures, "seconds": round(state.seconds, 1)}
 
 
-def make_optimizer(groups: Sequence[Group]) -> torch.optim.AdamW:
-    """AdamW over the groups."""
-    return torch.optim.AdamW(
-        [{"params": list(g.parameters), "lr": g.rate, "peak": g.rate, "weight_decay": g.weight_decay} for g in groups]
-    )
+def make_optimizer(groups: Sequence[Group], name: str) -> torch.optim.Optimizer:
+    """``muon`` or ``adamw`` over the groups."""
+    described = [
+        {"params": list(g.parameters), "lr": g.rate, "peak": g.rate, "weight_decay": g.weight_decay} for g in groups
+    ]
+    return Muon(described) if name == "muon" else torch.optim.AdamW(described)
 
 
 def train_step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, step: int, total: int) -> dict[str, float]:

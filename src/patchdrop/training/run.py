@@ -76,6 +76,7 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
                 lambda steps, stage=stage: advance(stage, steps),  # type: ignore[misc]
                 stop,
                 settings.save_minutes,
+                settings.optimizer,
             )
         run.finish(stage, task.model, config, outcome)
         clear_state(run.stage(stage))
