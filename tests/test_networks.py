@@ -43,6 +43,10 @@ def test_the_published_networks_have_the_published_size(name: str, classes: int,
         ("resnet8-w4-max", 16, 8),
         ("resnet10-w8", 64, 1),
         ("resnet50-w4", 128, 1),
+        ("resnet8-w4-d", 16, 4),
+        ("resnet14-w4-s2-d-max", 16, 2),
+        ("resnet10-w8-d", 64, 1),
+        ("resnet50-w4-d", 128, 1),
         ("mobilenetv3_small_050", 288, 1),
     ],
 )
@@ -64,6 +68,17 @@ def test_pooling_by_the_maximum_is_that() -> None:
         assert torch.equal(network(images), expected)
         network.pool = "mean"
         assert not torch.allclose(network(images), expected)
+
+
+def test_a_halving_network_starts_as_its_averaging_shortcuts() -> None:
+    network = build("resnet8-w16-d", 0).eval()
+    images = torch.randn(2, 3, 16, 16)
+    with torch.inference_mode():
+        expected = network.stem(images)
+        for block in network.stages:
+            assert isinstance(block.downsample[0], nn.AvgPool2d)
+            expected = torch.relu(block.downsample(expected))
+        assert torch.equal(network.forward_features(images), expected)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 8])

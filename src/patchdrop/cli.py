@@ -25,6 +25,8 @@ app = App(
     version=VERSION,
     result_action="return_value",
     suppress_keyboard_interrupt=False,
+    # `--stages pt ft1` as well as `--stages pt --stages ft1`.
+    default_parameter=Parameter(consume_multiple=True),
 )
 
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document on stdout.")]
@@ -104,9 +106,9 @@ def evaluate(
 @app.command
 def predict(
     run: Path,
-    images: Annotated[list[Path], Parameter(consume_multiple=True)],
+    images: list[Path],
     *,
-    low: Annotated[list[Path] | None, Parameter(consume_multiple=True)] = None,
+    low: list[Path] | None = None,
     stage: str | None = None,
     overlay: Path | None = None,
     as_json: Json = False,
