@@ -118,6 +118,11 @@ def picture(data: Path, index: int = 0) -> Path:
         (["train", "--out", "x", "--grid", "4x"], ["grid '4x'"]),
         (["train", "--out", "x", "--grid", "0"], ["grid 0: needs at least one row"]),
         (["train", "--out", "x", "--high", "16", "--grid", "17"], ["16 x 16 px image cannot hold a 17 x 17 grid"]),
+        (["train", "--out", "x", "--target-patches", "16.5"], ["target_patches: 16.5 is out of", "grid 4 has 16 patches"]),
+        (
+            ["train", "--out", "x", "--dry-run", "--grid", "2x3", "--target-patches", "7"],
+            ["target_patches: 7 is out of range", "grid 2x3 has 6 patches", "use 0 to 6"],
+        ),
         (["train", "--out", "x", "--config", "dmo"], ["--config dmo", "'demo'"]),
         (["train", "--out", "x", "--config"], ["--config"]),
     ],
@@ -212,6 +217,13 @@ def test_settings_survive_yaml_to_the_last_value() -> None:
     assert to_mapping(again) == to_mapping(settings)
     with pytest.raises(UsageError, match=r"stages: 'ft9' is not one of .*did you mean 'ft2'"):
         TrainSettings(stages=("ft9",))
+
+
+def test_more_patches_wanted_than_there_are_is_refused_from_python_before_data_are_looked_for(tmp_path: Path) -> None:
+    settings = TrainSettings(data=str(tmp_path / "missing"), grid="2", target_patches=4.5)
+    with pytest.raises(UsageError, match=r"target_patches: 4\.5 is out of range, grid 2 has 4 patches; use 0 to 4"):
+        patchdrop.train(settings, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 # --- data that cannot be used

@@ -43,7 +43,7 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
         The document of ``results.json``; empty where there is no test split or no stage is trained.
     """
     run = RunFolder(out)
-    Grid.parse(settings.grid).check(*settings.high_size)
+    check_grid(settings)
     _use(settings)
     with run.locked():
         if run.exists():
@@ -58,6 +58,17 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
         if "test" not in data.splits or not run.stages_done():
             return {}
         return _evaluate_and_report(run, data, "test", settings)
+
+
+def check_grid(settings: TrainSettings) -> None:
+    """Raise UsageError where grid, HR size and wanted patches contradict each other, before anything is loaded."""
+    grid = Grid.parse(settings.grid)
+    grid.check(*settings.high_size)
+    if settings.target_patches > grid.patches:
+        raise UsageError(
+            f"target_patches: {settings.target_patches:g} is out of range, grid {grid} has {grid.patches} patches; "
+            f"use 0 to {grid.patches}"
+        )
 
 
 def evaluate(run_folder: str | Path, data: str | None = None, split: str = "test") -> dict[str, Any]:
@@ -215,7 +226,7 @@ def info(run_folder: str | Path) -> dict[str, Any]:
 
 def plan(settings: TrainSettings) -> dict[str, Any]:
     """What `train` would do: data, networks, FLOPs, stages and the time they would take here."""
-    Grid.parse(settings.grid).check(*settings.high_size)
+    check_grid(settings)
     _use(settings)
     data = load_with_bar(settings)
     costs = _costs(settings, data)
