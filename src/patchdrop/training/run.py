@@ -105,7 +105,7 @@ def _starting_model(
         if stage == "pt":
             classifier = "patches" if settings.epochs_patches > 0 else "hr"
             copy_matching(_earlier(run, classifier, stage), model.classifier)
-            if settings.policy_start == "lr":
+            if settings.policy_start == "lr" and settings.policy_network == settings.lr_network:
                 copy_matching(_earlier(run, "lr", stage).network, model.policy.network)  # type: ignore[arg-type]
         else:
             before = _earlier(run, "pt" if stage == "ft1" else "ft1", stage)
