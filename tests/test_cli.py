@@ -118,7 +118,10 @@ def picture(data: Path, index: int = 0) -> Path:
         (["train", "--out", "x", "--grid", "4x"], ["grid '4x'"]),
         (["train", "--out", "x", "--grid", "0"], ["grid 0: needs at least one row"]),
         (["train", "--out", "x", "--high", "16", "--grid", "17"], ["16 x 16 px image cannot hold a 17 x 17 grid"]),
-        (["train", "--out", "x", "--target-patches", "16.5"], ["target_patches: 16.5 is out of", "grid 4 has 16 patches"]),
+        (
+            ["train", "--out", "x", "--target-patches", "16.5"],
+            ["target_patches: 16.5 is out of", "grid 4 has 16 patches"],
+        ),
         (
             ["train", "--out", "x", "--dry-run", "--grid", "2x3", "--target-patches", "7"],
             ["target_patches: 7 is out of range", "grid 2x3 has 6 patches", "use 0 to 6"],
@@ -478,6 +481,65 @@ def test_overlays_are_one_picture_an_image_and_none_overwrites_another(
     for path in shown:
         with Image.open(path) as image:
             image.load()
+
+
+# --- without a test split
+
+
+@pytest.fixture
+def untested(tmp_path: Path) -> Path:
+    """An image folder of which only train is there."""
+    data = write_folder(tmp_path / "images")
+    shutil.rmtree(data / "test")
+    return data
+
+
+def test_without_a_test_split_val_is_evaluated_named_everywhere_and_called_optimistic(
+    run: Run, refused: Refused, untested: Path, tmp_path: Path
+) -> None:
+    less = {"epochs_patches": 0, "epochs_ft1": 0, "epochs_ft2": 0}
+    code, out, err = run(*flags(untested, tmp_path / "x", **less))
+    assert code == 0
+    assert "images, val split, P = 16" in out
+    said = [line for line in err.splitlines() if not line.startswith("report: ")]
+    assert said == [
+        "there is no test split: evaluated on val, which also picked checkpoints, so figures are optimistic"
+    ]
+    document = json.loads((tmp_path / "x" / "results.json").read_text())
+    assert document["split"] == "val"
+    assert [row["method"] for row in document["rows"]] == ["LR-CNN", "HR-CNN", "PatchDrop", "Random", "Shuffled"]
+    assert {row["n"] for row in document["rows"]} == {3}
+    page = (tmp_path / "x" / "report.html").read_text(encoding="utf-8")
+    assert "val split" in page
+    assert "optimistic" in page
+    assert "test images" not in page
+    assert "3 val images" in page
+    assert "has no test split; evaluate another with --split val" in refused(3, "evaluate", tmp_path / "x")
+    code, out, _ = run("evaluate", tmp_path / "x", "--split", "val", "--json")
+    assert (code, only_json(out)["rows"]) == (0, document["rows"])
+
+
+def test_where_a_test_split_is_nothing_is_called_optimistic(trained: Path) -> None:
+    page = (trained / "report.html").read_text(encoding="utf-8")
+    assert "optimistic" not in page
+    assert "12 test images" in page
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_where_no_stage_is_trained_the_document_is_whole_but_for_its_rows(
+    run: Run, data: Path, untested: Path, tmp_path: Path, split: str
+) -> None:
+    nothing = {f"epochs_{stage}": 0 for stage in STAGES}
+    given = data if split == "test" else untested
+    code, out, _ = run(*flags(given, tmp_path / "x", **nothing), "--json")
+    document = only_json(out)
+    assert code == 0
+    assert (document["rows"], document["split"], document["data"]) == ([], split, "images")
+    assert (document["patches"], document["class_names"], document["high"]) == (16, list(CLASSES), [16, 16])
+    assert json.loads((tmp_path / "x" / "results.json").read_text()) == document
+    code, out, _ = run(*flags(given, tmp_path / "x", **nothing))
+    assert code == 0
+    assert f"images, {split} split, P = 16" in out
 
 
 # --- what is printed

@@ -79,7 +79,7 @@ def digests(out: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # 36 images less 3 for validation are 4 steps of 8. Without a test split, nothing follows on the training.
+    # 36 images less 3 for validation are 4 steps of 8; without a test split, those 3 are all that is evaluated.
     return write_folder(tmp_path_factory.mktemp("images"), train=36, test=0)
 
 

@@ -11,8 +11,6 @@ from rich.table import Table
 
 def results_table(document: dict[str, Any]) -> RenderableType:
     """The table of a ``results.json``."""
-    if not document:
-        return "no test split, or no stage trained: nothing to evaluate"
     patches = document["patches"]
     table = Table(title=f"{escape(document['data'])}, {document['split']} split, P = {patches}", title_justify="left")
     table.add_column("method")
