@@ -18,7 +18,7 @@ from PIL import Image
 
 import patchdrop
 from patchdrop.cli import app, main
-from patchdrop.errors import UsageError
+from patchdrop.errors import RunError, UsageError
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TrainSettings, from_mapping, to_mapping
 from tiny import CLASSES, tiny_flags, write_folder
@@ -393,9 +393,33 @@ def test_a_damaged_config_is_named(refused: Refused, data: Path, copy: Path) -> 
     assert refused(3, "predict", copy, picture(data)).startswith(f"{path}: is damaged")
 
 
-def test_a_run_in_use_is_refused(refused: Refused, data: Path, copy: Path) -> None:
+def test_a_run_in_use_is_refused_to_training_and_to_an_evaluation_that_writes(
+    run: Run, refused: Refused, data: Path, copy: Path
+) -> None:
     with RunFolder(copy).locked():
-        assert "another training is using it" in refused(3, *flags(data, copy))
+        for arguments in (flags(data, copy), ["evaluate", copy]):
+            message = refused(3, *arguments)
+            assert message.startswith(f"{copy}: another training or evaluation is using it; wait for it")
+        assert run("evaluate", copy, "--split", "val")[0] == 0
+        assert run("info", copy)[0] == 0
+
+
+def test_an_evaluation_holds_the_folder_until_its_report_is_written(
+    run: Run, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[str] = []
+
+    def write_report(folder: Path, *_: object) -> Path:
+        with pytest.raises(RunError, match="is using it"), RunFolder(copy).locked():
+            pass
+        held.append("report")
+        return folder / "report.html"
+
+    monkeypatch.setattr("patchdrop.commands.write_report", write_report)
+    assert run("evaluate", copy)[0] == 0
+    assert held == ["report"]
+    with RunFolder(copy).locked():
+        pass
 
 
 def test_a_stage_that_is_not_trained_is_named(refused: Refused, data: Path, copy: Path) -> None:

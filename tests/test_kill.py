@@ -158,6 +158,6 @@ def test_a_second_training_in_the_same_folder_is_refused_while_the_first_goes_on
     code, errors = ended(start(data, tmp_path / "run"))
     first.send_signal(signal.SIGCONT)
     assert code == 3
-    assert "another training is using it" in errors
+    assert "another training or evaluation is using it" in errors
     assert ended(first)[0] == 0
     assert digests(tmp_path / "run") == unbroken

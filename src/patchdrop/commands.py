@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -73,18 +74,23 @@ def check_grid(settings: TrainSettings) -> None:
 
 
 def evaluate(run_folder: str | Path, data: str | None = None, split: str = "test") -> dict[str, Any]:
-    """The table of a trained run for a split of a data set, by default the one it was trained on."""
+    """The table of a trained run for a split of a data set, by default the one it was trained on.
+
+    On its own test split the run's ``results.json`` and report are written anew, and no training may go on meanwhile.
+    """
     run = RunFolder(run_folder).require()
     settings = run.settings()
     _use(settings)
     elsewhere = data is not None and data != settings.data
     if elsewhere:
         settings = replace(settings, data=str(data), layout="auto")
-    loaded = _split_to_evaluate(settings, split)
-    _same_classes(run, loaded)
-    if elsewhere or split != "test":
+    writes = split == "test" and not elsewhere
+    with run.locked() if writes else nullcontext():
+        loaded = _split_to_evaluate(settings, split)
+        _same_classes(run, loaded)
+        if writes:
+            return _evaluate_and_report(run, loaded, split, settings)
         return _results(run, loaded, split, settings)[0]
-    return _evaluate_and_report(run, loaded, split, settings)
 
 
 def _split_to_evaluate(settings: TrainSettings, split: str) -> Data:

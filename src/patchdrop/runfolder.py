@@ -156,7 +156,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one training.
+        """Hold the folder for one training, or one evaluation that writes into it.
 
         Raises:
             RunError: another process holds it.
@@ -165,12 +165,12 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
         except OSError as error:
-            raise RunError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from error
+            raise RunError(f"{self.path}: cannot be written ({error.strerror}); choose another folder") from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunError(
-                f"{self.path}: another training is using it; wait for it, or choose another --out"
+                f"{self.path}: another training or evaluation is using it; wait for it, or choose another folder"
             ) from error
         else:
             yield
