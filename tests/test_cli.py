@@ -507,6 +507,63 @@ def test_overlays_are_one_picture_an_image_and_none_overwrites_another(
             image.load()
 
 
+# --- LR images of a sensor of their own
+
+
+def write_csv(data: Path, folder: Path, low: bool) -> Path:
+    """The images of a folder as a CSV file, with an LR image for each: its darkened, small copy."""
+    lines = ["path,label,split,low_path"] if low else ["path,label,split"]
+    for path in sorted(data.rglob("*.png")):
+        split, label, name = path.relative_to(data).parts
+        if low:
+            small = folder / "low" / f"{split}-{label}-{name}"
+            small.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(path) as image:
+                image.reduce(2).point(lambda value: value // 3).save(small)
+        lines.append(f"{path},{label},{split}" + (f",{small}" if low else ""))
+    file = folder / "images.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("memory_gb", [4, 0], ids=["memory", "streamed"])
+def test_a_run_on_lr_of_its_own_never_takes_averaged_hr_for_it(
+    run: Run, refused: Refused, data: Path, tmp_path: Path, memory_gb: int
+) -> None:
+    file = write_csv(data, tmp_path, low=True)
+    out = tmp_path / "x"
+    less = {"epochs_patches": 0, "epochs_ft1": 0, "epochs_ft2": 0, "memory_gb": memory_gb, "workers": 0}
+    assert run(*flags(file, out, **less))[0] == 0
+    assert json.loads((out / "data.json").read_text())["low"] == "own"
+    image = picture(data)
+    message = refused(2, "predict", out, image)
+    assert message == (f"{out}: was trained on LR images of their own; give one for each image with --low")
+    assert refused(2, "predict", out, image, "--overlay", tmp_path / "shown") == message
+    own = tmp_path / "low" / "-".join(image.relative_to(data).parts)
+    assert run("predict", out, image, "--low", own)[0] == 0
+    assert "was trained on LR images of their own, images has none" in refused(3, "evaluate", out, "--data", data)
+    assert run("evaluate", out)[0] == 0
+    assert "images of their own" in run("info", out)[1]
+
+
+def test_a_run_on_averaged_lr_may_be_tried_on_lr_of_its_own(
+    run: Run, data: Path, trained: Path, tmp_path: Path
+) -> None:
+    assert json.loads((trained / "data.json").read_text())["low"] == "averaged"
+    file = write_csv(data, tmp_path, low=True)
+    assert run("predict", trained, picture(data), "--low", next((tmp_path / "low").iterdir()))[0] == 0
+    assert run("evaluate", trained, "--data", file)[0] == 0
+
+
+def test_a_run_does_not_go_on_with_lr_from_elsewhere(refused: Refused, run: Run, data: Path, tmp_path: Path) -> None:
+    averaged, own = (write_csv(data, tmp_path / name, low=name == "own") for name in ("averaged", "own"))
+    assert run(*flags(averaged, tmp_path / "x", stages="lr"))[0] == 0
+    message = refused(3, *flags(own, tmp_path / "x", stages="lr"))
+    assert "other data (low was averaged, is own)" in message
+
+
 # --- without a test split
 
 

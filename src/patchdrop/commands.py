@@ -88,6 +88,7 @@ def evaluate(run_folder: str | Path, data: str | None = None, split: str = "test
     with run.locked() if writes else nullcontext():
         loaded = _split_to_evaluate(settings, split)
         _same_classes(run, loaded)
+        _same_low(run, loaded, split)
         if writes:
             return _evaluate_and_report(run, loaded, split, settings)
         return _results(run, loaded, split, settings)[0]
@@ -110,6 +111,15 @@ def _same_classes(run: RunFolder, data: Data) -> None:
         raise RunError(
             f"{run}: was trained on {len(trained)} classes, {data.name} has {len(data.classes)} "
             f"(not in both: {', '.join(odd)}); evaluate it on data with the same classes"
+        )
+
+
+def _same_low(run: RunFolder, data: Data, split: str) -> None:
+    """LR images of another sensor cannot be replaced by averages of HR; the other way round one may try."""
+    if run.own_low and not data.splits[split].own_low:
+        raise RunError(
+            f"{run}: was trained on LR images of their own, {data.name} has none; "
+            "name them in the column low_path of a CSV file"
         )
 
 
@@ -212,13 +222,13 @@ def info(run_folder: str | Path) -> dict[str, Any]:
     for stage in run.stages_done():
         config = run.stage_config(stage)
         stages[stage] = {k: config.get(k) for k in ("parameters", "seconds", "figures", "sha256")}
-    data_file, results_file = run.path / "data.json", run.path / "results.json"
-    data = read_json(data_file) if data_file.exists() else {}
+    results_file = run.path / "results.json"
+    data = run.data()
     starts = [e for e in run.read_log() if e.get("event") == "start"]
     settings = run.settings()
     return {
         "run": str(run),
-        "data": {k: data.get(k) for k in ("name", "layout", "classes", "images")},
+        "data": {k: data.get(k) for k in ("name", "layout", "classes", "images", "low")},
         "grid": settings.grid,
         "networks": {
             "hr": settings.hr_network,

@@ -42,6 +42,10 @@ class Source(Protocol):
     def names(self) -> Sequence[str]:
         """A name for each image."""
 
+    @property
+    def own_low(self) -> bool:
+        """Whether LR images are files of their own, rather than HR averaged."""
+
     def batches(self, plan: Sequence[Tensor]) -> Iterator[Batch]:
         """One batch for each tensor of positions, in order."""
 
@@ -54,6 +58,11 @@ class MemorySource:
     low: Tensor | None
     targets: Tensor
     names: Sequence[str]
+
+    @property
+    def own_low(self) -> bool:
+        """Whether LR images are held beside HR."""
+        return self.low is not None
 
     def batches(self, plan: Sequence[Tensor]) -> Iterator[Batch]:
         """One batch for each tensor of positions, in order."""
@@ -76,6 +85,11 @@ class FileSource:
     skip_bad: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
     """Name -> reason of images left out so far."""
+
+    @property
+    def own_low(self) -> bool:
+        """Whether the records name LR images; a listing has them for all images or for none."""
+        return any(record.low_path is not None for record in self.records)
 
     def batches(self, plan: Sequence[Tensor]) -> Iterator[Batch]:
         """One batch for each tensor of positions, in order; bad images are missing where ``skip_bad``.
@@ -228,6 +242,11 @@ class Split:
     def names(self) -> list[str]:
         """The images' names, in order."""
         return [self.source.names[i] for i in self.index.tolist()]
+
+    @property
+    def own_low(self) -> bool:
+        """Whether LR images are of a sensor of their own, rather than HR averaged."""
+        return self.source.own_low
 
     def batches(self, plan: Iterable[Tensor]) -> Iterator[Batch]:
         """One batch for each tensor of positions within this split."""

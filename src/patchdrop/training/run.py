@@ -16,7 +16,7 @@ from patchdrop.data.load import Data, Statistics, statistics
 from patchdrop.data.sets import Split
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError
-from patchdrop.files import read_json, write_json
+from patchdrop.files import write_json
 from patchdrop.models import ModelConfig, build_stage, copy_matching
 from patchdrop.networks import check_pretrained
 from patchdrop.runfolder import RunFolder
@@ -131,18 +131,18 @@ def _check_data(settings: TrainSettings, data: Data, run: RunFolder) -> None:
         "classes": list(data.classes),
         "images": {name: len(split) for name, split in data.splits.items()},
         "sha256": {name: _digest(split) for name, split in data.splits.items()},
+        "low": "own" if data.splits["fit"].own_low else "averaged",
     }
-    path = run.path / "data.json"
-    if path.exists():
-        recorded = read_json(path)
+    recorded = run.data()
+    if recorded:
         for key, value in described.items():
-            if recorded.get(key) != value:
+            if recorded.get(key, value) != value:  # a run of an earlier version may lack a key
                 raise RunError(
-                    f"{run}: was started on other data ({key} was {recorded.get(key)}, is {value}); use another --out"
+                    f"{run}: was started on other data ({key} was {recorded[key]}, is {value}); use another --out"
                 )
         return
     carved = {name: data.splits[name].names for name in ("val", "policy") if name in data.splits}
-    write_json(path, {**described, "skipped": dict(data.skipped), "carved": carved})
+    write_json(run.path / "data.json", {**described, "skipped": dict(data.skipped), "carved": carved})
 
 
 def _digest(split: Split) -> str:
