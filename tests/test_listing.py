@@ -16,7 +16,8 @@ import torch
 
 from patchdrop.data import cifar
 from patchdrop.data.cifar import load_cifar
-from patchdrop.data.listing import Listing, Record, list_images, square_with_context
+from patchdrop.data.fmow import square_with_context
+from patchdrop.data.listing import Listing, Record, list_images
 from patchdrop.errors import DataError, UsageError
 
 
