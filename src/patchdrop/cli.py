@@ -34,7 +34,7 @@ Flag = Parameter(negative="")
 
 
 @app.command
-def demo(*, out: Annotated[Path, Parameter(help="Run folder to make.")], as_json: Json = False) -> int:
+def demo(*, out: Out, as_json: Json = False) -> int:
     """Train every stage on the embedded scenes, evaluate, write the report and print the table."""
     from patchdrop import commands
     from patchdrop.tables import results_table
@@ -180,10 +180,10 @@ def main(tokens: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if tokens is None else tokens)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    from patchdrop.talk import warnings_as_lines
+    from patchdrop.talk import as_line, warnings_told
 
     try:
-        with warnings_as_lines():
+        with warnings_told(as_line):
             return _run(arguments)
     except Interrupted as stopped:
         print("stopped; everything is saved, the same command goes on", file=sys.stderr)

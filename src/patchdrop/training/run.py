@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import signal
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -21,6 +20,7 @@ from patchdrop.models import ModelConfig, build_stage, copy_matching
 from patchdrop.networks import check_pretrained
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TrainSettings
+from patchdrop.talk import warnings_told
 from patchdrop.training.loop import Task, clear_state, derived_seed, saved_step, train
 from patchdrop.training.policy_stages import PolicyTask
 from patchdrop.training.supervised import ClassifierTask
@@ -67,7 +67,7 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
         task = make_task(stage, model, data, settings, device)
         run.stage(stage).mkdir(parents=True, exist_ok=True)
         run.forget_after(stage, saved_step(run.stage(stage)))
-        with _warnings_logged(stage, run):
+        with warnings_told(_into_log(stage, run)):
             outcome = train(
                 task,
                 run.stage(stage),
@@ -151,18 +151,14 @@ def _digest(split: Split) -> str:
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
-@contextmanager
-def _warnings_logged(stage: str, run: RunFolder) -> Iterator[None]:
-    def show(message: Warning | str, *_: Any) -> None:
-        run.log({"event": "warning", "stage": stage, "message": str(message)})
-        before(message, *_)
+def _into_log(stage: str, run: RunFolder) -> Callable[[Warning | str, type[Warning]], bool]:
+    """Writes each warning into the log too."""
 
-    before = warnings.showwarning
-    warnings.showwarning = show  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        warnings.showwarning = before
+    def tell(message: Warning | str, _: type[Warning]) -> bool:
+        run.log({"event": "warning", "stage": stage, "message": str(message)})
+        return False
+
+    return tell
 
 
 class Stopper:
