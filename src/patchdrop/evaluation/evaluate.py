@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,10 +201,3 @@ def example_positions(outcome: Outcome, count: int) -> list[int]:
     """Positions of up to ``count`` images, evenly over the split's order (so over the classes of sorted splits)."""
     n = len(outcome.target)
     return sorted(set(np.linspace(0, n - 1, min(count, n)).round().astype(int).tolist()))
-
-
-def batches_at(split: Split, positions: list[int]) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """``(position, high (C, H, W), low or None)`` of single images."""
-    for position in positions:
-        batch = next(split.batches([torch.tensor([position])]))
-        yield position, batch.high[0], None if batch.low is None else batch.low[0]
