@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing.resource_tracker import ensure_running
 from typing import NamedTuple, Protocol
 
 import torch
@@ -104,9 +106,10 @@ class FileSource:
             num_workers=self.workers,
             collate_fn=list,
             multiprocessing_context="spawn" if self.workers else None,
-            worker_init_fn=_leave_ctrl_c_to_the_main_process,
         )
-        for items in loader:
+        with _ctrl_c_left_to_this_process():
+            decoded = iter(loader)
+        for items in decoded:
             good = [item for item in items if isinstance(item, _Pixels)]
             for item in items:
                 if isinstance(item, _Bad):
@@ -120,9 +123,19 @@ class FileSource:
         self.skipped[self.names[item.position]] = item.reason
 
 
-def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
-    """A terminal sends Ctrl-C to every process; a worker that died of it would break the save."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _ctrl_c_left_to_this_process() -> Iterator[None]:
+    """Processes started meanwhile never get Ctrl-C; here it is put off until the end of the block.
+
+    A terminal sends it to every process, and a worker that died of it would break the save. A worker inherits what
+    is blocked, so that it is safe from its first instruction on, not only once it could ignore the signal itself.
+    """
+    ensure_running()  # starting Python's resource tracker would lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Pixels(NamedTuple):
