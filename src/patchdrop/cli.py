@@ -31,6 +31,8 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSO
 Out = Annotated[Path, Parameter(help="Run folder to make or to go on with.")]
 Settings = Annotated[TrainSettings, Parameter(name="*")]
 Flag = Parameter(negative="")
+# A file may be called [1].png, which is no JSON list.
+Files = Parameter(consume_multiple=True, json_list=False, negative="")
 
 
 @app.command
@@ -104,9 +106,9 @@ def evaluate(
 @app.command
 def predict(
     run: Path,
-    images: Annotated[list[Path], Parameter(consume_multiple=True)],
+    images: Annotated[list[Path], Files],
     *,
-    low: Annotated[list[Path] | None, Parameter(consume_multiple=True)] = None,
+    low: Annotated[list[Path] | None, Files] = None,
     stage: str | None = None,
     overlay: Path | None = None,
     as_json: Json = False,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from patchdrop.cost import Cost, forward_costs, step_flops
 from patchdrop.data.load import Data, load, statistics
 from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop
-from patchdrop.errors import DataError, PatchDropError, RunError, UsageError
+from patchdrop.errors import DataError, PatchDropError, RunError, UsageError, first_line
 from patchdrop.evaluation.evaluate import evaluate as evaluate_stages
 from patchdrop.evaluation.evaluate import example_positions
 from patchdrop.evaluation.evaluate import results as results_document
@@ -193,7 +194,7 @@ def predict(
     if len(lows) != len(images):
         raise UsageError(f"{len(images)} images and {len(lows)} LR images were given, one each is needed")
     used: set[str] = set()
-    for index, (path, low_path) in enumerate(zip(images, lows, strict=True)):
+    for path, low_path in zip(images, lows, strict=True):
         own_low = None if low_path is None else [low_path]
         try:
             if overlay_folder is None:
@@ -205,7 +206,7 @@ def predict(
                 raise
             failed(str(error))
             continue
-        name = Path(path).stem if Path(path).stem not in used else f"{Path(path).stem}-{index}"
+        name = _unused(Path(path).stem, used)
         used.add(name)
         try:
             overlay_folder.mkdir(parents=True, exist_ok=True)
@@ -213,6 +214,12 @@ def predict(
         except OSError as error:
             raise RunError(f"{overlay_folder}: cannot be written ({error.strerror}); choose another folder") from error
         yield prediction
+
+
+def _unused(stem: str, used: Container[str]) -> str:
+    """A picture's name: the image's own, numbered where an image of another folder has taken it."""
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in used)
 
 
 def info(run_folder: str | Path) -> dict[str, Any]:
@@ -311,7 +318,7 @@ def _costs(settings: TrainSettings, data: Data) -> dict[str, Cost]:
     except Exception as error:
         raise UsageError(
             f"networks {settings.hr_network}, {settings.lr_network}, {settings.policy_network} cannot take HR "
-            f"{settings.high} and LR {settings.low} px images: {str(error).splitlines()[0]}"
+            f"{settings.high} and LR {settings.low} px images: {first_line(error)}"
         ) from error
 
 
