@@ -9,15 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from masks import pixel_mask
 from patchdrop.classify.low import LowCNN
 from patchdrop.classify.masked_cnn import MaskedCNN
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.low import area_average
 from patchdrop.episode import PatchDrop, play
-from patchdrop.grid import Grid, pixel_mask
+from patchdrop.grid import Grid
 from patchdrop.networks import Normalise
 from patchdrop.packed import Packed, gather
-from patchdrop.policy.choice import greedy, keep_all, keep_none
+from patchdrop.policy.choice import greedy, keep_all
 from patchdrop.policy.network import Policy
 from patchdrop.read.source import from_memory
 from tiny import NETWORK, unsettle
@@ -129,7 +130,7 @@ def test_an_episode_that_keeps_none_reads_nothing_and_one_that_keeps_all_reads_h
     classifier = two_stream(setup, "share")
     policy = Policy(NETWORK, setup.grid, setup.low.normalise).eval()
     read = from_memory(setup.images, setup.grid)
-    nothing = play(policy, keep_none, read, classifier, setup.lows)
+    nothing = play(policy, lambda scores: ~keep_all(scores), read, classifier, setup.lows)
     assert nothing.packed.pixels.shape[0] == 0
     assert torch.equal(nothing.logits, setup.low(setup.lows))
     everything = play(policy, keep_all, read, classifier, setup.lows)

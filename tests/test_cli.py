@@ -7,6 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,10 @@ from PIL import Image
 
 import patchdrop
 from patchdrop.cli import app, main
-from patchdrop.errors import UsageError
+from patchdrop.errors import CollapsedPolicyWarning, RunError, UsageError
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TrainSettings, from_mapping, to_mapping
+from patchdrop.talk import as_line, warnings_told
 from tiny import CLASSES, tiny_flags, write_folder
 
 ONE_EPOCH = {f"epochs_{stage}": 1 for stage in STAGES}
@@ -118,6 +120,14 @@ def picture(data: Path, index: int = 0) -> Path:
         (["train", "--out", "x", "--grid", "4x"], ["grid '4x'"]),
         (["train", "--out", "x", "--grid", "0"], ["grid 0: needs at least one row"]),
         (["train", "--out", "x", "--high", "16", "--grid", "17"], ["16 x 16 px image cannot hold a 17 x 17 grid"]),
+        (
+            ["train", "--out", "x", "--target-patches", "16.5"],
+            ["target_patches: 16.5 is out of", "grid 4 has 16 patches"],
+        ),
+        (
+            ["train", "--out", "x", "--dry-run", "--grid", "2x3", "--target-patches", "7"],
+            ["target_patches: 7 is out of range", "grid 2x3 has 6 patches", "use 0 to 6"],
+        ),
         (["train", "--out", "x", "--config", "dmo"], ["--config dmo", "'demo'"]),
         (["train", "--out", "x", "--config"], ["--config"]),
     ],
@@ -205,6 +215,37 @@ def test_an_unknown_network_is_named_with_the_nearest(
     assert f"network {name!r} does not exist, did you mean 'resnet" in message.replace("mobilenet", "resnet")
 
 
+@pytest.mark.parametrize("flag", ["hr_network", "lr_network"])
+def test_a_network_that_cannot_take_the_image_size_is_named_with_the_reason(
+    refused: Refused, data: Path, tmp_path: Path, flag: str
+) -> None:
+    side = {"hr_network": 16, "lr_network": 8}[flag]
+    wrong = flags(data, tmp_path / "x", **{flag: "vit_tiny_patch16_224"})
+    message = refused(2, *wrong)
+    assert "vit_tiny_patch16_224" in message
+    assert message.endswith(f"cannot take HR 16 and LR 8 px images: Input height ({side}) doesn't match model (224).")
+    assert refused(2, *wrong, "--dry-run") == message
+    assert not (tmp_path / "x" / "settings.yaml").exists()
+
+
+def test_a_policy_network_without_a_feature_map_is_named_with_the_way_out(
+    refused: Refused, data: Path, tmp_path: Path
+) -> None:
+    more = {"policy_network": "test_vit", "policy_head": "spatial", "low": "160", "high": "160"}
+    assert "gives no feature map: use --policy-head global" in refused(2, *flags(data, tmp_path / "x", **more))
+
+
+@pytest.mark.parametrize(("said", "line"), [("", "AssertionError"), ("first\nsecond", "first")])
+def test_of_a_networks_own_error_one_line_is_said(
+    refused: Refused, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, line: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError(*([said] if said else []))
+
+    monkeypatch.setattr("patchdrop.networks.ResNet.forward", fail)
+    assert refused(2, *flags(data, tmp_path / "x")).endswith(f"px images: {line}")
+
+
 def test_settings_survive_yaml_to_the_last_value() -> None:
     settings = TrainSettings(high="96x160", augment=("erase",), stages=("lr", "ft2"), rate_policy=1e-3 / 3)
     again = from_mapping(yaml.safe_load(patchdrop.settings.to_yaml(settings)), "here")
@@ -212,6 +253,13 @@ def test_settings_survive_yaml_to_the_last_value() -> None:
     assert to_mapping(again) == to_mapping(settings)
     with pytest.raises(UsageError, match=r"stages: 'ft9' is not one of .*did you mean 'ft2'"):
         TrainSettings(stages=("ft9",))
+
+
+def test_more_patches_wanted_than_there_are_is_refused_from_python_before_data_are_looked_for(tmp_path: Path) -> None:
+    settings = TrainSettings(data=str(tmp_path / "missing"), grid="2", target_patches=4.5)
+    with pytest.raises(UsageError, match=r"target_patches: 4\.5 is out of range, grid 2 has 4 patches; use 0 to 4"):
+        patchdrop.train(settings, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
 
 
 # --- data that cannot be used
@@ -378,9 +426,33 @@ def test_a_damaged_config_is_named(refused: Refused, data: Path, copy: Path) -> 
     assert refused(3, "predict", copy, picture(data)).startswith(f"{path}: is damaged")
 
 
-def test_a_run_in_use_is_refused(refused: Refused, data: Path, copy: Path) -> None:
+def test_a_run_in_use_is_refused_to_training_and_to_an_evaluation_that_writes(
+    run: Run, refused: Refused, data: Path, copy: Path
+) -> None:
     with RunFolder(copy).locked():
-        assert "another training is using it" in refused(3, *flags(data, copy))
+        for arguments in (flags(data, copy), ["evaluate", copy]):
+            message = refused(3, *arguments)
+            assert message.startswith(f"{copy}: another training or evaluation is using it; wait for it")
+        assert run("evaluate", copy, "--split", "val")[0] == 0
+        assert run("info", copy)[0] == 0
+
+
+def test_an_evaluation_holds_the_folder_until_its_report_is_written(
+    run: Run, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[str] = []
+
+    def write_report(folder: Path, *_: object) -> Path:
+        with pytest.raises(RunError, match="is using it"), RunFolder(copy).locked():
+            pass
+        held.append("report")
+        return folder / "report.html"
+
+    monkeypatch.setattr("patchdrop.commands.write_report", write_report)
+    assert run("evaluate", copy)[0] == 0
+    assert held == ["report"]
+    with RunFolder(copy).locked():
+        pass
 
 
 def test_a_stage_that_is_not_trained_is_named(refused: Refused, data: Path, copy: Path) -> None:
@@ -457,15 +529,280 @@ def test_lr_images_of_their_own_are_one_for_each_image(run: Run, refused: Refuse
 def test_overlays_are_one_picture_an_image_and_none_overwrites_another(
     run: Run, data: Path, trained: Path, tmp_path: Path
 ) -> None:
-    again = tmp_path / picture(data).name
-    shutil.copy(picture(data), again)
-    code, _, _ = run("predict", trained, picture(data), again, "--overlay", tmp_path / "shown")
+    """Even where an image has the very name that a second one of the same stem would be given."""
+    images = [tmp_path / name for name in ("x/a.png", "y/a-2.png", "z/a.png", "z/a.PNG", "z/b.png")]
+    for index, image in enumerate(images):
+        image.parent.mkdir(exist_ok=True)
+        shutil.copy(picture(data, index), image)
+    code, _, _ = run("predict", trained, *images, "--overlay", tmp_path / "shown")
     assert code == 0
     shown = sorted((tmp_path / "shown").iterdir())
-    assert len(shown) == 2
+    assert [path.name for path in shown] == ["a-2.png", "a-3.png", "a-4.png", "a.png", "b.png"]
+    assert len({path.read_bytes() for path in shown}) == len(images)
     for path in shown:
         with Image.open(path) as image:
             image.load()
+
+
+@pytest.mark.parametrize("below", ["", "below"])
+def test_an_overlay_folder_that_cannot_be_written_is_named(
+    refused: Refused, data: Path, trained: Path, tmp_path: Path, below: str
+) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / below
+    message = refused(3, "predict", trained, picture(data), "--overlay", folder)
+    assert message.startswith(f"{folder}: cannot be written (")
+    assert message.endswith("; choose another folder")
+
+
+# --- a report that cannot be written
+
+
+@pytest.mark.parametrize(
+    ("why", "words"),
+    [("full", "No space left on device"), ("no folder", "File exists"), ("a folder", "Is a directory")],
+)
+def test_where_the_report_cannot_be_written_the_results_are_kept(
+    refused: Refused, copy: Path, why: str, words: str
+) -> None:
+    before = json.loads((copy / "results.json").read_text())
+    (copy / "results.json").unlink()
+    (copy / "report.html").unlink()
+    if why == "full":
+        (copy / "report.html").symlink_to("/dev/full")  # every write to it fails as on a full disk
+    elif why == "no folder":
+        shutil.rmtree(copy / "figures")
+        (copy / "figures").write_text("")
+    else:
+        (copy / "report.html").mkdir()
+    message = refused(3, "evaluate", copy)
+    assert message == f"{copy}: the report cannot be written ({words}); results.json is there"
+    assert json.loads((copy / "results.json").read_text())["rows"] == before["rows"]
+
+
+# --- markup in names is text
+
+
+BOLD, SCRIPT = "[bold]red[/bold]", "<script>alert(1)</script>"
+
+
+@pytest.fixture(scope="module")
+def marked(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data and a run in it; classes, data set, run and an image have markup for names."""
+    root = tmp_path_factory.mktemp("marked")
+    lines = ["path,label,split"]
+    for index, path in enumerate(sorted(data.rglob("*.png"))):
+        split, label, _ = path.relative_to(data).parts
+        image = root / f"[link]{index}<script>.png"
+        shutil.copy(path, image)
+        lines.append(f"{image.name},{ {'blue': BOLD, 'green': SCRIPT, 'red': '[/i]'}[label] },{split}")
+    (root / "[b]data.csv").write_text("\n".join(lines) + "\n")
+    less = {"epochs_patches": 0, "epochs_ft1": 0, "epochs_ft2": 0}
+    assert main(flags(root / "[b]data.csv", root / "[i]run", **less)) == 0
+    return root
+
+
+def test_markup_in_names_is_printed_as_it_is(run: Run, marked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(marked)
+    image = sorted(p.name for p in marked.glob("*.png"))[0]
+    for arguments, words in (
+        (["evaluate", "[i]run"], ["[b]data.csv, test split"]),
+        (["info", "[i]run"], ["[i]run", "[b]data.csv (csv)", f"{SCRIPT}, [/i], {BOLD}"]),
+        (["predict", "[i]run", image], [image]),
+        ([*flags(Path("[b]data.csv"), Path("new")), "--dry-run"], ["data: [b]data.csv (csv)"]),
+    ):
+        code, out, _ = run(*arguments)
+        assert code == 0
+        for word in words:
+            assert word in out
+
+
+def test_a_class_with_markup_for_its_name_is_predicted_by_that_name(
+    run: Run, marked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(marked)
+    images = sorted(p.name for p in marked.glob("*.png"))
+    labels = {p["label"] for p in json.loads(run("predict", "[i]run", *images, "--json")[1])["predictions"]}
+    assert labels <= {BOLD, SCRIPT, "[/i]"}
+    out = run("predict", "[i]run", *images)[1]
+    assert all(label in out for label in labels)
+
+
+def test_markup_in_names_is_text_in_the_report(marked: Path) -> None:
+    page = (marked / "[i]run" / "report.html").read_text(encoding="utf-8")
+    assert "<script" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "&lt;script&gt;.png" in page
+    for text in (BOLD, "[b]data.csv", "[i]run", "[link]"):
+        assert text in page
+
+
+def test_an_overlay_has_its_images_name_to_the_letter(
+    run: Run, marked: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(marked)
+    image = sorted(p.name for p in marked.glob("*.png"))[0]
+    assert run("predict", "[i]run", image, "--overlay", tmp_path / "[bold]shown")[0] == 0
+    assert [p.name for p in (tmp_path / "[bold]shown").iterdir()] == [image]
+
+
+# --- warnings
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_warning_is_one_line_on_stderr_and_one_in_the_log(run: Run, data: Path, tmp_path: Path) -> None:
+    """A policy that does not learn reads everything of all of 102 validation images."""
+    often = shutil.copytree(data, tmp_path / "images")
+    for index in range(102):
+        image = picture(data, index % 12)
+        (often / "val" / image.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(image, often / "val" / image.parent.name / f"{index}.png")
+    still = {"policy_head": "spatial", "rate_policy": 0, "epochs_patches": 0, "epochs_ft1": 0, "epochs_ft2": 0}
+    code, out, err = run(*flags(often, tmp_path / "x", **still), "--json")
+    assert code == 0
+    assert isinstance(only_json(out), dict)
+    warned, reported = err.splitlines()
+    assert warned.startswith("warning: stage pt: 1 distinct masks for 102 images, the policy hardly looks. Set ")
+    assert reported.startswith("report: ")
+    (logged,) = [e for e in RunFolder(tmp_path / "x").read_log() if e["event"] == "warning"]
+    assert (logged["stage"], f"warning: {logged['message']}") == ("pt", warned)
+
+
+def test_only_our_own_warnings_are_made_lines_and_listeners_go_with_their_block(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[str] = []
+
+    def note(message: Warning | str, _: type[Warning]) -> bool:
+        heard.append(str(message))
+        return False
+
+    passed_on: list[str] = []
+    monkeypatch.setattr(warnings, "showwarning", lambda message, *_: passed_on.append(str(message)))
+    before = warnings.showwarning
+    with warnings_told(as_line), warnings_told(note):
+        warnings.warn("ours", CollapsedPolicyWarning, stacklevel=1)
+        warnings.warn("theirs", RuntimeWarning, stacklevel=1)
+    assert warnings.showwarning is before
+    assert heard == ["ours", "theirs"]
+    assert passed_on == ["theirs"]
+    assert capsys.readouterr().err == "warning: ours\n"
+
+
+# --- LR images of a sensor of their own
+
+
+def write_csv(data: Path, folder: Path, low: bool) -> Path:
+    """The images of a folder as a CSV file, with an LR image for each: its darkened, small copy."""
+    lines = ["path,label,split,low_path"] if low else ["path,label,split"]
+    for path in sorted(data.rglob("*.png")):
+        split, label, name = path.relative_to(data).parts
+        if low:
+            small = folder / "low" / f"{split}-{label}-{name}"
+            small.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(path) as image:
+                image.reduce(2).point(lambda value: value // 3).save(small)
+        lines.append(f"{path},{label},{split}" + (f",{small}" if low else ""))
+    file = folder / "images.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join(lines) + "\n")
+    return file
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("memory_gb", [4, 0], ids=["memory", "streamed"])
+def test_a_run_on_lr_of_its_own_never_takes_averaged_hr_for_it(
+    run: Run, refused: Refused, data: Path, tmp_path: Path, memory_gb: int
+) -> None:
+    file = write_csv(data, tmp_path, low=True)
+    out = tmp_path / "x"
+    less = {"epochs_patches": 0, "epochs_ft1": 0, "epochs_ft2": 0, "memory_gb": memory_gb, "workers": 0}
+    assert run(*flags(file, out, **less))[0] == 0
+    assert json.loads((out / "data.json").read_text())["low"] == "own"
+    image = picture(data)
+    message = refused(2, "predict", out, image)
+    assert message == (f"{out}: was trained on LR images of their own; give one for each image with --low")
+    assert refused(2, "predict", out, image, "--overlay", tmp_path / "shown") == message
+    own = tmp_path / "low" / "-".join(image.relative_to(data).parts)
+    assert run("predict", out, image, "--low", own)[0] == 0
+    assert "was trained on LR images of their own, images has none" in refused(3, "evaluate", out, "--data", data)
+    assert run("evaluate", out)[0] == 0
+    assert "images of their own" in run("info", out)[1]
+
+
+def test_a_run_on_averaged_lr_may_be_tried_on_lr_of_its_own(
+    run: Run, data: Path, trained: Path, tmp_path: Path
+) -> None:
+    assert json.loads((trained / "data.json").read_text())["low"] == "averaged"
+    file = write_csv(data, tmp_path, low=True)
+    assert run("predict", trained, picture(data), "--low", next((tmp_path / "low").iterdir()))[0] == 0
+    assert run("evaluate", trained, "--data", file)[0] == 0
+
+
+def test_a_run_does_not_go_on_with_lr_from_elsewhere(refused: Refused, run: Run, data: Path, tmp_path: Path) -> None:
+    averaged, own = (write_csv(data, tmp_path / name, low=name == "own") for name in ("averaged", "own"))
+    assert run(*flags(averaged, tmp_path / "x", stages="lr"))[0] == 0
+    message = refused(3, *flags(own, tmp_path / "x", stages="lr"))
+    assert "other data (low was averaged, is own)" in message
+
+
+# --- without a test split
+
+
+@pytest.fixture
+def untested(tmp_path: Path) -> Path:
+    """An image folder of which only train is there."""
+    data = write_folder(tmp_path / "images")
+    shutil.rmtree(data / "test")
+    return data
+
+
+def test_without_a_test_split_val_is_evaluated_named_everywhere_and_called_optimistic(
+    run: Run, refused: Refused, untested: Path, tmp_path: Path
+) -> None:
+    less = {"epochs_patches": 0, "epochs_ft1": 0, "epochs_ft2": 0}
+    code, out, err = run(*flags(untested, tmp_path / "x", **less))
+    assert code == 0
+    assert "images, val split, P = 16" in out
+    said = [line for line in err.splitlines() if not line.startswith("report: ")]
+    assert said == [
+        "there is no test split: evaluated on val, which also picked checkpoints, so figures are optimistic"
+    ]
+    document = json.loads((tmp_path / "x" / "results.json").read_text())
+    assert document["split"] == "val"
+    assert [row["method"] for row in document["rows"]] == ["LR-CNN", "HR-CNN", "PatchDrop", "Random", "Shuffled"]
+    assert {row["n"] for row in document["rows"]} == {3}
+    page = (tmp_path / "x" / "report.html").read_text(encoding="utf-8")
+    assert "val split" in page
+    assert "optimistic" in page
+    assert "test images" not in page
+    assert "3 val images" in page
+    assert "has no test split; evaluate another with --split val" in refused(3, "evaluate", tmp_path / "x")
+    code, out, _ = run("evaluate", tmp_path / "x", "--split", "val", "--json")
+    assert (code, only_json(out)["rows"]) == (0, document["rows"])
+
+
+def test_where_a_test_split_is_nothing_is_called_optimistic(trained: Path) -> None:
+    page = (trained / "report.html").read_text(encoding="utf-8")
+    assert "optimistic" not in page
+    assert "12 test images" in page
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_where_no_stage_is_trained_the_document_is_whole_but_for_its_rows(
+    run: Run, data: Path, untested: Path, tmp_path: Path, split: str
+) -> None:
+    nothing = {f"epochs_{stage}": 0 for stage in STAGES}
+    given = data if split == "test" else untested
+    code, out, _ = run(*flags(given, tmp_path / "x", **nothing), "--json")
+    document = only_json(out)
+    assert code == 0
+    assert (document["rows"], document["split"], document["data"]) == ([], split, "images")
+    assert (document["patches"], document["class_names"], document["high"]) == (16, list(CLASSES), [16, 16])
+    assert json.loads((tmp_path / "x" / "results.json").read_text()) == document
+    code, out, _ = run(*flags(given, tmp_path / "x", **nothing))
+    assert code == 0
+    assert f"images, {split} split, P = 16" in out
 
 
 # --- what is printed

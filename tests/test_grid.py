@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from masks import choice_of_mask, owner, pixel_mask
 from patchdrop.errors import UsageError
-from patchdrop.grid import Grid, boxes, choice_of_mask, edges, owner, patch_size, pixel_mask
+from patchdrop.grid import Grid, boxes, edges, patch_size
 
 
 @st.composite

@@ -27,21 +27,25 @@ PATIENCE = 300
 """Seconds after which a process that should have moved counts as stuck."""
 
 
-def command(data: Path, out: Path) -> list[str]:
+def command(data: Path, out: Path, **more: object) -> list[str]:
     # Five epochs of four steps a stage: long enough to be hit, with a save at every single step.
     epochs = {f"epochs_{stage}": 5 for stage in STAGES}
-    return ["train", *tiny_flags(data=data, out=out, workers=1, save_minutes=0, augment="flip", **epochs)]
+    flags = {"workers": 1, "save_minutes": 0, "augment": "flip", **epochs, **more}
+    return ["train", *tiny_flags(data=data, out=out, **flags)]
 
 
-def start(data: Path, out: Path) -> subprocess.Popen[str]:
-    whole = [sys.executable, "-m", "patchdrop", *command(data, out)]
+def start(data: Path, out: Path, **more: object) -> subprocess.Popen[str]:
+    """In a process group of its own, as a terminal gives it."""
+    whole = [sys.executable, "-m", "patchdrop", *command(data, out, **more)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
-    return subprocess.Popen(whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(
+        whole, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
 
 
-def run_here(data: Path, out: Path) -> dict[str, str]:
+def run_here(data: Path, out: Path, **more: object) -> dict[str, str]:
     """Train to the end in this process, and return the digests."""
-    assert main(command(data, out)) == 0
+    assert main(command(data, out, **more)) == 0
     assert not list(out.rglob("*.tmp"))
     assert not list(out.rglob("state*"))
     return digests(out)
@@ -79,7 +83,7 @@ def digests(out: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # 36 images less 3 for validation are 4 steps of 8. Without a test split, nothing follows on the training.
+    # 36 images less 3 for validation are 4 steps of 8; without a test split, those 3 are all that is evaluated.
     return write_folder(tmp_path_factory.mktemp("images"), train=36, test=0)
 
 
@@ -137,6 +141,39 @@ def test_ctrl_c_and_sigterm_save_leave_with_their_code_and_lose_nothing(
     assert run_here(data, out) == unbroken
 
 
+def workers_of(process: subprocess.Popen[str]) -> list[int]:
+    """Its processes that decode images, from the moment they are started."""
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        return [int(child) for child in children if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    except FileNotFoundError:  # ended in between
+        return []
+
+
+def wait_for_workers(process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while process.poll() is None and not workers_of(process):
+        assert time.monotonic() < deadline, "no worker was started"
+        time.sleep(0.002)
+
+
+def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_still_saves(data: Path, tmp_path: Path) -> None:
+    """Whether they are starting up, before they can say that they do not care, or decoding."""
+    out = tmp_path / "run"
+    streaming = {"stages": "lr", "epochs_lr": 1, "memory_gb": 0, "workers": 2}
+    for wait in (wait_for_workers, lambda process: wait_for_progress(process, out, saved(out))):
+        process = start(data, out, **streaming)
+        before = saved(out)
+        wait(process)
+        os.killpg(process.pid, signal.SIGINT)
+        code, errors = ended(process)
+        assert (code, errors.strip()) == (130, "stopped; everything is saved, the same command goes on")
+        assert saved(out) > before
+    assert saved(out)[0] == 0, "it was to be stopped while it trained"
+    unbroken = run_here(data, tmp_path / "unbroken", **{**streaming, "memory_gb": 4})
+    assert run_here(data, out, **streaming) == unbroken
+
+
 @pytest.fixture
 def held(data: Path, tmp_path: Path) -> Callable[[], subprocess.Popen[str]]:
     """Starts a training that is in the middle of it."""
@@ -158,6 +195,6 @@ def test_a_second_training_in_the_same_folder_is_refused_while_the_first_goes_on
     code, errors = ended(start(data, tmp_path / "run"))
     first.send_signal(signal.SIGCONT)
     assert code == 3
-    assert "another training is using it" in errors
+    assert "another training or evaluation is using it" in errors
     assert ended(first)[0] == 0
     assert digests(tmp_path / "run") == unbroken

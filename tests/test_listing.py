@@ -16,7 +16,8 @@ import torch
 
 from patchdrop.data import cifar
 from patchdrop.data.cifar import load_cifar
-from patchdrop.data.listing import Listing, Record, list_images, square_with_context
+from patchdrop.data.fmow import square_with_context
+from patchdrop.data.listing import Listing, Record, list_images
 from patchdrop.errors import DataError, UsageError
 
 
@@ -215,6 +216,28 @@ def test_csv_file_of_one_split_must_not_name_another(tmp_path: Path) -> None:
     touch(tmp_path, "1.jpg")
     write_csv(tmp_path / "test.csv", "path,label,split\n1.jpg,a,train\n")
     assert "split 'train' in test.csv: remove the column" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize("other", ["test", "val"])
+@pytest.mark.parametrize(
+    "spelling",
+    ["a.jpg", "./a.jpg", "sub/../a.jpg", "sub/../sub/.././a.jpg", "{root}/a.jpg", "link.jpg", "linked/a.jpg"],
+)
+@pytest.mark.parametrize("files", ["one file", "a file a split"])
+def test_an_image_of_two_splits_is_found_out_however_its_path_is_spelt(
+    tmp_path: Path, spelling: str, other: str, files: str
+) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg", "sub/c.jpg")
+    (tmp_path / "link.jpg").symlink_to("a.jpg")
+    (tmp_path / "linked").symlink_to(tmp_path)
+    second = spelling.format(root=tmp_path)
+    if files == "one file":
+        rows = f"path,label,split\na.jpg,x,train\nb.jpg,x,train\nsub/c.jpg,x,{other}\n{second},x,{other}\n"
+        root = write_csv(tmp_path / "data.csv", rows)
+    else:
+        root = write_csv(tmp_path / "train.csv", "path,label\na.jpg,x\nb.jpg,x\n").parent
+        write_csv(tmp_path / f"{other}.csv", f"path,label\nsub/c.jpg,x\n{second},x\n")
+    assert refusal(root) == f"{root}: {tmp_path / second} is in both train and {other}: keep it in one"
 
 
 def test_low_paths_are_for_all_images_or_for_none(tmp_path: Path) -> None:

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from masks import pixel_mask
 from patchdrop.errors import UsageError
-from patchdrop.grid import Grid, boxes, patch_size, pixel_mask
+from patchdrop.grid import Grid, boxes, patch_size
 from patchdrop.packed import Packed, gather, scatter
 
 CASES = [

@@ -158,6 +158,16 @@ def test_the_policy_starts_from_the_lr_classifiers_features_where_that_is_asked(
         assert same_bits(ours, {k: v for k, v in theirs.items() if k in ours}) is same
 
 
+def test_a_policy_of_another_network_takes_nothing_from_the_lr_classifier(tmp_path: Path, runs: Any) -> None:
+    """Its first layers have tensors of the same names and shapes, which mean something else in a deeper network."""
+    settings = tiny_settings(policy_network="resnet14-w4", rate_policy=0.0, stages=("pt",), epochs_pt=1)
+    run = run_stages(before(runs("plain"), "pt", tmp_path), settings)
+    ours, theirs = tensors_of(run, "pt", "policy.network."), tensors_of(run, "lr", "network.")
+    shared = [k for k in ours if k in theirs and ours[k].shape == theirs[k].shape and ours[k].ndim == 4]
+    assert shared
+    assert not any(torch.equal(ours[k], theirs[k]) for k in shared)
+
+
 # --- the same again
 
 

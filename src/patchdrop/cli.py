@@ -33,10 +33,12 @@ Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSO
 Out = Annotated[Path, Parameter(help="Run folder to make or to go on with.")]
 Settings = Annotated[TrainSettings, Parameter(name="*")]
 Flag = Parameter(negative="")
+# A file may be called [1].png, which is no JSON list.
+Files = Parameter(json_list=False, negative="")
 
 
 @app.command
-def demo(*, out: Annotated[Path, Parameter(help="Run folder to make.")], as_json: Json = False) -> int:
+def demo(*, out: Out, as_json: Json = False) -> int:
     """Train every stage on the embedded scenes, evaluate, write the report and print the table."""
     from patchdrop import commands
     from patchdrop.tables import results_table
@@ -106,9 +108,9 @@ def evaluate(
 @app.command
 def predict(
     run: Path,
-    images: list[Path],
+    images: Annotated[list[Path], Files],
     *,
-    low: list[Path] | None = None,
+    low: Annotated[list[Path] | None, Files] = None,
     stage: str | None = None,
     overlay: Path | None = None,
     as_json: Json = False,
@@ -182,10 +184,10 @@ def main(tokens: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if tokens is None else tokens)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    from patchdrop.talk import warnings_as_lines
+    from patchdrop.talk import as_line, warnings_told
 
     try:
-        with warnings_as_lines():
+        with warnings_told(as_line):
             return _run(arguments)
     except Interrupted as stopped:
         print("stopped; everything is saved, the same command goes on", file=sys.stderr)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from patchdrop.cost import Cost, forward_costs, step_flops
 from patchdrop.data.load import Data, load, statistics
 from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop
-from patchdrop.errors import DataError, PatchDropError, RunError, UsageError
+from patchdrop.errors import DataError, PatchDropError, RunError, UsageError, first_line
 from patchdrop.evaluation.evaluate import evaluate as evaluate_stages
 from patchdrop.evaluation.evaluate import example_positions
 from patchdrop.evaluation.evaluate import results as results_document
@@ -37,13 +39,14 @@ GALLERY = 36
 
 
 def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
-    """Train what is asked for and not there yet, then evaluate on test and write the report.
+    """Train what is asked for and not there yet, then evaluate and write the report.
 
     Returns:
-        The document of ``results.json``; empty where there is no test split or no stage is trained.
+        The document of ``results.json``: of the test split, or of ``val`` where there is none; without rows where no
+        stage is trained.
     """
     run = RunFolder(out)
-    Grid.parse(settings.grid).check(*settings.high_size)
+    check_grid(settings)
     _use(settings)
     with run.locked():
         if run.exists():
@@ -55,24 +58,41 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
         work = {stage: (settings_steps(settings, data, stage), cost) for stage, cost in costs.items()}
         with Stopper().listening() as stop, bars(work, "steps") as progress:
             train_stages(settings, data, run, progress.advance, stop)
-        if "test" not in data.splits or not run.stages_done():
-            return {}
-        return _evaluate_and_report(run, data, "test", settings)
+        if "test" not in data.splits:
+            say("there is no test split: evaluated on val, which also picked checkpoints, so figures are optimistic")
+        return _evaluate_and_report(run, data, "test" if "test" in data.splits else "val", settings)
+
+
+def check_grid(settings: TrainSettings) -> None:
+    """Raise UsageError where grid, HR size and wanted patches contradict each other, before anything is loaded."""
+    grid = Grid.parse(settings.grid)
+    grid.check(*settings.high_size)
+    if settings.target_patches > grid.patches:
+        raise UsageError(
+            f"target_patches: {settings.target_patches:g} is out of range, grid {grid} has {grid.patches} patches; "
+            f"use 0 to {grid.patches}"
+        )
 
 
 def evaluate(run_folder: str | Path, data: str | None = None, split: str = "test") -> dict[str, Any]:
-    """The table of a trained run for a split of a data set, by default the one it was trained on."""
+    """The table of a trained run for a split of a data set, by default the one it was trained on.
+
+    On its own test split the run's ``results.json`` and report are written anew, and no training may go on meanwhile.
+    """
     run = RunFolder(run_folder).require()
     settings = run.settings()
     _use(settings)
     elsewhere = data is not None and data != settings.data
     if elsewhere:
         settings = replace(settings, data=str(data), layout="auto")
-    loaded = _split_to_evaluate(settings, split)
-    _same_classes(run, loaded)
-    if elsewhere or split != "test":
+    writes = split == "test" and not elsewhere
+    with run.locked() if writes else nullcontext():
+        loaded = _split_to_evaluate(settings, split)
+        _same_classes(run, loaded)
+        _same_low(run, loaded, split)
+        if writes:
+            return _evaluate_and_report(run, loaded, split, settings)
         return _results(run, loaded, split, settings)[0]
-    return _evaluate_and_report(run, loaded, split, settings)
 
 
 def _split_to_evaluate(settings: TrainSettings, split: str) -> Data:
@@ -92,6 +112,15 @@ def _same_classes(run: RunFolder, data: Data) -> None:
         raise RunError(
             f"{run}: was trained on {len(trained)} classes, {data.name} has {len(data.classes)} "
             f"(not in both: {', '.join(odd)}); evaluate it on data with the same classes"
+        )
+
+
+def _same_low(run: RunFolder, data: Data, split: str) -> None:
+    """LR images of another sensor cannot be replaced by averages of HR; the other way round one may try."""
+    if run.own_low and not data.splits[split].own_low:
+        raise RunError(
+            f"{run}: was trained on LR images of their own, {data.name} has none; "
+            "name them in the column low_path of a CSV file"
         )
 
 
@@ -115,7 +144,8 @@ def _results(
     where["trained"] = [
         {k: e[k] for k in ("command", "commit", "machine")} for e in run.read_log() if e.get("event") == "start"
     ]
-    return results_document(run, data.name, split_name, outcomes, where), outcomes
+    config = ModelConfig.of(settings, data.classes)
+    return results_document(run, config, data.name, split_name, outcomes, where), outcomes
 
 
 def _evaluate_and_report(run: RunFolder, data: Data, split_name: str, settings: TrainSettings) -> dict[str, Any]:
@@ -164,7 +194,7 @@ def predict(
     if len(lows) != len(images):
         raise UsageError(f"{len(images)} images and {len(lows)} LR images were given, one each is needed")
     used: set[str] = set()
-    for index, (path, low_path) in enumerate(zip(images, lows, strict=True)):
+    for path, low_path in zip(images, lows, strict=True):
         own_low = None if low_path is None else [low_path]
         try:
             if overlay_folder is None:
@@ -176,7 +206,7 @@ def predict(
                 raise
             failed(str(error))
             continue
-        name = Path(path).stem if Path(path).stem not in used else f"{Path(path).stem}-{index}"
+        name = _unused(Path(path).stem, used)
         used.add(name)
         try:
             overlay_folder.mkdir(parents=True, exist_ok=True)
@@ -186,6 +216,12 @@ def predict(
         yield prediction
 
 
+def _unused(stem: str, used: Container[str]) -> str:
+    """A picture's name: the image's own, numbered where an image of another folder has taken it."""
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in used)
+
+
 def info(run_folder: str | Path) -> dict[str, Any]:
     """What is in a run."""
     run = RunFolder(run_folder).require()
@@ -193,13 +229,13 @@ def info(run_folder: str | Path) -> dict[str, Any]:
     for stage in run.stages_done():
         config = run.stage_config(stage)
         stages[stage] = {k: config.get(k) for k in ("parameters", "seconds", "figures", "sha256")}
-    data_file, results_file = run.path / "data.json", run.path / "results.json"
-    data = read_json(data_file) if data_file.exists() else {}
+    results_file = run.path / "results.json"
+    data = run.data()
     starts = [e for e in run.read_log() if e.get("event") == "start"]
     settings = run.settings()
     return {
         "run": str(run),
-        "data": {k: data.get(k) for k in ("name", "layout", "classes", "images")},
+        "data": {k: data.get(k) for k in ("name", "layout", "classes", "images", "low")},
         "grid": settings.grid,
         "networks": {
             "hr": settings.hr_network,
@@ -215,7 +251,7 @@ def info(run_folder: str | Path) -> dict[str, Any]:
 
 def plan(settings: TrainSettings) -> dict[str, Any]:
     """What `train` would do: data, networks, FLOPs, stages and the time they would take here."""
-    Grid.parse(settings.grid).check(*settings.high_size)
+    check_grid(settings)
     _use(settings)
     data = load_with_bar(settings)
     costs = _costs(settings, data)
@@ -282,7 +318,7 @@ def _costs(settings: TrainSettings, data: Data) -> dict[str, Cost]:
     except Exception as error:
         raise UsageError(
             f"networks {settings.hr_network}, {settings.lr_network}, {settings.policy_network} cannot take HR "
-            f"{settings.high} and LR {settings.low} px images: {str(error).splitlines()[0]}"
+            f"{settings.high} and LR {settings.low} px images: {first_line(error)}"
         ) from error
 
 

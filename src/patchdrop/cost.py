@@ -51,13 +51,23 @@ def _flops(module: nn.Module, *inputs: object) -> int:
 
 
 def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> float:
-    """FLOPs of training on one image for one step of a stage; a backward pass counts as two forward ones."""
+    """FLOPs of training on one image for one step of a stage; a backward pass counts as two forward ones.
+
+    With ``policy_fraction``, Ft takes an image to judge beside each image to fit, and counts both. A few percent too
+    much: no gradient is needed with respect to an image, so a first layer's backward pass is half of that.
+    """
     hr, lr, policy = costs["hr"].flops, costs["lr"].flops, costs["policy"].flops
     if stage == "lr":
         return 3 * lr
     if stage in ("hr", "patches"):
         return 3 * hr
     plays = {"self-critical": 2, "rloo": settings.samples, "straight-through": 1}[settings.estimator]
+    low = lr if stage == "ft2" else 0
+    judging = 3 * policy + plays * (hr + low)
     # Backward to the weights costs one more forward pass, backward to the input another.
-    backward = (0 if stage == "pt" else 2) if plays > 1 else (1 if stage == "pt" else 2)
-    return 3 * policy + (plays + backward) * hr + (plays * lr if stage == "ft2" else 0)
+    to_input = hr if settings.estimator == "straight-through" else 0
+    if stage == "pt":
+        return judging + to_input
+    if settings.policy_fraction > 0:
+        return judging + to_input + policy + 3 * hr + low
+    return judging + 2 * hr

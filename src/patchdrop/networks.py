@@ -22,7 +22,7 @@ import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
-from patchdrop.errors import UsageError
+from patchdrop.errors import UsageError, first_line
 from patchdrop.settings import nearest
 
 _LARGE: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
@@ -157,7 +157,7 @@ def build(name: str, classes: int, channels: int = 3, pretrained: bool = False) 
         network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
         if not pretrained:
-            raise UsageError(f"network {name!r} cannot be built: {str(error).splitlines()[0]}") from error
+            raise UsageError(f"network {name!r} cannot be built: {first_line(error)}") from error
         raise UsageError(
             f"network {name!r}: its published weights cannot be had ({type(error).__name__}); "
             "check the connection, or train without --pretrained"

@@ -1,7 +1,7 @@
 """A run folder: settings, log, one folder a stage, results.
 
 settings.yaml   complete, runs again with --config
-data.json       classes, sizes of the splits, what was carved out of train, what was skipped
+data.json       classes, sizes of the splits, where LR comes from, what was carved out of train, what was skipped
 log.jsonl       one line an event
 <stage>/        config.json (networks, figures, checksum) and model.safetensors
 results.json, report.html, figures/
@@ -59,6 +59,19 @@ class RunFolder:
     def settings(self) -> TrainSettings:
         """The settings this run was started with."""
         return read_settings(self.require().path / "settings.yaml")
+
+    def data(self) -> dict[str, Any]:
+        """What ``data.json`` says of the data this run trains on; empty before its first training."""
+        path = self.path / "data.json"
+        recorded = read_json(path) if path.exists() else {}
+        if not isinstance(recorded, dict):
+            raise RunError(f"{path}: is damaged; remove it and run the same training again")
+        return recorded
+
+    @property
+    def own_low(self) -> bool:
+        """Whether this run was trained on LR images of a sensor of their own."""
+        return self.data().get("low") == "own"
 
     def start(self, settings: TrainSettings) -> None:
         """Record the settings, or compare them with those the run was started with.
@@ -156,7 +169,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one training.
+        """Hold the folder for one training, or one evaluation that writes into it.
 
         Raises:
             RunError: another process holds it.
@@ -165,12 +178,12 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
         except OSError as error:
-            raise RunError(f"{self.path}: cannot be written ({error.strerror}); choose another --out") from error
+            raise RunError(f"{self.path}: cannot be written ({error.strerror}); choose another folder") from error
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise RunError(
-                f"{self.path}: another training is using it; wait for it, or choose another --out"
+                f"{self.path}: another training or evaluation is using it; wait for it, or choose another folder"
             ) from error
         else:
             yield

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from patchdrop.errors import UsageError
+from patchdrop.errors import UsageError, first_line
 
 Stage = Literal["lr", "hr", "patches", "pt", "ft1", "ft2"]
 _PROFILES = Path(__file__).parent / "profiles"
@@ -256,7 +256,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: is not YAML ({str(error).splitlines()[0]})") from error
+        raise UsageError(f"{path}: is not YAML ({first_line(error)})") from error
     if not isinstance(values, dict):
         raise UsageError(f"{path}: must hold `setting: value` lines")
     return values

@@ -11,8 +11,6 @@ from rich.table import Table
 
 def results_table(document: dict[str, Any]) -> RenderableType:
     """The table of a ``results.json``."""
-    if not document:
-        return "no test split, or no stage trained: nothing to evaluate"
     patches = document["patches"]
     table = Table(title=f"{escape(document['data'])}, {document['split']} split, P = {patches}", title_justify="left")
     table.add_column("method")
@@ -81,6 +79,7 @@ def info_table(document: dict[str, Any]) -> RenderableType:
     head.add_row("data", escape(f"{data['name']} ({data['layout']})"))
     head.add_row("classes", escape(", ".join(data["classes"] or [])))
     head.add_row("images", ", ".join(f"{k} {v}" for k, v in (data["images"] or {}).items()))
+    head.add_row("LR", {"own": "images of their own", "averaged": "HR averaged"}.get(data["low"], "not recorded"))
     head.add_row("grid", document["grid"])
     head.add_row("networks", ", ".join(f"{k} {v}" for k, v in document["networks"].items()))
     head.add_row("versions", ", ".join(f"{k} {v}" for k, v in document["versions"].items()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,13 +76,11 @@ def say(text: str) -> None:
 
 
 @contextmanager
-def warnings_as_lines() -> Iterator[None]:
-    """Our own warnings as one line on stderr each; other packages' are left as they are."""
+def warnings_told(tell: Callable[[Warning | str, type[Warning]], bool]) -> Iterator[None]:
+    """While open, ``tell`` hears of each warning first; unless it returns True, those who heard before do as well."""
 
     def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
-        if category.__module__.startswith("patchdrop"):
-            say(f"warning: {message}")
-        else:
+        if not tell(message, category):
             before(message, category, *rest)
 
     before = warnings.showwarning
@@ -91,3 +89,11 @@ def warnings_as_lines() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = before
+
+
+def as_line(message: Warning | str, category: type[Warning]) -> bool:
+    """A warning of ours as one line on stderr; other packages' are left as they are."""
+    ours = category.__module__.startswith("patchdrop")
+    if ours:
+        say(f"warning: {message}")
+    return ours

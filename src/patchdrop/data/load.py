@@ -61,7 +61,7 @@ def load(settings: TrainSettings, progress: Progress, only: str | None = None) -
     parts = _read(settings, progress, only)
     if only is not None:
         if only not in parts.sources:
-            raise DataError(f"{settings.data}: has no {only} split, only {', '.join(parts.sources)}")
+            raise DataError(f"{settings.data}: has no {only} split; evaluate another with --split val")
         whole = {only: _whole(parts.sources[only])}
         return Data(parts.name, parts.layout, parts.classes, whole, parts.skipped)
     if "train" not in parts.sources:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from multiprocessing.resource_tracker import ensure_running
 from typing import NamedTuple, Protocol
 
 import torch
@@ -42,6 +44,10 @@ class Source(Protocol):
     def names(self) -> Sequence[str]:
         """A name for each image."""
 
+    @property
+    def own_low(self) -> bool:
+        """Whether LR images are files of their own, rather than HR averaged."""
+
     def batches(self, plan: Sequence[Tensor]) -> Iterator[Batch]:
         """One batch for each tensor of positions, in order."""
 
@@ -54,6 +60,11 @@ class MemorySource:
     low: Tensor | None
     targets: Tensor
     names: Sequence[str]
+
+    @property
+    def own_low(self) -> bool:
+        """Whether LR images are held beside HR."""
+        return self.low is not None
 
     def batches(self, plan: Sequence[Tensor]) -> Iterator[Batch]:
         """One batch for each tensor of positions, in order."""
@@ -77,6 +88,11 @@ class FileSource:
     skipped: dict[str, str] = field(default_factory=dict)
     """Name -> reason of images left out so far."""
 
+    @property
+    def own_low(self) -> bool:
+        """Whether the records name LR images; a listing has them for all images or for none."""
+        return any(record.low_path is not None for record in self.records)
+
     def batches(self, plan: Sequence[Tensor]) -> Iterator[Batch]:
         """One batch for each tensor of positions, in order; bad images are missing where ``skip_bad``.
 
@@ -90,9 +106,10 @@ class FileSource:
             num_workers=self.workers,
             collate_fn=list,
             multiprocessing_context="spawn" if self.workers else None,
-            worker_init_fn=_leave_ctrl_c_to_the_main_process,
         )
-        for items in loader:
+        with _ctrl_c_left_to_this_process():
+            decoded = iter(loader)
+        for items in decoded:
             good = [item for item in items if isinstance(item, _Pixels)]
             for item in items:
                 if isinstance(item, _Bad):
@@ -106,9 +123,19 @@ class FileSource:
         self.skipped[self.names[item.position]] = item.reason
 
 
-def _leave_ctrl_c_to_the_main_process(worker: int) -> None:
-    """A terminal sends Ctrl-C to every process; a worker that died of it would break the save."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+@contextmanager
+def _ctrl_c_left_to_this_process() -> Iterator[None]:
+    """Processes started meanwhile never get Ctrl-C; here it is put off until the end of the block.
+
+    A terminal sends it to every process, and a worker that died of it would break the save. A worker inherits what
+    is blocked, so that it is safe from its first instruction on, not only once it could ignore the signal itself.
+    """
+    ensure_running()  # starting Python's resource tracker would lift the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Pixels(NamedTuple):
@@ -228,6 +255,11 @@ class Split:
     def names(self) -> list[str]:
         """The images' names, in order."""
         return [self.source.names[i] for i in self.index.tolist()]
+
+    @property
+    def own_low(self) -> bool:
+        """Whether LR images are of a sensor of their own, rather than HR averaged."""
+        return self.source.own_low
 
     def batches(self, plan: Iterable[Tensor]) -> Iterator[Batch]:
         """One batch for each tensor of positions within this split."""

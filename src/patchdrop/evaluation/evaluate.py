@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -167,11 +167,15 @@ def per_class(outcome: Outcome, classes: tuple[str, ...]) -> list[dict[str, Any]
 
 
 def results(
-    run: RunFolder, data_name: str, split_name: str, outcomes: dict[str, Outcome], provenance: dict[str, Any]
+    run: RunFolder,
+    config: ModelConfig,
+    data_name: str,
+    split_name: str,
+    outcomes: dict[str, Outcome],
+    provenance: dict[str, Any],
 ) -> dict[str, Any]:
-    """The document ``results.json`` (the contract is in the documentation)."""
-    first = run.load(run.stages_done()[0])[1]
-    grid = Grid.parse(first.grid)
+    """The document ``results.json`` (the contract is in the documentation); no rows where nothing is trained."""
+    grid = Grid.parse(config.grid)
     sigmas = {
         stage: float(run.stage_config(stage)["figures"].get("sigma", 0.5)) for stage in POLICY_STAGES if run.done(stage)
     }
@@ -180,14 +184,14 @@ def results(
         "name": run.path.name,
         "data": data_name,
         "split": split_name,
-        "classes": len(first.classes),
-        "class_names": list(first.classes),
+        "classes": len(config.classes),
+        "class_names": list(config.classes),
         "patches": grid.patches,
         "grid": [grid.rows, grid.cols],
-        "high": list(first.high_size),
-        "low": list(first.low_size),
+        "high": list(config.high_size),
+        "low": list(config.low_size),
         "rows": table_rows(outcomes, sigmas),
-        "per_class": {stage: per_class(outcomes[stage], first.classes) for stage in shown},
+        "per_class": {stage: per_class(outcomes[stage], config.classes) for stage in shown},
         "looks": {stage: outcomes[stage].choice.float().mean(0).tolist() for stage in shown},
         "provenance": provenance,
     }
@@ -197,10 +201,3 @@ def example_positions(outcome: Outcome, count: int) -> list[int]:
     """Positions of up to ``count`` images, evenly over the split's order (so over the classes of sorted splits)."""
     n = len(outcome.target)
     return sorted(set(np.linspace(0, n - 1, min(count, n)).round().astype(int).tolist()))
-
-
-def batches_at(split: Split, positions: list[int]) -> Iterator[tuple[int, Tensor, Tensor | None]]:
-    """``(position, high (C, H, W), low or None)`` of single images."""
-    for position in positions:
-        batch = next(split.batches([torch.tensor([position])]))
-        yield position, batch.high[0], None if batch.low is None else batch.low[0]

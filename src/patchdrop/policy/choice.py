@@ -35,11 +35,6 @@ def keep_all(logits: Tensor) -> Tensor:
     return torch.ones_like(logits, dtype=torch.bool)
 
 
-def keep_none(logits: Tensor) -> Tensor:
-    """No patch of any image."""
-    return torch.zeros_like(logits, dtype=torch.bool)
-
-
 def random_patches(logits: Tensor, mean_patches: float, generator: torch.Generator) -> Tensor:
     """Random patches, floor or ceil of ``mean_patches`` an image, so that the mean is matched."""
     images, patches = logits.shape

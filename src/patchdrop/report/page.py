@@ -56,7 +56,7 @@ def write_report(folder: Path, results: dict[str, Any], log: list[dict[str, Any]
     Args:
         results: what the evaluation found; a stage that was not trained may be missing everywhere.
         log: the training log; lines of other events are passed over.
-        gallery: test images, shown in this order.
+        gallery: images of the split, shown in this order.
 
     Returns:
         The path of the page.

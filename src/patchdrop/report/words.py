@@ -93,7 +93,7 @@ def tiles(results: dict[str, Any]) -> list[dict[str, str]]:
         {
             "value": theme.number(row.get("distinct_masks"), 0),
             "name": "different masks",
-            "note": f"on {row['n']:,} test images",
+            "note": f"on {row['n']:,} {results['split']} images",
         },
         {
             "value": theme.number(row.get("patches_sd"), 1),

@@ -65,6 +65,7 @@ class Predictor:
         if self.stage not in ("pt", "ft1", "ft2"):
             raise UsageError(f"stage {self.stage!r} has no policy, use pt, ft1 or ft2")
         model, self.config = folder.load(self.stage)
+        self.run, self.own_low = str(run), folder.own_low
         assert isinstance(model, PatchDrop)
         self.device = torch.device(device)
         self.model = model.to(self.device)
@@ -82,6 +83,7 @@ class Predictor:
 
         Raises:
             DataError: a file cannot be read.
+            UsageError: no ``low``, where the run was trained on LR images of their own.
         """
         files, lows = self._open(images, low)
         return self._predictions(files, self._play(files, lows))
@@ -112,6 +114,8 @@ class Predictor:
         if not paths:
             raise UsageError("no image was given")
         files = ImageFiles(paths, self.config.high_size, self.config.channels)
+        if low is None and self.own_low:
+            raise UsageError(f"{self.run}: was trained on LR images of their own; give one for each image with --low")
         if low is None:
             highs = torch.stack([files.high(i) for i in range(len(paths))])
             return files, area_average(highs, self.config.low_size)

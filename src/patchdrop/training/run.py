@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import signal
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,11 +15,12 @@ from patchdrop.data.load import Data, Statistics, statistics
 from patchdrop.data.sets import Split
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError
-from patchdrop.files import read_json, write_json
+from patchdrop.files import write_json
 from patchdrop.models import ModelConfig, build_stage, copy_matching
 from patchdrop.networks import check_pretrained
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TrainSettings
+from patchdrop.talk import warnings_told
 from patchdrop.training.loop import Task, clear_state, derived_seed, saved_step, train
 from patchdrop.training.policy_stages import PolicyTask
 from patchdrop.training.supervised import ClassifierTask
@@ -67,7 +67,7 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
         task = make_task(stage, model, data, settings, device)
         run.stage(stage).mkdir(parents=True, exist_ok=True)
         run.forget_after(stage, saved_step(run.stage(stage)))
-        with _warnings_logged(stage, run):
+        with warnings_told(_into_log(stage, run)):
             outcome = train(
                 task,
                 run.stage(stage),
@@ -106,7 +106,7 @@ def _starting_model(
         if stage == "pt":
             classifier = "patches" if settings.epochs_patches > 0 else "hr"
             copy_matching(_earlier(run, classifier, stage), model.classifier)
-            if settings.policy_start == "lr":
+            if settings.policy_start == "lr" and settings.policy_network == settings.lr_network:
                 copy_matching(_earlier(run, "lr", stage).network, model.policy.network)  # type: ignore[arg-type]
         else:
             before = _earlier(run, "pt" if stage == "ft1" else "ft1", stage)
@@ -132,18 +132,18 @@ def _check_data(settings: TrainSettings, data: Data, run: RunFolder) -> None:
         "classes": list(data.classes),
         "images": {name: len(split) for name, split in data.splits.items()},
         "sha256": {name: _digest(split) for name, split in data.splits.items()},
+        "low": "own" if data.splits["fit"].own_low else "averaged",
     }
-    path = run.path / "data.json"
-    if path.exists():
-        recorded = read_json(path)
+    recorded = run.data()
+    if recorded:
         for key, value in described.items():
-            if recorded.get(key) != value:
+            if recorded.get(key, value) != value:  # a run of an earlier version may lack a key
                 raise RunError(
-                    f"{run}: was started on other data ({key} was {recorded.get(key)}, is {value}); use another --out"
+                    f"{run}: was started on other data ({key} was {recorded[key]}, is {value}); use another --out"
                 )
         return
     carved = {name: data.splits[name].names for name in ("val", "policy") if name in data.splits}
-    write_json(path, {**described, "skipped": dict(data.skipped), "carved": carved})
+    write_json(run.path / "data.json", {**described, "skipped": dict(data.skipped), "carved": carved})
 
 
 def _digest(split: Split) -> str:
@@ -152,18 +152,14 @@ def _digest(split: Split) -> str:
     return hashlib.sha256(listed.encode()).hexdigest()
 
 
-@contextmanager
-def _warnings_logged(stage: str, run: RunFolder) -> Iterator[None]:
-    def show(message: Warning | str, *_: Any) -> None:
-        run.log({"event": "warning", "stage": stage, "message": str(message)})
-        before(message, *_)
+def _into_log(stage: str, run: RunFolder) -> Callable[[Warning | str, type[Warning]], bool]:
+    """Writes each warning into the log too."""
 
-    before = warnings.showwarning
-    warnings.showwarning = show  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        warnings.showwarning = before
+    def tell(message: Warning | str, _: type[Warning]) -> bool:
+        run.log({"event": "warning", "stage": stage, "message": str(message)})
+        return False
+
+    return tell
 
 
 class Stopper:
