@@ -55,6 +55,7 @@ def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> f
 
     With ``policy_fraction``, Ft takes an image to judge beside each image to fit, and counts both. A few percent too
     much: no gradient is needed with respect to an image, so a first layer's backward pass is half of that.
+    The optimizer is left out.
     """
     hr, lr, policy = costs["hr"].flops, costs["lr"].flops, costs["policy"].flops
     if stage == "lr":
