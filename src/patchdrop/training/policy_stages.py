@@ -12,6 +12,7 @@ Departures from the paper, each on its own setting or for a stated reason:
   judged by the same classifier.
 * With the straight-through estimator mask and class come out of one pass in Ft, so the classifier's cross-entropy
   reaches the policy too, and the reward the classifier. With ``policy_fraction`` the passes are separate.
+* The policy loss is divided by 1 + sigma, so that its weight beside the cross-entropy does not depend on sigma.
 * With ``policy_fraction`` the reward is paid on images that no classifier trains on.
 * With ``target_patches`` sigma moves until images use that many patches on average.
 """
@@ -129,7 +130,8 @@ class PolicyTask:
         rewards = torch.stack(
             [self._reward(c, y, policy_views.target) for c, y in zip(choices, class_logits, strict=True)]
         )
-        loss = self.estimator.loss(scores, choices, rewards, alpha)
+        # A wrong class costs sigma, which may be 20; beside the cross-entropy only the policy's preferences matter.
+        loss = self.estimator.loss(scores, choices, rewards, alpha) / (1 + self.sigma)
         hard = greedy(scores.detach())
         self._move_sigma(float(hard.sum(1).float().mean()))
         figures = {
