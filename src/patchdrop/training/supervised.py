@@ -22,7 +22,12 @@ from patchdrop.training.loop import Group
 
 
 class ClassifierTask:
-    """Cross-entropy training of the stages ``lr``, ``hr`` and ``patches``."""
+    """Cross-entropy training of the stages ``lr``, ``hr`` and ``patches``, and of others that are trained like them.
+
+    Args:
+        like: the stage whose epochs, rate and inputs this one has; itself unless named. ``lr`` calls
+            ``model(low)``, the others ``model(packed, low)``.
+    """
 
     def __init__(
         self,
@@ -32,19 +37,21 @@ class ClassifierTask:
         val: Split,
         settings: TrainSettings,
         device: torch.device,
+        like: str = "",
     ) -> None:
         self.stage = stage
+        self.like = like or stage
         self.model = model
         self.fit, self.val = fit, val
         self.settings, self.device = settings, device
-        self.epochs = int(getattr(settings, f"epochs_{stage}"))
+        self.epochs = int(getattr(settings, f"epochs_{self.like}"))
         self.steps_per_epoch = steps_in(fit, settings.batch)
         self.memory: dict[str, float] = {}
         self.grid = Grid.parse(settings.grid)
 
     def groups(self) -> list[Group]:
         """All weights at one rate."""
-        rate = self.settings.rate_finetune if self.stage == "patches" else self.settings.rate_classifier
+        rate = self.settings.rate_finetune if self.like == "patches" else self.settings.rate_classifier
         return weight_groups(self.model, rate, self.settings.weight_decay)
 
     def train_mode(self) -> None:
@@ -57,17 +64,20 @@ class ClassifierTask:
         return self.fit.batches(plan[first_step:])
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy with label smoothing."""
+        """The objective on an augmented batch."""
         views = training_views(batch, self.settings, self.device)
         logits = self._classify(views, random_subset(len(views.target), self.grid.patches))
-        loss = cross_entropy(logits, views.target, self.settings.label_smoothing)
         right = (logits.argmax(1) == views.target).float().mean()
-        return loss, {"accuracy": float(right)}
+        return self.objective(logits, views), {"accuracy": float(right)}
+
+    def objective(self, logits: Tensor, views: Views) -> Tensor:
+        """Cross-entropy with label smoothing; what stages trained in another way replace."""
+        return cross_entropy(logits, views.target, self.settings.label_smoothing)
 
     def validate(self, progress: float) -> dict[str, float]:
         """Accuracy; for ``patches`` at S = P, P/2 and P/4, whose mean is the score."""
         patches = self.grid.patches
-        counts = [patches, max(1, patches // 2), max(1, patches // 4)] if self.stage == "patches" else [patches]
+        counts = [patches, max(1, patches // 2), max(1, patches // 4)] if self.like == "patches" else [patches]
         right = [0] * len(counts)
         for views in validation_views(self.val, self.settings, self.device):
             for i, count in enumerate(counts):
@@ -75,15 +85,15 @@ class ClassifierTask:
                 right[i] += int((logits.argmax(1) == views.target).sum())
         accuracies = [r / len(self.val) for r in right]
         figures = {"accuracy": accuracies[0], "score": sum(accuracies) / len(accuracies)}
-        if self.stage == "patches":
+        if self.like == "patches":
             figures |= {f"accuracy_at_{c}": a for c, a in zip(counts, accuracies, strict=True)}
         return figures
 
     def _classify(self, views: Views, subset: Tensor) -> Tensor:
-        if self.stage == "lr":
+        if self.like == "lr":
             logits: Tensor = self.model(views.low)
             return logits
-        choice = subset if self.stage == "patches" else torch.ones_like(subset)
+        choice = subset if self.like == "patches" else torch.ones_like(subset)
         packed: Packed = from_memory(views.high, self.grid)(choice.to(self.device))
         logits = self.model(packed, views.low)
         return logits
