@@ -15,6 +15,7 @@ from patchdrop.policy.choice import (
     random_patches,
     sampled,
     shuffled,
+    top,
 )
 
 
@@ -111,3 +112,23 @@ def test_shuffling_depends_on_the_generator() -> None:
     own = torch.eye(12, dtype=torch.bool)
     dealt = {str(shuffled(own, torch.Generator().manual_seed(seed)).tolist()) for seed in range(10)}
     assert len(dealt) > 5
+
+
+def test_top_keeps_the_highest_logits_and_the_smaller_number_where_they_are_equal() -> None:
+    logits = torch.tensor([[0.0, 3.0, -1.0, 2.0], [5.0, 5.0, 5.0, 5.0], [-4.0, -3.0, -2.0, -1.0]])
+    assert top(logits, 2).long().tolist() == [[0, 1, 0, 1], [1, 1, 0, 0], [0, 0, 1, 1]]
+    assert not bool(top(logits, 0).any())
+    assert bool(top(logits, 4).all())
+
+
+def test_top_of_a_fraction_keeps_floor_or_ceil_of_it_with_that_mean_and_repeats_with_its_generator() -> None:
+    n, mean = 20_000, 5.2
+    logits = torch.randn(n, 16, generator=torch.Generator().manual_seed(0))
+    choice = top(logits, mean, torch.Generator().manual_seed(1))
+    counts = choice.sum(1)
+    assert set(counts.tolist()) == {5, 6}
+    assert abs(float(counts.double().mean()) - mean) <= 4 * (0.16 / n) ** 0.5
+    lowest_chosen, highest_other = logits.masked_fill(~choice, 9).amin(1), logits.masked_fill(choice, -9).amax(1)
+    assert bool((lowest_chosen > highest_other).all())
+    assert torch.equal(choice, top(logits, mean, torch.Generator().manual_seed(1)))
+    assert not torch.equal(choice, top(logits, mean, torch.Generator().manual_seed(2)))

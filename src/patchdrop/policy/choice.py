@@ -37,10 +37,24 @@ def keep_all(logits: Tensor) -> Tensor:
 
 def random_patches(logits: Tensor, mean_patches: float, generator: torch.Generator) -> Tensor:
     """Random patches, floor or ceil of ``mean_patches`` an image, so that the mean is matched."""
-    images, patches = logits.shape
-    order = torch.rand(images, patches, generator=generator).argsort(1).argsort(1)
-    extra = torch.rand(images, 1, generator=generator) < mean_patches - int(mean_patches)
-    return (order < int(mean_patches) + extra.long()).to(logits.device)
+    order = torch.rand(logits.shape, generator=generator).argsort(1).argsort(1)
+    return (order < whole_counts(len(logits), mean_patches, generator)).to(logits.device)
+
+
+def top(logits: Tensor, mean_patches: float, generator: torch.Generator | None = None) -> Tensor:
+    """The patches with the highest logits: exactly ``mean_patches`` of each image where that is a whole number.
+
+    Otherwise each image keeps floor or ceil of it, drawn by ``generator`` (torch's own if None) so that the mean is
+    matched. Of equal logits the patch with the smaller number comes first.
+    """
+    rank = logits.argsort(dim=1, descending=True, stable=True).argsort(1)
+    return rank < whole_counts(len(logits), mean_patches, generator).to(logits.device)
+
+
+def whole_counts(images: int, mean_patches: float, generator: torch.Generator | None = None) -> Tensor:
+    """Floor or ceil of ``mean_patches`` for each image, whose mean is ``mean_patches``: ``(images, 1)`` int64."""
+    whole = int(mean_patches)
+    return whole + (torch.rand(images, 1, generator=generator) < mean_patches - whole).long()
 
 
 def shuffled(choice: Tensor, generator: torch.Generator) -> Tensor:

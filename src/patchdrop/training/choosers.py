@@ -1,0 +1,64 @@
+"""Pt, Ft-1 and Ft-2 of the choosers that PatchDrop is compared with: no reward, S is given.
+
+What trains, at which rates, for how many epochs, on which augmented images and with which frozen batch-norm
+statistics is `PolicyTask`'s. Only the loss differs: the classifier's cross-entropy on the chooser's own masks. A blind
+chooser (`policy.baselines`) has nothing to learn, so its Pt has no steps, and Ft-1 and Ft-2 train the classifier alone.
+STN (`policy.stn`) learns from the same loss through its relaxation, in Pt too.
+
+Images set aside by ``policy_fraction`` are for a reward on unseen images; a chooser without one leaves them out in Ft.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patchdrop.data.sets import Batch, Split
+from patchdrop.episode import PatchDrop
+from patchdrop.evaluation.metrics import spread
+from patchdrop.policy.choice import Choose
+from patchdrop.settings import TrainSettings
+from patchdrop.training.batches import training_views
+from patchdrop.training.policy_stages import PolicyTask
+from patchdrop.training.supervised import cross_entropy
+
+
+class ChooserTask(PolicyTask):
+    """One of the stages ``pt``, ``ft1``, ``ft2`` of a chooser.
+
+    Args:
+        choose: the policy's scores ``(B, P)`` to a choice: bool (`greedy`, `sampled`, `top`), or float with a gradient
+            (`relaxed_top`). What it draws comes from torch's own generator, which the loop seeds.
+    """
+
+    def __init__(
+        self,
+        stage: str,
+        model: PatchDrop,
+        choose: Choose,
+        fit: Split,
+        val: Split,
+        settings: TrainSettings,
+        device: torch.device,
+    ) -> None:
+        super().__init__(stage, model, fit, None, val, settings, device)
+        self.choose = choose
+        self.memory = {}
+        if not any(group.parameters for group in self.groups()):
+            self.epochs = 0
+
+    def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """Cross-entropy of the classifier on the chosen patches."""
+        views = training_views(batch, self.settings, self.device)
+        choice = self.choose(self.model.policy(views.low))
+        logits = self._classify(choice, views, with_gradient=True)
+        right = (logits.argmax(1) == views.target).float().mean()
+        figures = {"accuracy": float(right), "patches": float(choice.detach().sum(1).float().mean())}
+        return cross_entropy(logits, views.target, self.settings.label_smoothing), figures
+
+    def validate(self, progress: float) -> dict[str, float]:
+        """Accuracy, which is the score, and how the masks spread."""
+        choice = self.choose(torch.cat([self.model.policy(v.low) for v in self._val_views()])).bool()
+        logits, target = self._play(choice)
+        accuracy = float((logits.argmax(1) == target).float().mean())
+        return {"accuracy": accuracy, **spread(choice), "score": accuracy}
