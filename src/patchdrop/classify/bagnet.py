@@ -1,0 +1,68 @@
+"""BagNet: a classifier that looks at one patch at a time, so that a dropped patch costs nothing.
+
+After Brendel and Bethge 2019: features of small patches, averaged over an image, then a linear head. Departures:
+
+* The patches are those of the grid, they do not overlap, and each one is padded by itself; so the network runs on the
+  packed patches and its cost is proportional to their number.
+* Any backbone does; its receptive field is cut off at the patch, not by 1 x 1 convolutions.
+* Where the grid does not divide the image, smaller patches keep the zeros they are packed with.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from patchdrop.grid import Grid
+from patchdrop.networks import Normalise, build, channels_last
+from patchdrop.packed import Packed
+
+
+class BagNet(nn.Module):
+    """Packed HR patches to class logits ``(B, K)``; LR is not looked at.
+
+    An image's features are the mean over its patches, weighted by ``packed.weight`` where that is set. An image without
+    a patch has features of 0, and with that the head's bias for logits.
+
+    Args:
+        network: sees ``(N, C, p, q)``, a patch of a few pixels: ``resnet8`` to ``resnet32`` fit from 8 px on.
+        positions: scale each patch's features by ``1 + e``, with e learnt for each place of the grid, from a start
+            of 0. A product, because a sum would pass the mean and the linear head as a bias.
+    """
+
+    def __init__(
+        self,
+        network: str,
+        classes: int,
+        grid: Grid,
+        normalise: Normalise,
+        *,
+        channels: int = 3,
+        positions: bool = False,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__()
+        self.grid = grid
+        self.normalise = normalise
+        self.network = build(network, 0, channels, pretrained)
+        features = int(self.network.num_features)  # type: ignore[arg-type]
+        self.positions = nn.Parameter(torch.zeros(grid.patches, features)) if positions else None
+        self.head = nn.Linear(features, classes)
+
+    def forward(self, packed: Packed, low: Tensor) -> Tensor:
+        """Class logits of packed patches of ``packed.batch`` images."""
+        logits: Tensor = self.head(self.features(packed))
+        return logits
+
+    def features(self, packed: Packed) -> Tensor:
+        """Mean features of each image: ``(B, F)``."""
+        total = self.head.weight.new_zeros(packed.batch, self.head.in_features)
+        if len(packed.image) == 0:
+            return total
+        found: Tensor = self.network(channels_last(self.normalise(packed.pixels)))
+        if self.positions is not None:
+            found = found * (1 + self.positions[packed.patch])
+        weight = found.new_ones(len(found)) if packed.weight is None else packed.weight
+        total = total.index_add(0, packed.image, (found * weight[:, None]).to(total.dtype))
+        mass = total.new_zeros(packed.batch).index_add(0, packed.image, weight.to(total.dtype))
+        return total / torch.where(mass > 0, mass, 1)[:, None]
