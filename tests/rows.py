@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import torch
@@ -25,10 +26,15 @@ def tiny_model(stage: str, settings: TrainSettings, seed: int = 0) -> nn.Module:
     return unsettle(model, seed)
 
 
-def trained(task: Task, folder: Path, settings: TrainSettings) -> dict[str, float]:
-    """Train a task to its end; the figures of its best validation."""
+def trained(task: Task, folder: Path, settings: TrainSettings, stop_after: int = 0) -> dict[str, float]:
+    """Train a task to its end, or interrupt it after some steps; the figures of its best validation."""
     folder.mkdir(parents=True, exist_ok=True)
-    outcome = train(task, folder, settings.seed, lambda _: None, lambda _: None, lambda: 0, 5.0, settings.optimizer)
+    asked = itertools.count(1)
+
+    def stop() -> int:
+        return 15 if next(asked) == stop_after else 0
+
+    outcome = train(task, folder, settings.seed, lambda _: None, lambda _: None, stop, 5.0, settings.optimizer)
     figures: dict[str, float] = outcome["figures"]
     return figures
 

@@ -1,0 +1,82 @@
+"""SRGAN's two stages: the generator against its discriminator, then the classifier on what the generator makes.
+
+Both start from the frozen HR-CNN: the first compares features by it, the second goes on training a copy of it. One
+loss and one optimizer play the game (`classify.super_resolution` has how, and the departures from the paper).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from patchdrop.classify.masked_cnn import MaskedCNN
+from patchdrop.classify.super_resolution import SuperResolution, SuperResolved, bilinear, generator_losses, psnr
+from patchdrop.data.sets import Batch, Split
+from patchdrop.settings import TrainSettings
+from patchdrop.training.batches import training_views, validation_views
+from patchdrop.training.loop import Group
+from patchdrop.training.policy_stages import freeze
+from patchdrop.training.supervised import ClassifierTask, weight_groups
+
+FEATURE_WEIGHT = 0.1
+ADVERSARIAL_WEIGHT = 1e-3
+
+
+class GeneratorTask(ClassifierTask):
+    """Trains for as many epochs as the stage ``hr``; the checkpoint is the one with the best PSNR.
+
+    Args:
+        teacher: HR-CNN, whose features are compared; frozen and in evaluation mode from here on.
+    """
+
+    model: SuperResolution
+
+    def __init__(
+        self,
+        stage: str,
+        model: SuperResolution,
+        teacher: MaskedCNN,
+        fit: Split,
+        val: Split,
+        settings: TrainSettings,
+        device: torch.device,
+    ) -> None:
+        super().__init__(stage, model, fit, val, settings, device, like="hr")
+        self.teacher = teacher.to(device).eval()
+        freeze(teacher, True)
+
+    def groups(self) -> list[Group]:
+        """At the rate of fine-tuning: without batch norm the classifiers' rate is too high. No decay."""
+        return [Group(list(self.model.parameters()), self.settings.rate_finetune)]
+
+    def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """Pixel, feature and adversarial loss."""
+        views = training_views(batch, self.settings, self.device)
+        made = self.model(views.low)
+        losses = generator_losses(made, views.high, self.model.discriminator, self.teacher, ADVERSARIAL_WEIGHT)
+        figures = {name: float(value.detach()) for name, value in losses._asdict().items()}
+        loss = losses.pixel + FEATURE_WEIGHT * losses.feature + losses.adversarial
+        return loss, {**figures, "psnr": float(psnr(made.detach(), views.high).mean())}
+
+    def validate(self, progress: float) -> dict[str, float]:
+        """Mean PSNR, which is the score, and that of the bilinear enlargement."""
+        made, plain = 0.0, 0.0
+        for views in validation_views(self.val, self.settings, self.device):
+            made += float(psnr(self.model(views.low), views.high).sum())
+            plain += float(psnr(bilinear(views.low, self.settings.high_size), views.high).sum())
+        count = len(self.val)
+        return {"psnr": made / count, "psnr_bilinear": plain / count, "score": made / count}
+
+
+class SuperResolvedTask(ClassifierTask):
+    """Trains the classifier alone, for the epochs of the stage ``hr`` at the rate of fine-tuning."""
+
+    def __init__(
+        self, stage: str, model: SuperResolved, fit: Split, val: Split, settings: TrainSettings, device: torch.device
+    ) -> None:
+        super().__init__(stage, model, fit, val, settings, device, like="lr")
+        self.epochs = settings.epochs_hr
+
+    def groups(self) -> list[Group]:
+        """It starts from trained weights, as the stage ``patches`` does."""
+        return weight_groups(self.model, self.settings.rate_finetune, self.settings.weight_decay)
