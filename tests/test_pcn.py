@@ -69,8 +69,10 @@ def test_both_networks_learn_and_each_keeps_statistics_and_pixel_scale_of_its_ow
 
 def test_export_is_a_plain_lr_classifier_with_the_same_logits_to_the_bit(after) -> None:
     model = copy.deepcopy(after[0])
+    before = bits(model)
     alone = model.eval().export()
     assert type(alone) is LowCNN
+    assert same_bits(bits(model), before)
     assert torch.equal(alone(LOW), model(LOW))
     # A copy: training on does not reach what was exported.
     kept = bits(alone)
