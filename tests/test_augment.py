@@ -69,6 +69,15 @@ def test_lr_shifts_with_hr_by_whole_lr_pixels() -> None:
     assert not torch.equal(low, blocks)
 
 
+def test_a_shift_keeps_the_size_where_hr_is_no_multiple_of_lr_or_of_eight() -> None:
+    # An eighth of LR, scaled to HR, is then rounded to more than an eighth of HR.
+    for height, width in ((60, 15), (15, 60)):
+        high, low = images(64, height, width), images(64, 16, 16)
+        shifted, shifted_low = augmented("shift", high, low)
+        assert shifted.shape == high.shape
+        assert shifted_low.shape == low.shape
+
+
 def test_a_shift_is_by_an_eighth_of_a_side_at_most_and_mirrored_at_the_edge() -> None:
     ramp = torch.arange(32, dtype=torch.uint8).expand(200, 1, 32, 32).contiguous()
     shifted, _ = augmented("shift", ramp)

@@ -73,10 +73,11 @@ def _shifted(both: list[Tensor], n: int) -> list[Tensor]:
     shifted = []
     for x in both:
         height, width = x.shape[2:]
-        tops = (dy * (height / smallest.shape[2])).round().long() + height // 8
-        lefts = (dx * (width / smallest.shape[3])).round().long() + width // 8
-        margin = ((0, 0), (0, 0), (height // 8, height // 8), (width // 8, width // 8))
-        wide = np.pad(x.numpy(), margin, mode="reflect")
+        ratio_y, ratio_x = height / smallest.shape[2], width / smallest.shape[3]
+        margin_y, margin_x = round(reach_y * ratio_y), round(reach_x * ratio_x)
+        tops = (dy * ratio_y).round().long() + margin_y
+        lefts = (dx * ratio_x).round().long() + margin_x
+        wide = np.pad(x.numpy(), ((0, 0), (0, 0), (margin_y, margin_y), (margin_x, margin_x)), mode="reflect")
         pixels = np.empty_like(x.numpy())
         for i, (top, left) in enumerate(zip(tops.tolist(), lefts.tolist(), strict=True)):
             pixels[i] = wide[i, :, top : top + height, left : left + width]
