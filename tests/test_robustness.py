@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 import patchdrop
 from patchdrop.cli import main
+from patchdrop.commands import info, plan
 from patchdrop.data.sets import Batch
 from patchdrop.errors import Interrupted, PatchDropError, RunError, UsageError
 from patchdrop.files import write_json
@@ -65,6 +68,29 @@ def test_a_mistyped_network_or_data_path_does_not_spoil_the_run_folder(tmp_path:
     assert main(["train", *tiny_flags(**{**wrong, "lr_network": "resnet8-w4"})]) == 0
 
 
+def test_what_is_refused_before_a_stage_begins_does_not_bind_the_run_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = str(write_folder(tmp_path / "images"))
+    settings = tiny_settings(data=data, stages=("lr",), epochs_lr=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("patchdrop.training.run.build_stage", Mock(side_effect=UsageError("no weights to be had")))
+        with pytest.raises(UsageError):
+            patchdrop.train(settings, tmp_path / "x")
+    other = replace(settings, val_fraction=0.3, seed=1)
+    patchdrop.train(other, tmp_path / "x")
+    assert RunFolder(tmp_path / "x").settings() == replace(other, stages=STAGES)
+    with pytest.raises(RunError, match="other settings"):
+        patchdrop.train(settings, tmp_path / "x")
+
+
+def test_pretrained_weights_that_do_not_exist_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    settings = tiny_settings(data=str(tmp_path / "nothing"), pretrained=True)
+    for attempt in (lambda: plan(settings), lambda: patchdrop.train(settings, tmp_path / "x")):
+        with pytest.raises(UsageError, match="no published weights"):
+            attempt()
+
+
 def test_a_settings_file_of_one_call_is_forgotten_by_the_next(tmp_path: Path) -> None:
     data = write_folder(tmp_path / "images")
     file = tmp_path / "mine.yaml"
@@ -84,13 +110,35 @@ def test_a_damaged_state_is_refused_in_one_line(tmp_path: Path, content: str) ->
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("classes", 3), ("classes", None), ("channels", "3"), ("lr_network", 7), ("grid", [4])]
+    ("key", "value"),
+    [
+        ("classes", 3),
+        ("classes", None),
+        ("classes", [1, 2, 3]),
+        ("channels", "3"),
+        ("lr_network", 7),
+        ("lr_network", "foo"),
+        ("grid", [4]),
+        ("grid", "x"),
+        ("low", "zz"),
+        ("figures", None),
+    ],
 )
 def test_a_config_with_a_value_of_the_wrong_type_is_refused(tmp_path: Path, key: str, value: object) -> None:
     run = run_stages(tmp_path, tiny_settings(stages=("lr",), epochs_lr=1))
     write_json(run.stage("lr") / "config.json", {**run.stage_config("lr"), key: value})
-    with pytest.raises(PatchDropError):
+    with pytest.raises(RunError, match=r"lr/config\.json: ") as caught:
         run.load("lr")
+    assert "train" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["data.json", "results.json"])
+def test_info_refuses_a_damaged_document_in_one_line(tmp_path: Path, name: str) -> None:
+    run = run_stages(tmp_path, tiny_settings(stages=("lr",), epochs_lr=1))
+    run.start(tiny_settings())
+    (tmp_path / name).write_text("[]")
+    with pytest.raises(RunError, match=f"{name}: is damaged"):
+        info(tmp_path)
 
 
 def test_a_line_cut_short_by_a_crash_does_not_swallow_the_next(tmp_path: Path) -> None:

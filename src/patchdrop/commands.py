@@ -20,9 +20,10 @@ from patchdrop.errors import DataError, PatchDropError, RunError, UsageError, fi
 from patchdrop.evaluation.evaluate import evaluate as evaluate_stages
 from patchdrop.evaluation.evaluate import example_positions
 from patchdrop.evaluation.evaluate import results as results_document
-from patchdrop.files import read_json, write_json
+from patchdrop.files import write_json
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
+from patchdrop.networks import check_pretrained
 from patchdrop.policy.choice import greedy
 from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
@@ -46,7 +47,7 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
         stage is trained.
     """
     run = RunFolder(out)
-    check_grid(settings)
+    check_settings(settings)
     _use(settings)
     with run.locked():
         if run.exists():
@@ -63,8 +64,8 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
         return _evaluate_and_report(run, data, "test" if "test" in data.splits else "val", settings)
 
 
-def check_grid(settings: TrainSettings) -> None:
-    """Raise UsageError where grid, HR size and wanted patches contradict each other, before anything is loaded."""
+def check_settings(settings: TrainSettings) -> None:
+    """Raise UsageError where settings contradict each other, before anything is loaded."""
     grid = Grid.parse(settings.grid)
     grid.check(*settings.high_size)
     if settings.target_patches > grid.patches:
@@ -72,6 +73,8 @@ def check_grid(settings: TrainSettings) -> None:
             f"target_patches: {settings.target_patches:g} is out of range, grid {grid} has {grid.patches} patches; "
             f"use 0 to {grid.patches}"
         )
+    if settings.pretrained:
+        check_pretrained((settings.hr_network, settings.lr_network, settings.policy_network))
 
 
 def evaluate(run_folder: str | Path, data: str | None = None, split: str = "test") -> dict[str, Any]:
@@ -229,7 +232,6 @@ def info(run_folder: str | Path) -> dict[str, Any]:
     for stage in run.stages_done():
         config = run.stage_config(stage)
         stages[stage] = {k: config.get(k) for k in ("parameters", "seconds", "figures", "sha256")}
-    results_file = run.path / "results.json"
     data = run.data()
     starts = [e for e in run.read_log() if e.get("event") == "start"]
     settings = run.settings()
@@ -243,7 +245,7 @@ def info(run_folder: str | Path) -> dict[str, Any]:
             "policy": settings.policy_network,
         },
         "stages": stages,
-        "rows": read_json(results_file)["rows"] if results_file.exists() else [],
+        "rows": run.results().get("rows", []),
         "versions": starts[-1]["versions"] if starts else {},
         "settings": to_mapping(settings),
     }
@@ -251,7 +253,7 @@ def info(run_folder: str | Path) -> dict[str, Any]:
 
 def plan(settings: TrainSettings) -> dict[str, Any]:
     """What `train` would do: data, networks, FLOPs, stages and the time they would take here."""
-    check_grid(settings)
+    check_settings(settings)
     _use(settings)
     data = load_with_bar(settings)
     costs = _costs(settings, data)

@@ -92,7 +92,9 @@ def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise RunError(f"{path}: cannot be read ({error.strerror})") from error
+        raise RunError(
+            f"{path}: cannot be read ({error.strerror}); remove its folder and train that stage again"
+        ) from error
     if hashlib.sha256(content).hexdigest() != sha256:
         raise RunError(f"{path}: is damaged, its checksum differs; remove its folder and train that stage again")
     try:

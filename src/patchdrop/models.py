@@ -57,13 +57,20 @@ class ModelConfig:
         chosen = {name: values[name] for name in cls.__dataclass_fields__}
         for name, field in cls.__dataclass_fields__.items():
             kind = {"int": int, "str": str}.get(str(field.type), list)
-            if not isinstance(chosen[name], kind):
+            if not isinstance(chosen[name], kind) or (
+                kind is list and not all(isinstance(c, str) for c in chosen[name])
+            ):
                 raise RunError(f"{where}: {name!r} is {chosen[name]!r}, which makes no sense; train that stage again")
         return cls(**{**chosen, "classes": tuple(chosen["classes"])})
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {**asdict(self), "classes": list(self.classes)}
+
+    def check(self) -> None:
+        """Raise UsageError where sizes or grid are none, or do not fit together."""
+        size_of(self.low, "low")
+        Grid.parse(self.grid).check(*self.high_size)
 
     @property
     def high_size(self) -> tuple[int, int]:

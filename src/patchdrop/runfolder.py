@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import nn
 
-from patchdrop.errors import RunError
+from patchdrop.errors import RunError, UsageError
 from patchdrop.files import read_json, read_tensors, write_bytes, write_json, write_tensors
 from patchdrop.models import ModelConfig, build_stage, fill_weights
 from patchdrop.settings import STAGES, TrainSettings, differences, read_settings, to_yaml
@@ -46,6 +46,10 @@ class RunFolder:
         """Whether a run was started here."""
         return (self.path / "settings.yaml").exists()
 
+    def begun(self) -> bool:
+        """Whether the training of any stage was begun here; until then settings and data may still change."""
+        return any(self.stage(stage).exists() for stage in STAGES)
+
     def require(self) -> RunFolder:
         """Itself.
 
@@ -62,11 +66,18 @@ class RunFolder:
 
     def data(self) -> dict[str, Any]:
         """What ``data.json`` says of the data this run trains on; empty before its first training."""
-        path = self.path / "data.json"
-        recorded = read_json(path) if path.exists() else {}
-        if not isinstance(recorded, dict):
-            raise RunError(f"{path}: is damaged; remove it and run the same training again")
-        return recorded
+        return self._document("data.json", "run the same training again")
+
+    def results(self) -> dict[str, Any]:
+        """What ``results.json`` says; empty before the first evaluation."""
+        return self._document("results.json", "run `patchdrop evaluate` again")
+
+    def _document(self, name: str, remedy: str) -> dict[str, Any]:
+        path = self.path / name
+        found = read_json(path) if path.exists() else {}
+        if not isinstance(found, dict):
+            raise RunError(f"{path}: is damaged; remove it and {remedy}")
+        return found
 
     @property
     def own_low(self) -> bool:
@@ -74,12 +85,12 @@ class RunFolder:
         return self.data().get("low") == "own"
 
     def start(self, settings: TrainSettings) -> None:
-        """Record the settings, or compare them with those the run was started with.
+        """Record the settings, or, once a stage has begun, compare them with those the run was started with.
 
         Raises:
             RunError: they differ in more than where and how fast it runs.
         """
-        if self.exists():
+        if self.exists() and self.begun():
             changed = differences(settings, self.settings(), FREE_SETTINGS)
             if changed:
                 raise RunError(
@@ -114,7 +125,7 @@ class RunFolder:
             done = ", ".join(self.stages_done()) or "none"
             raise RunError(f"{self.path}: stage {stage} is not trained (trained: {done})")
         config = read_json(self.stage(stage) / "config.json")
-        if not isinstance(config, dict) or "sha256" not in config:
+        if not isinstance(config, dict) or "sha256" not in config or not isinstance(config.get("figures"), dict):
             raise RunError(f"{self.stage(stage) / 'config.json'}: is damaged; remove its folder and train it again")
         return config
 
@@ -127,7 +138,11 @@ class RunFolder:
         values = self.stage_config(stage)
         where = str(self.stage(stage) / "config.json")
         config = ModelConfig.from_json(values, where)
-        model = build_stage(stage, config)
+        try:
+            config.check()
+            model = build_stage(stage, config)
+        except UsageError as error:
+            raise RunError(f"{where}: is damaged or of another version ({error}); train that stage again") from error
         weights = self.stage(stage) / "model.safetensors"
         fill_weights(model, read_tensors(weights, values["sha256"]), str(weights))
         return model.eval(), config

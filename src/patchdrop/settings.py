@@ -93,8 +93,8 @@ class TrainSettings:
     epochs_ft2: int = 10
     """Epochs of Ft-2."""
     optimizer: Literal["muon", "adamw"] = "muon"
-    """``muon``: weight matrices by orthogonal steps, the rest by AdamW; ``adamw``: all by AdamW, at a tenth of the
-    rates for classifiers. See `patchdrop.training.optimizer`."""
+    """``muon``: weight matrices by orthogonal steps, the rest by AdamW; ``adamw``: all by AdamW, which wants
+    lower rates (set ``rate_classifier`` to 2e-3). See `patchdrop.training.optimizer`."""
     rate_classifier: float = 2e-2
     """Peak learning rate of classifiers trained from scratch (one cycle)."""
     rate_finetune: float = 1e-3

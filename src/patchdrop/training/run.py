@@ -17,7 +17,6 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError
 from patchdrop.files import write_json
 from patchdrop.models import ModelConfig, build_stage, copy_matching
-from patchdrop.networks import check_pretrained
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TrainSettings
 from patchdrop.talk import warnings_told
@@ -51,8 +50,6 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
         TrainingError: a loss that is not a number.
         Interrupted: ``stop`` was asked; run the same again to go on.
     """
-    if settings.pretrained:
-        check_pretrained((settings.hr_network, settings.lr_network, settings.policy_network))
     _check_data(settings, data, run)
     device = device_of(settings)
     found = statistics(data.splits["fit"], settings.low_size)
@@ -125,7 +122,7 @@ def _earlier(run: RunFolder, stage: str, needed_by: str) -> nn.Module:
 
 
 def _check_data(settings: TrainSettings, data: Data, run: RunFolder) -> None:
-    """Record what the run trains on, or compare it with what is recorded."""
+    """Record what the run trains on, or, once a stage has begun, compare it with what is recorded."""
     described: dict[str, Any] = {
         "name": data.name,
         "layout": data.layout,
@@ -134,7 +131,7 @@ def _check_data(settings: TrainSettings, data: Data, run: RunFolder) -> None:
         "sha256": {name: _digest(split) for name, split in data.splits.items()},
         "low": "own" if data.splits["fit"].own_low else "averaged",
     }
-    recorded = run.data()
+    recorded = run.data() if run.begun() else {}
     if recorded:
         for key, value in described.items():
             if recorded.get(key, value) != value:  # a run of an earlier version may lack a key
