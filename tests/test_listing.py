@@ -190,6 +190,8 @@ def test_csv_from_a_spreadsheet_may_begin_with_a_byte_order_mark(tmp_path: Path)
         ("path,label\n1.jpg,a,b\n", "line 2: more cells than columns: quote"),
         ('path,label\n1.jpg,"a\n', "not a CSV file"),
         ("path,label,split\n1.jpg,a,train\n1.jpg,a,test\n", "1.jpg is in both train and test: keep"),
+        ("path,label\n1.jpg,a\n./1.jpg,a\n", "1.jpg is listed twice in train: keep one line"),
+        ("path,label\n1.jpg,a\n1.jpg,b\n", "1.jpg is listed twice in train: keep one line"),
         ("path,label,split\n1.jpg,a,train\n2.jpg,b,test\n", "labels in test but not in train: b: correct"),
     ],
 )

@@ -123,6 +123,7 @@ def _read_csv(root: Path) -> Rows:
         for split, file in files.items():
             rows |= _csv_rows(file, split, own_split=False)
     _check_leak(root, rows)
+    _check_repeats(root, rows)
     _check_labels(root, rows)
     _check_low(root, rows)
     return rows
@@ -192,6 +193,17 @@ def _check_leak(root: Path, rows: Rows) -> None:
             file = os.path.realpath(row.path)
             if home.setdefault(file, split) != split:
                 raise DataError(f"{root}: {row.path} is in both {home[file]} and {split}: keep it in one")
+
+
+def _check_repeats(root: Path, rows: Rows) -> None:
+    """Of an image listed twice in train, one copy could be carved out for validation."""
+    for split, members in rows.items():
+        seen: set[tuple[str, Path | None]] = set()
+        for row in members:
+            image = os.path.realpath(row.path), row.low_path
+            if image in seen:
+                raise DataError(f"{root}: {row.path} is listed twice in {split}: keep one line")
+            seen.add(image)
 
 
 def _check_labels(root: Path, rows: Rows) -> None:
