@@ -1,8 +1,8 @@
 """Muon (Jordan et al. 2024): weight matrices move by an orthogonal matrix, everything else by AdamW.
 
 The update of a matrix is its momentum with all singular values made (about) equal, so that directions in which the
-gradient is small are learnt as fast as the others. On small data sets a network trained from scratch needs a quarter
-of the epochs that AdamW or SGD need (docs/decisions.md). Convolutions count as matrices ``(out, in * kernel)``.
+gradient is small are learnt as fast as the others. On small data sets a network trained from scratch needs far
+fewer epochs than with AdamW (docs/optimizers.md). Convolutions count as matrices ``(out, in * kernel)``.
 
 Ours, because the one in torch takes matrices alone, and timm's computes in bfloat16, three times slower on a CPU.
 """
