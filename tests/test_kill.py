@@ -157,7 +157,10 @@ def wait_for_workers(process: subprocess.Popen[str]) -> None:
         time.sleep(0.002)
 
 
-def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_still_saves(data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"])
+def test_ctrl_c_and_sigterm_to_every_process_reach_the_workers_too_and_still_save(
+    data: Path, tmp_path: Path, number: int, expected: int
+) -> None:
     """Whether they are starting up, before they can say that they do not care, or decoding."""
     out = tmp_path / "run"
     streaming = {"stages": "lr", "epochs_lr": 1, "memory_gb": 0, "workers": 2}
@@ -165,9 +168,9 @@ def test_ctrl_c_in_a_terminal_reaches_the_workers_too_and_still_saves(data: Path
         process = start(data, out, **streaming)
         before = saved(out)
         wait(process)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         code, errors = ended(process)
-        assert (code, errors.strip()) == (130, "stopped; everything is saved, the same command goes on")
+        assert (code, errors.strip()) == (expected, "stopped; everything is saved, the same command goes on")
         assert saved(out) > before
     assert saved(out)[0] == 0, "it was to be stopped while it trained"
     unbroken = run_here(data, tmp_path / "unbroken", **{**streaming, "memory_gb": 4})

@@ -107,7 +107,7 @@ class FileSource:
             collate_fn=list,
             multiprocessing_context="spawn" if self.workers else None,
         )
-        with _ctrl_c_left_to_this_process():
+        with _signals_left_to_this_process():
             decoded = iter(loader)
         for items in decoded:
             good = [item for item in items if isinstance(item, _Pixels)]
@@ -124,14 +124,15 @@ class FileSource:
 
 
 @contextmanager
-def _ctrl_c_left_to_this_process() -> Iterator[None]:
-    """Processes started meanwhile never get Ctrl-C; here it is put off until the end of the block.
+def _signals_left_to_this_process() -> Iterator[None]:
+    """Processes started meanwhile never get Ctrl-C or SIGTERM; here they are put off until the end of the block.
 
-    A terminal sends it to every process, and a worker that died of it would break the save. A worker inherits what
-    is blocked, so that it is safe from its first instruction on, not only once it could ignore the signal itself.
+    A terminal sends the one to every process, a service manager the other, and a worker that died of it would break
+    the save; workers end when this process does. A worker inherits what is blocked, so that it is safe from its first
+    instruction on, not only once it could ignore the signal itself.
     """
     ensure_running()  # starting Python's resource tracker would lift the block
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         yield
     finally:
