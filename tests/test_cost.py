@@ -8,9 +8,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patchdrop.cost import forward_costs, step_flops
 from patchdrop.data.load import statistics
+from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
-from patchdrop.settings import TrainSettings
+from patchdrop.settings import TAUGHT, TrainSettings
 from patchdrop.training.loop import make_optimizer, train_step
+from patchdrop.training.objectives import Teacher
 from patchdrop.training.run import make_task
 from tiny import CLASSES, SIDE, tiny_data, tiny_settings
 
@@ -25,7 +27,10 @@ def counted(stage: str, settings: TrainSettings) -> float:
     data = tiny_data(policy=settings.policy_fraction > 0)
     config = ModelConfig.of(settings, data.classes)
     model = build_stage(stage, config, statistics(data.splits["fit"], settings.low_size))
-    task = make_task(stage, model, data, settings, torch.device("cpu"))
+    teacher = None
+    if settings.distill > 0 and stage in TAUGHT:
+        teacher = Teacher(build_stage("hr", config), Grid.parse(settings.grid), settings.distill)
+    task = make_task(stage, model, data, settings, torch.device("cpu"), teacher)
     # Muon multiplies matrices too; what the optimizer does is the same for any batch and not part of the formula.
     optimizer = make_optimizer(task.groups(), "adamw")
     task.train_mode()
@@ -40,9 +45,12 @@ def formula(stage: str, settings: TrainSettings) -> float:
     return step_flops(stage, forward_costs(settings, len(CLASSES)), settings)
 
 
+@pytest.mark.parametrize("distill", [0.0, 0.5])
 @pytest.mark.parametrize(("stage", "stem"), [("lr", LR_STEM), ("hr", HR_STEM), ("patches", HR_STEM)])
-def test_a_step_of_a_classifier_costs_what_the_formula_says_but_for_its_first_layer(stage: str, stem: int) -> None:
-    settings = tiny_settings()
+def test_a_step_of_a_classifier_costs_what_the_formula_says_but_for_its_first_layer(
+    stage: str, stem: int, distill: float
+) -> None:
+    settings = tiny_settings(distill=distill)
     assert formula(stage, settings) == counted(stage, settings) + stem
 
 

@@ -7,18 +7,28 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from patchdrop.training.distill import DistillTask, distillation_loss
-from patchdrop.training.supervised import ClassifierTask, cross_entropy
+from patchdrop.grid import Grid
+from patchdrop.training.objectives import Teacher, cross_entropy, distillation_loss
+from patchdrop.training.supervised import ClassifierTask
 from rows import CPU, FIT, VAL, bits, same_bits, tiny_model, trained
 from tiny import tiny_settings
 
 SETTINGS = tiny_settings()
+GRID = Grid.parse(SETTINGS.grid)
 
 
-def distil(folder: Path, stage: str = "lr", **options: float) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
+def kd(
+    student: nn.Module, teacher: nn.Module, stage: str = "kd", weight: float = 0.7, **options: float
+) -> ClassifierTask:
+    taught = Teacher(teacher, GRID, weight, **options)
+    return ClassifierTask(stage, student, FIT, VAL, SETTINGS, CPU, like="lr", teacher=taught)
+
+
+def distil(folder: Path, weight: float, **options: float) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     student = tiny_model("lr", SETTINGS)
-    task = DistillTask(stage, student, tiny_model("hr", SETTINGS), FIT, VAL, SETTINGS, CPU, **options)
+    task = kd(student, tiny_model("hr", SETTINGS), "lr", weight, **options)
     figures = trained(task, folder, SETTINGS)
     return bits(student), figures
 
@@ -62,7 +72,7 @@ def test_the_teacher_stays_as_it_was_weights_and_statistics(tmp_path: Path) -> N
     teacher = tiny_model("hr", SETTINGS).train()
     before = bits(teacher)
     student = tiny_model("lr", SETTINGS)
-    task = DistillTask("kd", student, teacher, FIT, VAL, SETTINGS, CPU)
+    task = kd(student, teacher)
     started = bits(student)
     trained(task, tmp_path, SETTINGS)
     assert same_bits(bits(teacher), before)
@@ -71,9 +81,9 @@ def test_the_teacher_stays_as_it_was_weights_and_statistics(tmp_path: Path) -> N
 
 
 def test_the_teacher_sees_whole_hr_images_that_were_augmented_as_the_students() -> None:
-    task = DistillTask("kd", tiny_model("lr", SETTINGS), tiny_model("hr", SETTINGS), FIT, VAL, SETTINGS, CPU)
+    task = kd(tiny_model("lr", SETTINGS), teacher := tiny_model("hr", SETTINGS))
     seen = []
-    task.teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+    teacher.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     task.model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     task.loss(next(task.batches(0, 0)), 0.0)
     (student_low,), (packed, low) = seen

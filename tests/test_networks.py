@@ -108,9 +108,10 @@ def test_normalising_is_by_the_channels_own_statistics_and_takes_bytes() -> None
 
 
 @pytest.mark.parametrize("grid", [Grid(4, 4), Grid(2, 3), Grid(1, 1)], ids=str)
-@pytest.mark.parametrize("head", ["spatial", "global"])
+@pytest.mark.parametrize("head", ["certainty", "spatial", "global"])
 def test_a_policy_gives_one_logit_a_patch(grid: Grid, head: str) -> None:
-    policy = Policy("resnet8-w4", grid, Normalise(torch.zeros(3), torch.ones(3)), head=head, enlarge=2).eval()
+    scale = Normalise(torch.zeros(3), torch.ones(3))
+    policy = Policy("resnet8-w4", grid, scale, head=head, classes=7, enlarge=2).eval()
     assert policy(torch.randint(0, 256, (5, 3, 12, 10), dtype=torch.uint8)).shape == (5, grid.patches)
 
 
@@ -126,6 +127,17 @@ def test_the_spatial_head_starts_even_and_reads_each_patch_at_its_own_place() ->
     with torch.inference_mode():
         moved = (policy(changed) - policy(low)).abs()[0]
     assert float(moved[1]) > 10 * float(moved[[0, 2, 3]].max())
+
+
+def test_the_certainty_head_starts_at_the_probability_that_the_best_class_is_wrong() -> None:
+    torch.manual_seed(0)
+    scale = Normalise(torch.full((3,), 128.0), torch.full((3,), 60.0))
+    policy = Policy("resnet8-w4", Grid(2, 2), scale, head="certainty", classes=5).eval()
+    low = torch.randint(0, 256, (6, 3, 32, 32)).float()
+    with torch.inference_mode():
+        best = policy.network(scale(low)).softmax(1).amax(1)
+        read = policy(low).sigmoid()
+    assert torch.allclose(read, (1 - best)[:, None].expand(6, 4), atol=1e-5)
 
 
 def test_costs_are_counted() -> None:

@@ -19,14 +19,19 @@ from patchdrop.policy.choice import sampled
 from patchdrop.policy.stn import relaxed_top
 from patchdrop.training.choosers import ChooserTask
 from patchdrop.training.couple import CoupledTask
-from patchdrop.training.distill import DistillTask
 from patchdrop.training.loop import Task
+from patchdrop.training.objectives import Teacher
 from patchdrop.training.super_resolution import GeneratorTask, SuperResolvedTask
+from patchdrop.training.supervised import ClassifierTask
 from rows import CPU, FIT, VAL, bits, same_bits, tiny_model, trained
 from tiny import NETWORK, tiny_settings
 
 SETTINGS = tiny_settings(augment=("flip", "shift", "erase"))
 REST = (FIT, VAL, SETTINGS, CPU)
+
+
+def taught() -> Teacher:
+    return Teacher(tiny_model("hr", SETTINGS), Grid.parse(SETTINGS.grid), weight=0.7)
 
 
 def scale() -> Normalise:
@@ -44,7 +49,7 @@ def blind() -> Task:
 
 
 ROWS: dict[str, Callable[[], Task]] = {
-    "kd": lambda: DistillTask("kd", tiny_model("lr", SETTINGS), tiny_model("hr", SETTINGS), *REST),
+    "kd": lambda: ClassifierTask("kd", tiny_model("lr", SETTINGS), *REST, like="lr", teacher=taught()),
     "pcn": lambda: CoupledTask("pcn", PartiallyCoupled(NETWORK, 3, scale(), scale()), *REST),
     "sr": lambda: GeneratorTask(
         "sr", SuperResolution(generator(), Discriminator(width=4)), tiny_model("hr", SETTINGS), *REST

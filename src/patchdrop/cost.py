@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
 from patchdrop.packed import gather
-from patchdrop.settings import TrainSettings
+from patchdrop.settings import TAUGHT, TrainSettings
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,9 @@ def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> f
     hr, lr, policy = costs["hr"].flops, costs["lr"].flops, costs["policy"].flops
     if stage == "lr":
         return 3 * lr
+    teacher = hr if settings.distill > 0 and stage in TAUGHT else 0
     if stage in ("hr", "patches"):
-        return 3 * hr
+        return 3 * hr + teacher
     plays = {"self-critical": 2, "rloo": settings.samples, "straight-through": 1}[settings.estimator]
     low = lr if stage == "ft2" else 0
     judging = 3 * policy + plays * (hr + low)
@@ -70,5 +71,5 @@ def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> f
     if stage == "pt":
         return judging + to_input
     if settings.policy_fraction > 0:
-        return judging + to_input + policy + 3 * hr + low
-    return judging + 2 * hr
+        return judging + to_input + policy + 3 * hr + low + teacher
+    return judging + 2 * hr + teacher

@@ -102,6 +102,7 @@ def build_stage(
         channels=config.channels,
         enlarge=config.low_enlarge,
         head=config.policy_head,
+        classes=len(config.classes),
         pretrained=pretrained,
     )
     high = _build_high(config, statistics, False)

@@ -88,7 +88,10 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """``(B, C, H, W)`` to logits ``(B, classes)``."""
-        features = self.forward_features(images)
+        return self.forward_head(self.forward_features(images))
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """The last feature map to logits ``(B, classes)``."""
         pooled = features.amax((2, 3)) if self.pool == "max" else features.mean((2, 3))
         logits: Tensor = self.fc(pooled)
         return logits

@@ -18,6 +18,8 @@ from patchdrop.errors import UsageError, first_line
 Stage = Literal["lr", "hr", "patches", "pt", "ft1", "ft2"]
 _PROFILES = Path(__file__).parent / "profiles"
 STAGES: tuple[Stage, ...] = get_args(Stage)
+TAUGHT: tuple[Stage, ...] = ("patches", "ft1", "ft2")
+"""Stages whose classifier may learn from HR-CNN (`TrainSettings.distill`)."""
 Augmentation = Literal["flip", "upside-down", "turn", "shift", "zoom", "colour", "erase"]
 
 
@@ -63,9 +65,9 @@ class TrainSettings:
     """Start timm networks from their published weights (downloaded once)."""
     low_enlarge: int = 1
     """Factor by which LR is enlarged (bilinear) before the policy and the LR classifier."""
-    policy_head: Literal["spatial", "global"] = "spatial"
-    """``spatial``: a patch's logit comes from the features at its place and their mean; ``global``: all
-    logits from the mean (the paper)."""
+    policy_head: Literal["certainty", "spatial", "global"] = "spatial"
+    """``spatial``: a patch's logit comes from the features at its place and their mean; ``certainty``: and from how
+    sure the policy network is of the class, where it starts; ``global``: all logits from the mean (the paper)."""
     policy_start: Literal["lr", "scratch"] = "lr"
     """``lr``: the policy starts from the LR classifier's features where both are the same network."""
     fill: Literal["mean", "low"] = "mean"
@@ -107,6 +109,8 @@ class TrainSettings:
     """Decoupled weight decay of the classifiers."""
     label_smoothing: float = 0.1
     """Label smoothing of the classifiers' cross-entropy."""
+    distill: float = 0.0
+    """Share of HR-CNN's softened outputs, for all of HR, in the classifier's loss of ``patches``, Ft-1 and Ft-2."""
     estimator: Literal["straight-through", "rloo", "self-critical"] = "straight-through"
     """Policy gradient: ``self-critical`` (the paper), ``rloo``, or ``straight-through``; see docs/estimators.md."""
     samples: int = 2
@@ -170,6 +174,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("rate_policy_finetune", 0.0, 100.0),
     ("weight_decay", 0.0, 100.0),
     ("label_smoothing", 0.0, 0.99),
+    ("distill", 0.0, 1.0),
     ("samples", 2, 1000),
     ("sigma", 0.0, 1000.0),
     ("target_patches", 0.0, 1_000_000),

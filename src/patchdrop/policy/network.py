@@ -3,6 +3,10 @@
 Beyond the paper: the default head reads a patch's logit from the features at the patch's own place
 (and their mean), not from the mean alone, so that "where" need not be learnt anew for every patch.
 ``head="global"`` is the paper's.
+
+``head="certainty"`` adds to each logit what says *when*: the network keeps its class outputs, and a patch is read with
+the probability that its best class is wrong by its own word, from where the weight of that word is learnt. Where the
+network starts as LR-CNN the policy starts at "read what LR leaves open".
 """
 
 from __future__ import annotations
@@ -27,14 +31,17 @@ class Policy(nn.Module):
         channels: int = 3,
         enlarge: int = 1,
         head: str = "spatial",
+        classes: int = 0,
         pretrained: bool = False,
     ) -> None:
         super().__init__()
         self.grid = grid
         self.enlarge = enlarge
-        self.spatial = head == "spatial"
+        self.spatial = head != "global"
         self.normalise = normalise
-        self.network = build(network, 0 if self.spatial else grid.patches, channels, pretrained)
+        self.doubt = nn.Parameter(torch.ones(())) if head == "certainty" else None
+        outputs = {"certainty": classes, "spatial": 0, "global": grid.patches}[head]
+        self.network = build(network, outputs, channels, pretrained)
         if self.spatial:
             self.head = nn.Linear(2 * int(self.network.num_features), 1)  # type: ignore[arg-type]
             # Start at a probability of 0.5 a patch, whatever the features are.
@@ -50,8 +57,19 @@ class Policy(nn.Module):
         features = feature_map(self.network, images)
         cells = F.adaptive_avg_pool2d(features, (self.grid.rows, self.grid.cols)).flatten(2)
         whole = cells.mean(2, keepdim=True).expand_as(cells)
-        patch_logits: Tensor = self.head(torch.cat([cells, whole], 1).transpose(1, 2))
-        return patch_logits.squeeze(2)
+        patch_logits: Tensor = self.head(torch.cat([cells, whole], 1).transpose(1, 2)).squeeze(2)
+        if self.doubt is None:
+            return patch_logits
+        return patch_logits + self.doubt * doubts(self.network.forward_head(features))  # type: ignore[operator]
+
+
+def doubts(class_logits: Tensor) -> Tensor:
+    """Log odds that the best class is wrong, by the class probabilities themselves: ``(B, K)`` to ``(B, 1)``."""
+    best, place = class_logits.max(1, keepdim=True)
+    others = class_logits.masked_fill(
+        torch.zeros_like(class_logits, dtype=torch.bool).scatter(1, place, True), -torch.inf
+    )
+    return others.logsumexp(1, keepdim=True) - best
 
 
 def enlarged(images: Tensor, factor: int) -> Tensor:

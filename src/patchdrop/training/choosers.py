@@ -19,8 +19,8 @@ from patchdrop.evaluation.metrics import spread
 from patchdrop.policy.choice import Choose
 from patchdrop.settings import TrainSettings
 from patchdrop.training.batches import training_views
+from patchdrop.training.objectives import Teacher, classifier_loss
 from patchdrop.training.policy_stages import PolicyTask
-from patchdrop.training.supervised import cross_entropy
 
 
 class ChooserTask(PolicyTask):
@@ -40,8 +40,9 @@ class ChooserTask(PolicyTask):
         val: Split,
         settings: TrainSettings,
         device: torch.device,
+        teacher: Teacher | None = None,
     ) -> None:
-        super().__init__(stage, model, fit, None, val, settings, device)
+        super().__init__(stage, model, fit, None, val, settings, device, teacher)
         self.choose = choose
         self.memory = {}
         if not any(group.parameters for group in self.groups()):
@@ -54,7 +55,7 @@ class ChooserTask(PolicyTask):
         logits = self._classify(choice, views, with_gradient=True)
         right = (logits.argmax(1) == views.target).float().mean()
         figures = {"accuracy": float(right), "patches": float(choice.detach().sum(1).float().mean())}
-        return cross_entropy(logits, views.target, self.settings.label_smoothing), figures
+        return classifier_loss(logits, views, self.settings.label_smoothing, self.teacher), figures
 
     def validate(self, progress: float) -> dict[str, float]:
         """Accuracy, which is the score, and how the masks spread."""

@@ -41,7 +41,8 @@ from patchdrop.settings import TrainSettings
 from patchdrop.training.batches import Views, shuffled_plan, steps_in, training_views, validation_views
 from patchdrop.training.estimator import estimator
 from patchdrop.training.loop import Group, derived_seed
-from patchdrop.training.supervised import cross_entropy, weight_groups
+from patchdrop.training.objectives import Teacher, classifier_loss, freeze
+from patchdrop.training.supervised import weight_groups
 
 SIGMA_RANGE = (0.1, 20.0)
 SIGMA_SPEED = 0.1
@@ -59,11 +60,13 @@ class PolicyTask:
         val: Split,
         settings: TrainSettings,
         device: torch.device,
+        teacher: Teacher | None = None,
     ) -> None:
         self.stage = stage
         self.model = model
         self.fit, self.val = fit, val
         self.judged = judged
+        self.teacher = teacher
         self.settings, self.device = settings, device
         self.grid = Grid.parse(settings.grid)
         self.estimator = estimator(settings.estimator, settings.samples)
@@ -139,14 +142,14 @@ class PolicyTask:
             "patches": float(choices[0].detach().sum(1).float().mean()),
         }
         if self.trains_classifier:
-            fit_logits, target = class_logits[0], policy_views.target
+            fit_logits, fit_views = class_logits[0], policy_views
             if not shared:
                 fit_views = Views(*(v[:n_fit] for v in views))
                 with torch.no_grad():
                     choice = sampled(self.model.policy(fit_views.low), alpha)
-                fit_logits, target = self._classify(choice, fit_views, with_gradient=True), fit_views.target
-            loss = loss + cross_entropy(fit_logits, target, settings.label_smoothing)
-            figures["accuracy"] = float((fit_logits.argmax(1) == target).float().mean())
+                fit_logits = self._classify(choice, fit_views, with_gradient=True)
+            loss = loss + classifier_loss(fit_logits, fit_views, settings.label_smoothing, self.teacher)
+            figures["accuracy"] = float((fit_logits.argmax(1) == fit_views.target).float().mean())
         return loss, figures
 
     def _classify(self, choice: Tensor, views: Views, with_gradient: bool) -> Tensor:
@@ -229,12 +232,6 @@ class PolicyTask:
                 CollapsedPolicyWarning,
                 stacklevel=2,
             )
-
-
-def freeze(module: nn.Module, frozen: bool) -> None:
-    """Whether a module's weights take gradients."""
-    for parameter in module.parameters():
-        parameter.requires_grad_(not frozen)
 
 
 @contextmanager

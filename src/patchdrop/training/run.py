@@ -16,14 +16,18 @@ from patchdrop.data.sets import Split
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError
 from patchdrop.files import write_json
+from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage, copy_matching
 from patchdrop.runfolder import RunFolder
-from patchdrop.settings import STAGES, TrainSettings
+from patchdrop.settings import STAGES, TAUGHT, TrainSettings
 from patchdrop.talk import warnings_told
 from patchdrop.training.loop import Task, clear_state, derived_seed, saved_step, train
+from patchdrop.training.objectives import Teacher
 from patchdrop.training.policy_stages import PolicyTask
 from patchdrop.training.supervised import ClassifierTask
 
+TEMPERATURE = 2.0
+"""Of HR-CNN's outputs where a classifier of patches learns from them: both networks are of one size."""
 Advance = Callable[[str, int], None]
 
 
@@ -61,7 +65,7 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
         torch.manual_seed(derived_seed(settings.seed, stage, "weights"))
         model = _starting_model(stage, settings, config, found, run).to(device)
         model = model.to(memory_format=torch.channels_last)
-        task = make_task(stage, model, data, settings, device)
+        task = make_task(stage, model, data, settings, device, _teacher(stage, settings, run, device))
         run.stage(stage).mkdir(parents=True, exist_ok=True)
         run.forget_after(stage, saved_step(run.stage(stage)))
         with warnings_told(_into_log(stage, run)):
@@ -81,16 +85,29 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
         raise Interrupted(stop())
 
 
-def make_task(stage: str, model: nn.Module, data: Data, settings: TrainSettings, device: torch.device) -> Task:
+def make_task(
+    stage: str,
+    model: nn.Module,
+    data: Data,
+    settings: TrainSettings,
+    device: torch.device,
+    teacher: Teacher | None = None,
+) -> Task:
     """The task that trains a stage's model."""
     fit, val = data.splits["fit"], data.splits["val"]
     if stage in ("lr", "hr", "patches"):
-        return ClassifierTask(stage, model, fit, val, settings, device)
+        return ClassifierTask(stage, model, fit, val, settings, device, teacher=teacher)
     assert isinstance(model, PatchDrop)
     judged = data.splits.get("policy")
     if stage == "pt" and judged is not None:
         fit, judged = judged, None
-    return PolicyTask(stage, model, fit, judged, val, settings, device)
+    return PolicyTask(stage, model, fit, judged, val, settings, device, teacher)
+
+
+def _teacher(stage: str, settings: TrainSettings, run: RunFolder, device: torch.device) -> Teacher | None:
+    if settings.distill == 0 or stage not in TAUGHT:
+        return None
+    return Teacher(_earlier(run, "hr", stage).to(device), Grid.parse(settings.grid), settings.distill, TEMPERATURE)
 
 
 def _starting_model(

@@ -15,7 +15,7 @@ from patchdrop.data.sets import Batch, Split
 from patchdrop.settings import TrainSettings
 from patchdrop.training.batches import training_views, validation_views
 from patchdrop.training.loop import Group
-from patchdrop.training.policy_stages import freeze
+from patchdrop.training.objectives import freeze
 from patchdrop.training.supervised import ClassifierTask, weight_groups
 
 FEATURE_WEIGHT = 0.1
@@ -26,7 +26,7 @@ class GeneratorTask(ClassifierTask):
     """Trains for as many epochs as the stage ``hr``; the checkpoint is the one with the best PSNR.
 
     Args:
-        teacher: HR-CNN, whose features are compared; frozen and in evaluation mode from here on.
+        reference: HR-CNN, whose features are compared; frozen and in evaluation mode from here on.
     """
 
     model: SuperResolution
@@ -35,15 +35,15 @@ class GeneratorTask(ClassifierTask):
         self,
         stage: str,
         model: SuperResolution,
-        teacher: MaskedCNN,
+        reference: MaskedCNN,
         fit: Split,
         val: Split,
         settings: TrainSettings,
         device: torch.device,
     ) -> None:
         super().__init__(stage, model, fit, val, settings, device, like="hr")
-        self.teacher = teacher.to(device).eval()
-        freeze(teacher, True)
+        self.reference = reference.to(device).eval()
+        freeze(reference, True)
 
     def groups(self) -> list[Group]:
         """At the rate of fine-tuning: without batch norm the classifiers' rate is too high. No decay."""
@@ -53,7 +53,7 @@ class GeneratorTask(ClassifierTask):
         """Pixel, feature and adversarial loss."""
         views = training_views(batch, self.settings, self.device)
         made = self.model(views.low)
-        losses = generator_losses(made, views.high, self.model.discriminator, self.teacher, ADVERSARIAL_WEIGHT)
+        losses = generator_losses(made, views.high, self.model.discriminator, self.reference, ADVERSARIAL_WEIGHT)
         figures = {name: float(value.detach()) for name, value in losses._asdict().items()}
         loss = losses.pixel + FEATURE_WEIGHT * losses.feature + losses.adversarial
         return loss, {**figures, "psnr": float(psnr(made.detach(), views.high).mean())}

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchdrop.data.sets import Batch, Split
@@ -19,6 +18,7 @@ from patchdrop.read.source import from_memory
 from patchdrop.settings import TrainSettings
 from patchdrop.training.batches import Views, shuffled_plan, steps_in, training_views, validation_views
 from patchdrop.training.loop import Group
+from patchdrop.training.objectives import Teacher, classifier_loss
 
 
 class ClassifierTask:
@@ -27,6 +27,7 @@ class ClassifierTask:
     Args:
         like: the stage whose epochs, rate and inputs this one has; itself unless named. ``lr`` calls
             ``model(low)``, the others ``model(packed, low)``.
+        teacher: whose softened outputs the model learns from besides the labels.
     """
 
     def __init__(
@@ -38,12 +39,14 @@ class ClassifierTask:
         settings: TrainSettings,
         device: torch.device,
         like: str = "",
+        teacher: Teacher | None = None,
     ) -> None:
         self.stage = stage
         self.like = like or stage
         self.model = model
         self.fit, self.val = fit, val
         self.settings, self.device = settings, device
+        self.teacher = teacher
         self.epochs = int(getattr(settings, f"epochs_{self.like}"))
         self.steps_per_epoch = steps_in(fit, settings.batch)
         self.memory: dict[str, float] = {}
@@ -71,8 +74,8 @@ class ClassifierTask:
         return self.objective(logits, views), {"accuracy": float(right)}
 
     def objective(self, logits: Tensor, views: Views) -> Tensor:
-        """Cross-entropy with label smoothing; what stages trained in another way replace."""
-        return cross_entropy(logits, views.target, self.settings.label_smoothing)
+        """`classifier_loss`; what stages trained in another way replace."""
+        return classifier_loss(logits, views, self.settings.label_smoothing, self.teacher)
 
     def validate(self, progress: float) -> dict[str, float]:
         """Accuracy; for ``patches`` at S = P, P/2 and P/4, whose mean is the score."""
@@ -105,11 +108,6 @@ def weight_groups(model: nn.Module, rate: float, weight_decay: float) -> list[Gr
     decayed = [p for p in trained if p.ndim > 1]
     plain = [p for p in trained if p.ndim <= 1]
     return [Group(decayed, rate, weight_decay), Group(plain, rate)]
-
-
-def cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
-    """Mean over the batch."""
-    return F.cross_entropy(logits, target, label_smoothing=smoothing)
 
 
 def random_subset(images: int, patches: int) -> Tensor:
