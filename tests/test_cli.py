@@ -128,6 +128,7 @@ def picture(data: Path, index: int = 0) -> Path:
             ["train", "--out", "x", "--dry-run", "--grid", "2x3", "--target-patches", "7"],
             ["target_patches: 7 is out of range", "grid 2x3 has 6 patches", "use 0 to 6"],
         ),
+        (["train", "--out", "x", "--stages"], ["stages: none is named", "ft2"]),
         (["train", "--out", "x", "--config", "dmo"], ["--config dmo", "'demo'"]),
         (["train", "--out", "x", "--config"], ["--config"]),
     ],

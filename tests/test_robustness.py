@@ -65,6 +65,8 @@ def test_a_mistyped_network_or_data_path_does_not_spoil_the_run_folder(tmp_path:
     data = write_folder(tmp_path / "images")
     wrong = {**ONE_EPOCH, "data": data, "out": tmp_path / "x", "stages": "lr", "lr_network": "resnt8"}
     assert main(["train", *tiny_flags(**wrong)]) == 2
+    assert main(["train", *tiny_flags(**{**wrong, "data": tmp_path / "nowhere"})]) == 3
+    assert not (tmp_path / "x").exists()
     assert main(["train", *tiny_flags(**{**wrong, "lr_network": "resnet8-w4"})]) == 0
 
 

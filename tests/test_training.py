@@ -335,7 +335,7 @@ def trained(task: Task, folder: Path, stop_at: int | None = None) -> tuple[dict[
     def advance(steps: int) -> None:
         done[0] += steps
 
-    result = train(task, folder, 0, lambda _: None, advance, lambda: 15 if done[0] == stop_at else 0)
+    result = train(task, folder, 0, lambda _: None, advance, lambda: 15 if done[0] == stop_at else 0, 5.0, "adamw")
     return dict(task.model.state_dict()), result["figures"]
 
 

@@ -184,11 +184,14 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one training, or one evaluation that writes into it.
+        """Hold the folder for one training, or one evaluation that writes into it; made where there is none.
+
+        A folder that was made for this and holds nothing else in the end is removed again.
 
         Raises:
             RunError: another process holds it.
         """
+        made = not self.path.exists()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.path / ".lock", os.O_CREAT | os.O_RDWR)
@@ -204,3 +207,6 @@ class RunFolder:
             yield
         finally:
             os.close(handle)
+            if made and [p.name for p in self.path.iterdir()] == [".lock"]:
+                (self.path / ".lock").unlink()
+                self.path.rmdir()

@@ -140,6 +140,8 @@ class TrainSettings:
             value = getattr(self, name)
             if not low <= value <= high:
                 raise UsageError(f"{name}: {value} is out of range, use {low:g} to {high:g}")
+        if not self.stages:
+            raise UsageError(f"stages: none is named, use some of {', '.join(STAGES)}")
         size_of(self.high, "high")
         size_of(self.low, "low")
 

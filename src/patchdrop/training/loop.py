@@ -97,8 +97,8 @@ def train(
     log: Log,
     advance: Callable[[int], None],
     stop: Stop,
-    save_minutes: float = 5.0,
-    optimizer_name: str = "adamw",
+    save_minutes: float,
+    optimizer_name: str,
 ) -> dict[str, Any]:
     """Train a stage to its end, from where its folder says it was stopped.
 
