@@ -38,16 +38,16 @@ def markdown(document: dict[str, Any]) -> str:
     """The table of a results document."""
     lines = [
         "| method | stage | accuracy % | 95 % interval | S of "
-        f"{document['patches']} | HR read % | distinct masks | p |",
-        "|---|---|---|---|---|---|---|---|",
+        f"{document['patches']} | HR read % | distinct masks | p | p HR-CNN |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in document["rows"]:
         low, high = row["ci95"]
         name = f"**{row['method']}**" if row["method"] == "PatchDrop" else row["method"]
-        p = "" if row["p_value"] is None else f"{row['p_value']:.1g}"
+        p, p_high = ("" if v is None else f"{v:.1g}" for v in (row["p_value"], row.get("p_value_hr_cnn")))
         lines.append(
             f"| {name} | {row['stage']} | {100 * row['accuracy']:.1f} | {100 * low:.1f} - {100 * high:.1f} "
-            f"| {row['mean_patches']:.2f} | {100 * row['hr_fraction']:.1f} | {row['distinct_masks']} | {p} |"
+            f"| {row['mean_patches']:.2f} | {100 * row['hr_fraction']:.1f} | {row['distinct_masks']} | {p} | {p_high} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -61,7 +61,7 @@ def origin(document: dict[str, Any]) -> str:
     seconds = ", ".join(f"{stage} {s:.0f} s" for stage, s in where.get("seconds", {}).items() if s is not None)
     versions = ", ".join(f"{name} {v}" for name, v in where["versions"].items())
     return (
-        f"\np: exact McNemar test of the stage's PatchDrop against that row, n = {document['rows'][0]['n']} images.\n\n"
+        f"\np: exact McNemar test of the stage's PatchDrop against that row (p HR-CNN: of that row against HR-CNN), n = {document['rows'][0]['n']} images.\n\n"
         f"* evaluated by `{where['command']}` at {where['commit']} on {where['machine']}\n{trained}"
         f"* seed {where['seed']}; time: {seconds}\n* {versions}\n* settings: `settings.yaml`\n"
     )
