@@ -28,8 +28,13 @@ def soft_reward(choice: Tensor, class_logits: Tensor, target: Tensor, sigma: flo
     that a mask which makes the right class merely likelier is already worth more.
     ``choice`` may be float, then the result is differentiable in it.
     """
-    right = class_logits.float().softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)
+    right = right_probability(class_logits, target)
     return right * gain(choice) - (1 - right) * sigma
+
+
+def right_probability(class_logits: Tensor, target: Tensor) -> Tensor:
+    """The right class' probability: ``(B, K)`` and ``(B,)`` to ``(B,)``."""
+    return class_logits.float().softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)
 
 
 def gain(choice: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from patchdrop.data.sets import Batch, Split
 from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.metrics import spread
 from patchdrop.policy.choice import Choose
+from patchdrop.reward import right_probability
 from patchdrop.settings import TrainSettings
 from patchdrop.training.batches import training_views
 from patchdrop.training.objectives import Teacher, classifier_loss
@@ -58,8 +59,9 @@ class ChooserTask(PolicyTask):
         return classifier_loss(logits, views, self.settings.label_smoothing, self.teacher), figures
 
     def validate(self, progress: float) -> dict[str, float]:
-        """Accuracy, which is the score, and how the masks spread."""
+        """Accuracy, how the masks spread, and the right class' mean probability, which is the score as for PatchDrop."""
         choice = self.choose(torch.cat([self.model.policy(v.low) for v in self._val_views()])).bool()
         logits, target = self._play(choice)
         accuracy = float((logits.argmax(1) == target).float().mean())
-        return {"accuracy": accuracy, **spread(choice), "score": accuracy}
+        probability = float(right_probability(logits, target).mean())
+        return {"accuracy": accuracy, "probability": probability, **spread(choice), "score": probability}

@@ -36,7 +36,7 @@ from patchdrop.grid import Grid
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import greedy, sampled, shuffled
 from patchdrop.read.source import from_memory
-from patchdrop.reward import reward, soft_reward
+from patchdrop.reward import reward, right_probability, soft_reward
 from patchdrop.settings import TrainSettings
 from patchdrop.training.batches import Views, shuffled_plan, steps_in, training_views, validation_views
 from patchdrop.training.estimator import estimator
@@ -190,6 +190,7 @@ class PolicyTask:
         control, _ = self._play(shuffled(choice, generator))
         figures = {
             "accuracy": float((logits.argmax(1) == target).float().mean()),
+            "probability": float(right_probability(logits, target).mean()),
             "accuracy_shuffled": float((control.argmax(1) == target).float().mean()),
             "reward": float(reward(choice, logits, target, self.sigma).mean()),
             "entropy": entropy(scores),
@@ -201,14 +202,15 @@ class PolicyTask:
         return {**figures, "score": self._score(figures)}
 
     def _score(self, figures: dict[str, float]) -> float:
-        """Validation reward; while sigma moves, accuracy less the share of patches used beyond the wanted number.
+        """Validation reward; while sigma moves, the right class' mean probability less the share of patches in excess.
 
-        S swings about that number, so an eighth more is still as wanted.
+        The probability, because an accuracy over some hundred images is up or down a point by chance, and would pick an
+        early checkpoint for its luck. S swings about the wanted number, so an eighth more is still as wanted.
         """
         if not self.settings.target_patches:
             return figures["reward"]
         excess = max(0.0, figures["mean_patches"] - 1.125 * self.settings.target_patches)
-        return figures["accuracy"] - excess / self.grid.patches
+        return figures["probability"] - excess / self.grid.patches
 
     def _val_views(self) -> Iterator[Views]:
         return validation_views(self.val, self.settings, self.device)
