@@ -545,9 +545,11 @@ def test_sigma_stays_in_its_range() -> None:
     assert sigma_after_a_step(0, target=15, sigma=high) == pytest.approx(high, rel=1e-6)
 
 
-def test_with_a_target_the_score_is_accuracy_less_the_patches_more_than_an_eighth_beyond_it() -> None:
+def test_with_a_target_the_score_is_the_right_class_probability_less_the_patches_more_than_an_eighth_beyond_it() -> (
+    None
+):
     task = policy_task(target_patches=4.0)
-    figures = {"accuracy": 0.75, "mean_patches": 6.0, "reward": 0.1}
+    figures = {"accuracy": 0.9, "probability": 0.75, "mean_patches": 6.0, "reward": 0.1}
     assert task._score(figures) == 0.75 - 1.5 / 16
     assert task._score({**figures, "mean_patches": 4.5}) == 0.75
     assert policy_task()._score(figures) == 0.1

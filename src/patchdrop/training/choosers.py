@@ -59,7 +59,7 @@ class ChooserTask(PolicyTask):
         return classifier_loss(logits, views, self.settings.label_smoothing, self.teacher), figures
 
     def validate(self, progress: float) -> dict[str, float]:
-        """Accuracy, how the masks spread, and the right class' mean probability, which is the score as for PatchDrop."""
+        """Accuracy, how the masks spread, and as the score the right class' mean probability."""
         choice = self.choose(torch.cat([self.model.policy(v.low) for v in self._val_views()])).bool()
         logits, target = self._play(choice)
         accuracy = float((logits.argmax(1) == target).float().mean())
