@@ -29,10 +29,10 @@ LAYERS: list[tuple[str, ...]] = [
     ("policy", "read"),
     ("data",),
     ("networks", "packed", "files", "provenance", "talk"),
-    ("grid", "settings"),
+    ("grid", "settings", "dial"),
     ("errors", "version"),
 ]
-ALWAYS_FREE_OF_TORCH = ("settings", "errors", "version", "cli", "__main__", "tables", "talk")
+ALWAYS_FREE_OF_TORCH = ("settings", "errors", "version", "cli", "__main__", "tables", "talk", "dial")
 
 
 def modules() -> dict[str, Path]:

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
+from patchdrop.dial import Dial, Target
 from patchdrop.errors import Interrupted, PatchDropError
 from patchdrop.settings import TrainSettings, from_mapping, read_profile
 from patchdrop.version import VERSION
@@ -32,6 +33,8 @@ app = App(
 Json = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document on stdout.")]
 Out = Annotated[Path, Parameter(help="Run folder to make or to go on with.")]
 Settings = Annotated[TrainSettings, Parameter(name="*")]
+DialFlags = Annotated[Dial, Parameter(name="*")]
+TargetFlags = Annotated[Target, Parameter(name="*")]
 Flag = Parameter(negative="")
 # A file may be called [1].png, which is no JSON list.
 Files = Parameter(json_list=False, negative="")
@@ -85,6 +88,7 @@ def evaluate(
     *,
     data: str | None = None,
     split: str = "test",
+    dial: DialFlags | None = None,
     as_json: Json = False,
 ) -> int:
     """The table of a run: accuracy, S, share of HR, distinct masks and reward for each stage.
@@ -101,7 +105,7 @@ def evaluate(
     from patchdrop import commands
     from patchdrop.tables import results_table
 
-    _print(commands.evaluate(run, data, split), results_table, as_json)
+    _print(commands.evaluate(run, data, split, dial), results_table, as_json)
     return DONE
 
 
@@ -113,6 +117,8 @@ def predict(
     low: Annotated[list[Path] | None, Files] = None,
     stage: str | None = None,
     overlay: Path | None = None,
+    scaled_low: Annotated[bool, Flag] = False,
+    dial: DialFlags | None = None,
     as_json: Json = False,
 ) -> int:
     """Label, probability, chosen patches and share of HR read, for each image file.
@@ -129,6 +135,8 @@ def predict(
         pt, ft1 or ft2; by default the last one that is trained.
     overlay
         Folder for pictures of what was read.
+    scaled_low
+        Make LR by decoding a JPEG at a reduced scale: an image without a chosen patch is then never decoded whole.
     """
     from dataclasses import asdict
 
@@ -142,10 +150,46 @@ def predict(
         failures.append(reason)
         say(f"error: {reason}")
 
-    found = [asdict(p) for p in commands.predict(run, images, low, stage, overlay, failed)]
+    found = [asdict(p) for p in commands.predict(run, images, low, stage, overlay, failed, dial, scaled_low)]
     _print({"predictions": found, "failed": failures}, predictions_table, as_json)
     if failures:
         return SOME_FAILED if found else BAD_INPUT
+    return DONE
+
+
+@app.command
+def calibrate(
+    run: Path,
+    *,
+    data: str | None = None,
+    split: str = "test",
+    stage: str | None = None,
+    fraction: float | None = None,
+    seed: int | None = None,
+    target: TargetFlags | None = None,
+    as_json: Json = False,
+) -> int:
+    """Accuracy and cost of every threshold, and the one that meets a target, for predict and evaluate --calibrated.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    data
+        Folder or CSV file with labelled images that training did not use; by default what the run was trained on.
+    split
+        Split of the data; of what the run was trained on only test.
+    stage
+        pt, ft1 or ft2; by default the last one that is trained.
+    fraction
+        Share of the split that is drawn for calibration; by default half of the run's own test split, else all.
+    seed
+        Seed of the draw; by default the run's.
+    """
+    from patchdrop import commands
+    from patchdrop.tables import calibration_table
+
+    _print(commands.calibrate(run, data, split, stage, target, fraction, seed), calibration_table, as_json)
     return DONE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Container, Iterable, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,10 +13,16 @@ from typing import Any
 import torch
 
 from patchdrop.cost import Cost, forward_costs, step_flops
+from patchdrop.data.listing import list_images
 from patchdrop.data.load import Data, load, statistics
+from patchdrop.data.overlap import shared_image
 from patchdrop.data.sets import Split, low_of
+from patchdrop.dial import Dial, Target
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError, PatchDropError, RunError, UsageError, first_line
+from patchdrop.evaluation.calibrate import drawn, milliseconds, operating_points, without_calibration
+from patchdrop.evaluation.dial import FILE as CALIBRATION
+from patchdrop.evaluation.dial import choices_of, policy_stage, policy_stages, read_calibration
 from patchdrop.evaluation.evaluate import evaluate as evaluate_stages
 from patchdrop.evaluation.evaluate import example_positions
 from patchdrop.evaluation.evaluate import results as results_document
@@ -24,7 +30,7 @@ from patchdrop.files import write_json
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
 from patchdrop.networks import check_pretrained
-from patchdrop.policy.choice import greedy
+from patchdrop.policy.choice import Choose, greedy
 from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
 from patchdrop.report import GalleryItem, overlay, write_report
@@ -77,14 +83,19 @@ def check_settings(settings: TrainSettings) -> None:
         check_pretrained((settings.hr_network, settings.lr_network, settings.policy_network))
 
 
-def evaluate(run_folder: str | Path, data: str | None = None, split: str = "test") -> dict[str, Any]:
+def evaluate(
+    run_folder: str | Path, data: str | None = None, split: str = "test", dial: Dial | None = None
+) -> dict[str, Any]:
     """The table of a trained run for a split of a data set, by default the one it was trained on.
 
-    On its own test split the run's ``results.json`` and report are written anew, and no training may go on meanwhile.
+    On its own test split the run's ``results.json`` and report are written anew, and no training may go on meanwhile;
+    not so where ``dial`` asks for another choice than the policy's own.
     """
     run = RunFolder(run_folder).require()
     settings = run.settings()
     _use(settings)
+    if dial is not None and dial.turned:
+        return _evaluate_dial(run, settings, data, split, dial)
     elsewhere = data is not None and data != settings.data
     if elsewhere:
         settings = replace(settings, data=str(data), layout="auto")
@@ -135,13 +146,19 @@ def _first_stage(run: RunFolder) -> str:
 
 
 def _results(
-    run: RunFolder, data: Data, split_name: str, settings: TrainSettings
+    run: RunFolder,
+    data: Data,
+    split_name: str,
+    settings: TrainSettings,
+    choices: Mapping[str, Choose] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     split = data.splits[split_name]
-    stages = [s for s in run.stages_done() if s != "patches"]
+    stages = [
+        s for s in run.stages_done() if s in ("lr", "hr") or (s != "patches" and (choices is None or s in choices))
+    ]
     names = [n for s in stages for n in ([s] if s in ("lr", "hr") else [s, f"{s}/random", f"{s}/shuffled"])]
     with bars({name: (len(split), 1.0) for name in names}, "images") as progress:
-        outcomes = evaluate_stages(run, split, settings.seed, device_of(settings), progress.advance)
+        outcomes = evaluate_stages(run, split, settings.seed, device_of(settings), progress.advance, choices)
     where = provenance(settings.seed)
     where["seconds"] = {s: run.stage_config(s).get("seconds") for s in run.stages_done()}
     where["trained"] = [
@@ -160,11 +177,20 @@ def _evaluate_and_report(run: RunFolder, data: Data, split_name: str, settings: 
         positions = example_positions(outcomes[shown[-1]], GALLERY)
         items = _gallery(run, shown[-1], data.splits[split_name], positions)
     try:
-        page = write_report(run.path, document, run.read_log(), items)
+        page = write_report(run.path, document, run.read_log(), items, _dial_curve(run))
     except OSError as error:
         raise RunError(f"{run}: the report cannot be written ({error.strerror}); results.json is there") from error
     say(f"report: {page}")
     return document
+
+
+def _dial_curve(run: RunFolder) -> dict[str, Any] | None:
+    """What `calibrate` wrote, for the report; one that is out of date is left out, and said to be."""
+    try:
+        return read_calibration(run) if (run.path / CALIBRATION).exists() else None
+    except RunError as error:
+        say(f"the report leaves the dial out: {error}")
+        return None
 
 
 def _gallery(run: RunFolder, stage: str, split: Split, positions: Sequence[int]) -> list[GalleryItem]:
@@ -186,13 +212,23 @@ def predict(
     stage: str | None = None,
     overlay_folder: Path | None = None,
     failed: Callable[[str], None] | None = None,
+    dial: Dial | None = None,
+    scaled_low: bool = False,
 ) -> Iterable[Prediction]:
     """Predict image files one by one.
 
     Args:
         failed: takes the reason of each image that cannot be read; without it the first one raises DataError.
+        dial: how many patches may be read; by default what the policy chooses.
+        scaled_low: see `Predictor`.
     """
-    predictor = Predictor(run_folder, stage)
+    choose: Choose = greedy
+    if dial is not None and dial.turned:
+        run = RunFolder(run_folder).require()
+        last = policy_stage(run, stage)
+        asked = policy_stages(run) if dial.calibrated and stage is None else [last]
+        ((stage, choose),) = _choices(dial, run, run.settings(), asked).items()
+    predictor = Predictor(run_folder, stage, choose=choose, scaled_low=scaled_low)
     lows = [None] * len(images) if low is None else list(low)
     if len(lows) != len(images):
         raise UsageError(f"{len(images)} images and {len(lows)} LR images were given, one each is needed")
@@ -223,6 +259,125 @@ def _unused(stem: str, used: Container[str]) -> str:
     """A picture's name: the image's own, numbered where an image of another folder has taken it."""
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     return next(name for name in names if name not in used)
+
+
+def _choices(dial: Dial, run: RunFolder, settings: TrainSettings, stages: Sequence[str]) -> dict[str, Choose]:
+    dial.check(Grid.parse(settings.grid).patches)
+    return choices_of(dial, run, stages, lambda: _split_to_evaluate(settings, "val").splits["val"], device_of(settings))
+
+
+def _evaluate_dial(run: RunFolder, settings: TrainSettings, data: str | None, split: str, dial: Dial) -> dict[str, Any]:
+    policy_stage(run)
+    choices = _choices(dial, run, settings, policy_stages(run))
+    elsewhere = data is not None and data != settings.data
+    shown = replace(settings, data=str(data), layout="auto") if elsewhere else settings
+    loaded = _split_to_evaluate(shown, split)
+    _same_classes(run, loaded)
+    _same_low(run, loaded, split)
+    if dial.calibrated:
+        loaded = replace(loaded, splits={split: without_calibration(read_calibration(run), loaded.splits[split])})
+    return {**_results(run, loaded, split, shown, choices)[0], "dial": str(dial)}
+
+
+def calibrate(
+    run_folder: str | Path,
+    data: str | None = None,
+    split: str = "test",
+    stage: str | None = None,
+    target: Target | None = None,
+    fraction: float | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Measure a stage's operating points and pick the one that meets a target; writes ``calibration.json``.
+
+    Thresholds are found on the run's validation split. The curve is measured on images that training did not use:
+    a part of the run's own test split, drawn at random, or a split of another data set.
+
+    Args:
+        data: folder or CSV file with the labelled images; by default what the run was trained on.
+        split: of ``data``.
+        fraction: share of the split that is drawn; by default half of the run's own test split, all of another set.
+        seed: of the draw; by default the run's.
+
+    Raises:
+        DataError: no point qualifies, or an image was used in training.
+        UsageError: a value out of range, or the run's own train or val split.
+    """
+    run = RunFolder(run_folder).require()
+    settings, target = run.settings(), target or Target()
+    _use(settings)
+    target.check(Grid.parse(settings.grid).patches)
+    stage = policy_stage(run, stage)
+    with run.locked():
+        model, config = run.load(stage)
+        assert isinstance(model, PatchDrop)
+        patches = Grid.parse(config.grid).patches
+        times = milliseconds(run.bench(), stage, patches) if target.unit == "milliseconds" else None
+        loaded, val = _calibration_data(run, settings, data, split)
+        whole = loaded.splits[split]
+        if fraction is None:
+            fraction = 0.5 if data is None or data == settings.data else 1.0
+        seed = settings.seed if seed is None else seed
+        held = Split(whole.source, whole.index[drawn(len(whole), fraction, seed)[1]])
+        described, device = run.stage_config(stage), device_of(settings)
+        sigma = float(described["figures"].get("sigma", 0.5))
+        with bars({"val": (len(val), 1.0), "calibration": (len(held), 1.0)}, "images") as bar:
+            found = operating_points(model.to(device), config, val, held, target, times, sigma, device, bar.advance)
+        document = {
+            "name": run.path.name,
+            "stage": stage,
+            "sha256": described["sha256"],
+            "patches": patches,
+            "images": {
+                "data": loaded.name,
+                "split": split,
+                "fraction": fraction,
+                "seed": seed,
+                "n": len(held),
+                "sha256": whole.sha256,
+            },
+            **found,
+            "provenance": provenance(seed),
+        }
+        write_json(run.path / CALIBRATION, document)
+    return document
+
+
+def _calibration_data(run: RunFolder, settings: TrainSettings, data: str | None, split: str) -> tuple[Data, Split]:
+    """The data to calibrate on, none of which training used, and the run's own validation split."""
+    if data is None or data == settings.data:
+        if split != "test":
+            raise DataError(f"{settings.data}: its {split} split was used in training; calibrate on test, or --data")
+        loaded = load_with_bar(settings)
+        if "test" not in loaded.splits:
+            raise DataError(f"{settings.data}: has no test split; name labelled images of their own with --data")
+        val = loaded.splits["val"]
+    else:
+        loaded = load_with_bar(replace(settings, data=data, layout="auto"), only=split)
+        _refuse_trained(run, settings, loaded, data, split)
+        val = _split_to_evaluate(settings, "val").splits["val"]
+    _same_classes(run, loaded)
+    _same_low(run, loaded, split)
+    return loaded, val
+
+
+def _refuse_trained(run: RunFolder, settings: TrainSettings, loaded: Data, data: str, split: str) -> None:
+    """Raise DataError where an image of the split is one that training, or the choice of checkpoints, used."""
+    recorded = run.data()
+    digest = loaded.splits[split].sha256
+    for name, used in recorded.get("sha256", {}).items():
+        if name != "test" and used == digest:
+            raise DataError(f"{data}: its {split} split is what the run used as {name}; calibrate on other images")
+    in_memory = loaded.layout in ("scenes", "cifar10", "cifar100")
+    if in_memory and split == "train" and loaded.layout == recorded.get("layout"):
+        raise DataError(f"{data}: its train split was used in training; calibrate on other images")
+    if in_memory or settings.data == "scenes":
+        return
+    theirs = list_images(settings.data, settings.layout).splits
+    ours = [record.path for record in list_images(data).splits[split]]
+    shared = shared_image(ours, [record.path for name in ("train", "val") for record in theirs.get(name, ())])
+    if shared:
+        raise DataError(f"{shared[0]}: is the image {shared[1]}, which training used; calibrate on other images")
 
 
 def info(run_folder: str | Path) -> dict[str, Any]:

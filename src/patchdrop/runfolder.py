@@ -72,6 +72,10 @@ class RunFolder:
         """What ``results.json`` says; empty before the first evaluation."""
         return self._document("results.json", "run `patchdrop evaluate` again")
 
+    def bench(self) -> dict[str, Any]:
+        """What ``bench.json`` says; empty before the first `patchdrop bench`."""
+        return self._document("bench.json", "run `patchdrop bench` again")
+
     def _document(self, name: str, remedy: str) -> dict[str, Any]:
         path = self.path / name
         found = read_json(path) if path.exists() else {}

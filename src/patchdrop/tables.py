@@ -12,7 +12,9 @@ from rich.table import Table
 def results_table(document: dict[str, Any]) -> RenderableType:
     """The table of a ``results.json``."""
     patches = document["patches"]
-    table = Table(title=f"{escape(document['data'])}, {document['split']} split, P = {patches}", title_justify="left")
+    dial = f", {document['dial']}" if "dial" in document else ""
+    title = f"{escape(document['data'])}, {document['split']} split, P = {patches}{dial}"
+    table = Table(title=title, title_justify="left")
     table.add_column("method")
     table.add_column("stage")
     for name in ("accuracy %", "95 % interval", "S", "sd of S", "HR read %", "masks", "reward", "p"):
@@ -58,6 +60,46 @@ def plan_table(document: dict[str, Any]) -> RenderableType:
         networks,
         stages,
         f"in total about {_time(document['seconds'])} on this machine; FLOPs are {document['flops_unit']}",
+    )
+
+
+def calibration_table(document: dict[str, Any]) -> RenderableType:
+    """The curve of a ``calibration.json``, the chosen point marked."""
+    images, chosen = document["images"], document["chosen"]
+    title = (
+        f"stage {document['stage']}, P = {document['patches']}, measured on {images['n']} images of "
+        f"{escape(images['data'])}, {images['split']} split"
+    )
+    table = Table(title=title, title_justify="left")
+    for name in ("", "threshold", "S", "HR read %", "accuracy %", "95 % interval", "HR bytes", "reward"):
+        table.add_column(name, justify="right")
+    for number, point in enumerate(document["points"]):
+        low, high = point["ci95"]
+        table.add_row(
+            "->" if chosen and chosen["point"] == number else "",
+            f"{point['threshold']:.4f}",
+            f"{point['mean_patches']:.2f}",
+            f"{100 * point['hr_fraction']:.1f}",
+            f"{100 * point['accuracy']:.1f}",
+            f"{100 * low:.1f} - {100 * high:.1f}",
+            f"{point['bytes']:,.0f}",
+            f"{point['reward']:.3f}",
+        )
+    table.caption = _why_chosen(document)
+    return table
+
+
+def _why_chosen(document: dict[str, Any]) -> str:
+    chosen, target = document["chosen"], document["target"]
+    if chosen is None:
+        return "no point is chosen: give --mean-budget, --target-accuracy or --target-cost"
+    if chosen["kind"] == "mean-budget":
+        return f"->: {target['mean_budget']:g} patches on average on the validation split"
+    if chosen["kind"] == "target-cost":
+        return f"->: the most accurate on the validation split of those at {target['target_cost']:g} {target['unit']}"
+    return (
+        f"->: the cheapest that is right on at least {100 * target['target_accuracy']:g} % of new images, "
+        f"with confidence {100 * target['confidence']:g} % (p = {chosen['p_value']:.2g})"
     )
 
 

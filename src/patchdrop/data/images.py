@@ -80,7 +80,9 @@ class _Refusal(Exception):
     """Why an image is refused: what is wrong, a colon, and what to do."""
 
 
-def read_image(path: Path, size: tuple[int, int] | None, channels: int = 3, box: Box | None = None) -> Tensor:
+def read_image(
+    path: Path, size: tuple[int, int] | None, channels: int = 3, box: Box | None = None, gap: float = GAP
+) -> Tensor:
     """Read the image file at ``path``.
 
     Args:
@@ -90,6 +92,7 @@ def read_image(path: Path, size: tuple[int, int] | None, channels: int = 3, box:
             is resampled. None keeps the image's own size.
         channels: 3 for RGB, 1 for grey.
         box: what to cut out before that, clamped to the image; without ``size``, rounded to whole pixels.
+        gap: a JPEG is decoded at a reduced scale that leaves at least this multiple of ``size``; 1 decodes least.
 
     Returns:
         uint8 ``(channels, height, width)``.
@@ -98,11 +101,16 @@ def read_image(path: Path, size: tuple[int, int] | None, channels: int = 3, box:
         DataError: not such an image, damaged, too large, or nothing of it lies in ``box``.
         UsageError: ``size`` or ``channels`` make no sense.
     """
-    return decode_image(_file_bytes(path), str(path), size, channels, box)
+    return decode_image(_file_bytes(path), str(path), size, channels, box, gap)
 
 
 def decode_image(
-    data: bytes, name: str, size: tuple[int, int] | None, channels: int = 3, box: Box | None = None
+    data: bytes,
+    name: str,
+    size: tuple[int, int] | None,
+    channels: int = 3,
+    box: Box | None = None,
+    gap: float = GAP,
 ) -> Tensor:
     """As `read_image`, of a file's bytes; ``name`` says in an error which image it was."""
     if channels not in (1, 3):
@@ -110,7 +118,7 @@ def decode_image(
     if size is not None and min(size) < 1:
         raise UsageError(f"image size {size}: height and width must be at least 1 px")
     try:
-        return _decode(data, size, channels, box)
+        return _decode(data, size, channels, box, gap)
     except _Refusal as refusal:
         raise DataError(f"{name}: {refusal}") from None
     except Image.DecompressionBombError:
@@ -136,7 +144,7 @@ def _file_bytes(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read ({error}): check the path and its permissions") from error
 
 
-def _decode(data: bytes, size: tuple[int, int] | None, channels: int, box: Box | None) -> Tensor:
+def _decode(data: bytes, size: tuple[int, int] | None, channels: int, box: Box | None, gap: float) -> Tensor:
     if len(data) > MAX_BYTES:
         raise _Refusal(f"larger than {MAX_BYTES >> 20} MiB: tile or compress it")
     _check_structure(data)
@@ -145,7 +153,7 @@ def _decode(data: bytes, size: tuple[int, int] | None, channels: int, box: Box |
         region = _region(_upright_size(image), box, size)
         if size is None or not _is_streamed(image, data):
             _check_pixels(image, MAX_PIXELS)
-        factor = _draft(image, region, size)
+        factor = _draft(image, region, size, gap)
         _check_pixels(image, MAX_JPEG_PIXELS)
         image.load()
         _turn_upright(image)
@@ -321,15 +329,15 @@ def _region(upright: tuple[int, int], box: Box | None, size: tuple[int, int] | N
     return left, top, left + shown[0], top + shown[1]
 
 
-def _draft(image: Image.Image, region: Box, size: tuple[int, int] | None) -> int:
-    """Have a JPEG decoded at 1/8, 1/4 or 1/2 of its side where the region stays ``GAP`` times ``size``.
+def _draft(image: Image.Image, region: Box, size: tuple[int, int] | None, gap: float) -> int:
+    """Have a JPEG decoded at 1/8, 1/4 or 1/2 of its side where the region stays ``gap`` times ``size``.
 
     Returns:
         8, 4, 2, or 1 for an image that is decoded as it is.
     """
     if size is None or not isinstance(image, JpegImagePlugin.JpegImageFile):
         return 1
-    shrink = min((region[2] - region[0]) / size[1], (region[3] - region[1]) / size[0]) / GAP
+    shrink = min((region[2] - region[0]) / size[1], (region[3] - region[1]) / size[0]) / gap
     for factor in (8, 4, 2):
         if shrink >= factor:
             image.draft(None, (image.width // factor, image.height // factor))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -261,6 +262,12 @@ class Split:
     def own_low(self) -> bool:
         """Whether LR images are of a sensor of their own, rather than HR averaged."""
         return self.source.own_low
+
+    @property
+    def sha256(self) -> str:
+        """Of the images' names and labels, in order."""
+        listed = "\n".join(f"{t} {name}" for t, name in zip(self.targets.tolist(), self.names, strict=True))
+        return hashlib.sha256(listed.encode()).hexdigest()
 
     def batches(self, plan: Iterable[Tensor]) -> Iterator[Batch]:
         """One batch for each tensor of positions within this split."""

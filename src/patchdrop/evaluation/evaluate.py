@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop
+from patchdrop.evaluation.dial import POLICY_STAGES
 from patchdrop.evaluation.metrics import mcnemar, spread, wilson
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig
-from patchdrop.policy.choice import greedy, keep_all, random_patches, shuffled
+from patchdrop.policy.choice import Choose, greedy, keep_all, random_patches, shuffled
 from patchdrop.read.source import from_memory
 from patchdrop.reward import reward
 from patchdrop.runfolder import RunFolder
 
-POLICY_STAGES = ("pt", "ft1", "ft2")
 BATCH = 64
 
 
@@ -44,16 +44,24 @@ class Outcome:
 
 
 def evaluate(
-    run: RunFolder, split: Split, seed: int, device: torch.device, advance: Callable[[str, int], None]
+    run: RunFolder,
+    split: Split,
+    seed: int,
+    device: torch.device,
+    advance: Callable[[str, int], None],
+    choices: Mapping[str, Choose] | None = None,
 ) -> dict[str, Outcome]:
     """Every trained stage on a split, and the yardsticks of each policy stage.
+
+    Args:
+        choices: how each policy stage chooses, those without one are left out; None: greedily, all of them.
 
     Returns:
         Outcomes by name: ``lr``, ``hr``, and for each policy stage ``pt``, ``pt/random``, ``pt/shuffled``, ...
     """
     outcomes: dict[str, Outcome] = {}
     for stage in run.stages_done():
-        if stage == "patches":
+        if stage == "patches" or (choices is not None and stage in POLICY_STAGES and stage not in choices):
             continue
         model, config = run.load(stage)
         model.to(device)
@@ -66,7 +74,8 @@ def evaluate(
         if not isinstance(model, PatchDrop):
             one(lambda scores, _: keep_all(scores), stage)
             continue
-        one(lambda scores, _: greedy(scores), stage)
+        choose = greedy if choices is None else choices[stage]
+        one(lambda scores, _: choose(scores), stage)  # noqa: B023
         policy = outcomes[stage].choice
         generator = torch.Generator().manual_seed(seed)
         mean_patches = float(policy.sum(1).double().mean())

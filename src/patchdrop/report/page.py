@@ -50,13 +50,20 @@ class Card:
     """LR, probabilities, HR with what was read, what the classifier saw."""
 
 
-def write_report(folder: Path, results: dict[str, Any], log: list[dict[str, Any]], gallery: list[GalleryItem]) -> Path:
+def write_report(
+    folder: Path,
+    results: dict[str, Any],
+    log: list[dict[str, Any]],
+    gallery: list[GalleryItem],
+    calibration: dict[str, Any] | None = None,
+) -> Path:
     """Write ``folder/report.html`` and its pictures, ``folder/figures/**.png``.
 
     Args:
         results: what the evaluation found; a stage that was not trained may be missing everywhere.
         log: the training log; lines of other events are passed over.
         gallery: images of the split, shown in this order.
+        calibration: what ``calibration.json`` holds, where there is one.
 
     Returns:
         The path of the page.

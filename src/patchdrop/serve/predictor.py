@@ -23,9 +23,10 @@ from patchdrop.classify.masked_cnn import MaskedCNN
 from patchdrop.data.images import read_image
 from patchdrop.data.low import area_average
 from patchdrop.episode import Episode, PatchDrop
-from patchdrop.errors import RunError, UsageError
+from patchdrop.errors import UsageError
+from patchdrop.evaluation.dial import policy_stage
 from patchdrop.grid import Grid
-from patchdrop.policy.choice import greedy
+from patchdrop.policy.choice import Choose, greedy
 from patchdrop.read.image_file import ImageFiles
 from patchdrop.report.gallery import GalleryItem
 from patchdrop.runfolder import RunFolder
@@ -51,20 +52,30 @@ class Predictor:
     Args:
         run: a run folder.
         stage: ``pt``, ``ft1`` or ``ft2``; by default the last one that is trained.
+        choose: patch logits to choice; by default every patch with a probability of at least 0.5.
+        scaled_low: make LR by decoding a JPEG at a reduced scale, instead of averaging HR; then HR is decoded only
+            where a patch of it is chosen, and LR differs a little from what the run was trained on.
 
     Raises:
         RunError: no such run or stage, or a damaged checkpoint.
+        UsageError: ``scaled_low``, where HR and LR differ in shape.
     """
 
-    def __init__(self, run: str | Path, stage: str | None = None, device: str = "cpu") -> None:
+    def __init__(
+        self,
+        run: str | Path,
+        stage: str | None = None,
+        device: str = "cpu",
+        choose: Choose = greedy,
+        scaled_low: bool = False,
+    ) -> None:
         folder = RunFolder(run).require()
-        trained = [s for s in folder.stages_done() if s in ("pt", "ft1", "ft2")]
-        if stage is None and not trained:
-            raise RunError(f"{run}: no policy is trained yet; go on with `patchdrop train`")
-        self.stage = stage or trained[-1]
-        if self.stage not in ("pt", "ft1", "ft2"):
-            raise UsageError(f"stage {self.stage!r} has no policy, use pt, ft1 or ft2")
+        self.stage = policy_stage(folder, stage)
         model, self.config = folder.load(self.stage)
+        (height, width), (low_height, low_width) = self.config.high_size, self.config.low_size
+        if scaled_low and height * low_width != width * low_height:
+            raise UsageError(f"{run}: HR and LR differ in shape, so LR cannot be HR at a reduced scale")
+        self.choose, self.scaled_low = choose, scaled_low
         self.run, self.own_low = str(run), folder.own_low
         assert isinstance(model, PatchDrop)
         self.device = torch.device(device)
@@ -77,7 +88,8 @@ class Predictor:
         """Predict a few images as one batch.
 
         Args:
-            images: HR image files. Without ``low``, a file is decoded whole, because LR is made from it.
+            images: HR image files. Without ``low`` or ``scaled_low``, a file is decoded whole, because LR is made from
+                it.
             low: LR image files of a sensor of their own, one for each image; then an HR file is opened only
                 where a patch of it is chosen.
 
@@ -116,6 +128,11 @@ class Predictor:
         files = ImageFiles(paths, self.config.high_size, self.config.channels)
         if low is None and self.own_low:
             raise UsageError(f"{self.run}: was trained on LR images of their own; give one for each image with --low")
+        if low is not None and self.scaled_low:
+            raise UsageError("LR images were given, and are also to be made from HR; do one of the two")
+        if low is None and self.scaled_low:
+            size, channels = self.config.low_size, self.config.channels
+            return files, torch.stack([read_image(p, size, channels, gap=1) for p in paths])
         if low is None:
             highs = torch.stack([files.high(i) for i in range(len(paths))])
             return files, area_average(highs, self.config.low_size)
@@ -126,7 +143,7 @@ class Predictor:
 
     def _play(self, files: ImageFiles, lows: Tensor) -> Episode:
         with torch.inference_mode():
-            episode: Episode = self.model(lows.to(self.device), greedy, files.reader(self.grid))
+            episode: Episode = self.model(lows.to(self.device), self.choose, files.reader(self.grid))
         return episode
 
     def _predictions(self, files: ImageFiles, episode: Episode) -> list[Prediction]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ import torch
 from torch import nn
 
 from patchdrop.data.load import Data, Statistics, statistics
-from patchdrop.data.sets import Split
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError
 from patchdrop.files import write_json
@@ -145,7 +143,7 @@ def _check_data(settings: TrainSettings, data: Data, run: RunFolder) -> None:
         "layout": data.layout,
         "classes": list(data.classes),
         "images": {name: len(split) for name, split in data.splits.items()},
-        "sha256": {name: _digest(split) for name, split in data.splits.items()},
+        "sha256": {name: split.sha256 for name, split in data.splits.items()},
         "low": "own" if data.splits["fit"].own_low else "averaged",
     }
     recorded = run.data() if run.begun() else {}
@@ -158,12 +156,6 @@ def _check_data(settings: TrainSettings, data: Data, run: RunFolder) -> None:
         return
     carved = {name: data.splits[name].names for name in ("val", "policy") if name in data.splits}
     write_json(run.path / "data.json", {**described, "skipped": dict(data.skipped), "carved": carved})
-
-
-def _digest(split: Split) -> str:
-    """Of the images' names and labels, in order."""
-    listed = "\n".join(f"{t} {name}" for t, name in zip(split.targets.tolist(), split.names, strict=True))
-    return hashlib.sha256(listed.encode()).hexdigest()
 
 
 def _into_log(stage: str, run: RunFolder) -> Callable[[Warning | str, type[Warning]], bool]:

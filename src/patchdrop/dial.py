@@ -1,0 +1,110 @@
+"""The dial of a trained policy: what may be asked for at inference, without training again.
+
+Free of torch, so that the command line answers at once. How a wish becomes a choice of patches is in
+`patchdrop.policy.budget` and `patchdrop.evaluation.dial`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from patchdrop.errors import UsageError
+
+Unit = Literal["bytes", "milliseconds", "money"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dial:
+    """How many patches may be read. Nothing set: every patch with a probability of at least 0.5."""
+
+    budget: int | None = None
+    """At most this many patches an image: of those the policy would choose, the most probable ones."""
+    mean_budget: float | None = None
+    """This many patches an image on average, by one threshold found on the validation split."""
+    threshold: float | None = None
+    """Patches whose probability is at least this, 0 (all) to 1 (none); may stand beside ``budget``."""
+    calibrated: bool = False
+    """The operating point that `patchdrop calibrate` has chosen for this run."""
+
+    def __post_init__(self) -> None:
+        names = {
+            "--mean-budget": self.mean_budget is not None,
+            "--calibrated": self.calibrated,
+            "--budget": self.budget is not None,
+            "--threshold": self.threshold is not None,
+        }
+        asked = [name for name, given in names.items() if given]
+        if len(asked) > 1 and asked != ["--budget", "--threshold"]:
+            raise UsageError(f"{' and '.join(asked)} contradict each other; give one, or --budget with --threshold")
+        for name, value in (("budget", self.budget), ("mean_budget", self.mean_budget)):
+            if value is not None and not value >= 0:
+                raise UsageError(f"{name}: {value:g} is out of range, a budget is 0 or more patches")
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UsageError(f"threshold: {self.threshold:g} is out of range, a probability is 0 to 1")
+
+    @property
+    def turned(self) -> bool:
+        """Whether anything but the policy's own choice is asked for."""
+        return self != Dial()
+
+    def check(self, patches: int) -> None:
+        """Raise UsageError where a budget is more than the grid's ``patches``."""
+        for name, value in (("budget", self.budget), ("mean_budget", self.mean_budget)):
+            if value is not None and value > patches:
+                raise UsageError(
+                    f"{name}: {value:g} is out of range, this run's grid has {patches} patches; use 0 to {patches}"
+                )
+
+    def __str__(self) -> str:
+        """In words, for a table's title."""
+        if self.calibrated:
+            return "calibrated"
+        if self.mean_budget is not None:
+            return f"{self.mean_budget:g} patches on average"
+        most = "" if self.budget is None else f"at most {self.budget} patches"
+        least = "" if self.threshold is None else f"threshold {self.threshold:g}"
+        return ", ".join(text for text in (most, least) if text) or "greedy"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """What an operating point is to reach. Nothing set: only the curve is wanted."""
+
+    mean_budget: float | None = None
+    """This many patches an image on average."""
+    target_accuracy: float | None = None
+    """The cheapest point whose accuracy on new data from the same source is at least this, 0 to 1 ..."""
+    confidence: float = 0.95
+    """... with this probability over the draw of the calibration images."""
+    target_cost: float | None = None
+    """The most accurate point (on the validation split) that costs at most this an image."""
+    unit: Unit = "bytes"
+    """What ``target_cost`` counts: ``bytes`` of raw HR pixels, ``milliseconds`` as `patchdrop bench` measured them, or
+    ``money``."""
+    price: float | None = None
+    """Money for the HR of a whole image; a share of it costs that share."""
+
+    def __post_init__(self) -> None:
+        names = ("mean_budget", "target_accuracy", "target_cost")
+        asked = [f"--{name.replace('_', '-')}" for name in names if getattr(self, name) is not None]
+        if len(asked) > 1:
+            raise UsageError(f"{' and '.join(asked)} contradict each other; give one")
+        for name in ("target_accuracy", "confidence"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < 1:
+                raise UsageError(f"{name}: {value:g} is out of range, use more than 0 and less than 1")
+        for name in ("mean_budget", "target_cost", "price"):
+            value = getattr(self, name)
+            if value is not None and not value >= 0:
+                raise UsageError(f"{name}: {value:g} is out of range, use 0 or more")
+        if self.unit == "money" and self.price is None:
+            raise UsageError("unit money needs --price, the money for the HR of a whole image")
+        if self.price is not None and self.unit != "money":
+            raise UsageError("--price needs --unit money")
+        if self.unit != "bytes" and self.target_cost is None:
+            raise UsageError(f"unit {self.unit} needs --target-cost, the most that an image may cost")
+
+    def check(self, patches: int) -> None:
+        """Raise UsageError where the budget is more than the grid's ``patches``."""
+        Dial(mean_budget=self.mean_budget).check(patches)

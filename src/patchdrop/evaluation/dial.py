@@ -1,0 +1,141 @@
+"""From what the dial asks for to a choice of patches for each stage of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchdrop.data.sets import Split, low_of
+from patchdrop.dial import Dial
+from patchdrop.episode import PatchDrop
+from patchdrop.errors import RunError, UsageError
+from patchdrop.files import read_json
+from patchdrop.models import ModelConfig
+from patchdrop.policy.budget import above, at_most, cut_for_mean, logit_of
+from patchdrop.policy.choice import Choose
+from patchdrop.runfolder import RunFolder
+
+POLICY_STAGES = ("pt", "ft1", "ft2")
+BATCH = 64
+FILE = "calibration.json"
+LACKS = "make it anew with `patchdrop calibrate`"
+
+
+def policy_stages(run: RunFolder) -> list[str]:
+    """The trained stages that have a policy, in order."""
+    return [stage for stage in run.stages_done() if stage in POLICY_STAGES]
+
+
+def policy_stage(run: RunFolder, stage: str | None = None) -> str:
+    """The stage asked for, or the last one that is trained, of those with a policy.
+
+    Raises:
+        RunError: none is trained.
+        UsageError: the stage asked for has no policy.
+    """
+    trained = policy_stages(run)
+    if stage is None and not trained:
+        raise RunError(f"{run}: no policy is trained yet; go on with `patchdrop train`")
+    stage = stage or trained[-1]
+    if stage not in POLICY_STAGES:
+        raise UsageError(f"stage {stage!r} has no policy, use pt, ft1 or ft2")
+    return stage
+
+
+def policy_scores(model: PatchDrop, config: ModelConfig, split: Split, device: torch.device) -> Tensor:
+    """The policy's patch logits on every image of a split: ``(n, P)`` float32. The classifier is not run."""
+    with torch.inference_mode():
+        found = [model.policy(low_of(batch, config.low_size).to(device)).cpu() for batch in split.in_order(BATCH)]
+    return torch.cat(found).float()
+
+
+def choices_of(
+    dial: Dial, run: RunFolder, stages: Sequence[str], validation: Callable[[], Split], device: torch.device
+) -> dict[str, Choose]:
+    """How each policy stage chooses under a dial that is turned.
+
+    Args:
+        stages: policy stages that are trained.
+        validation: the validation split, called only where a threshold has to be found on it.
+
+    Returns:
+        Stage -> patch logits to choice. A calibrated point is of one stage, so other stages are left out.
+
+    Raises:
+        UsageError: a budget above the number of patches, or a calibrated point of another stage than the one asked for.
+        RunError: no calibrated point, or one made with other weights.
+    """
+    if dial.calibrated:
+        calibration = read_calibration(run)
+        stage = calibration["stage"]
+        if stage not in stages:
+            raise UsageError(f"{run}: stage {stage} is calibrated, not {', '.join(stages)}; leave out --stage")
+        return {stage: partial(above, cut=chosen_point(run, calibration)["cut"])}
+    choices: dict[str, Choose] = {}
+    for stage in stages:
+        model, config = run.load(stage)
+        assert isinstance(model, PatchDrop)
+        if dial.mean_budget is not None:
+            scores = policy_scores(model.to(device), config, validation(), device)
+            choices[stage] = partial(above, cut=cut_for_mean(scores, dial.mean_budget))
+            continue
+        cut = 0.0 if dial.threshold is None else logit_of(dial.threshold)
+        choices[stage] = (
+            partial(above, cut=cut) if dial.budget is None else partial(at_most, budget=dial.budget, cut=cut)
+        )
+    return choices
+
+
+def read_calibration(run: RunFolder) -> dict[str, Any]:
+    """What ``calibration.json`` says.
+
+    Raises:
+        RunError: there is none, it is damaged, or its stage has been trained again since.
+    """
+    path = run.path / FILE
+    if not path.exists():
+        raise RunError(f"{run}: has no {FILE}; make one with `patchdrop calibrate`")
+    found = read_json(path)
+    if not _well_formed(found):
+        raise RunError(f"{path}: is damaged; {LACKS}")
+    if run.stage_config(found["stage"])["sha256"] != found["sha256"]:
+        raise RunError(f"{path}: was made with other weights of stage {found['stage']}; {LACKS}")
+    return dict(found)
+
+
+def chosen_point(run: RunFolder, calibration: dict[str, Any]) -> dict[str, Any]:
+    """The operating point that was chosen; raises RunError where only a curve was asked for."""
+    if calibration["chosen"] is None:
+        raise RunError(
+            f"{run}: {FILE} holds a curve but no chosen point; give `patchdrop calibrate` --mean-budget, "
+            "--target-accuracy or --target-cost"
+        )
+    return dict(calibration["points"][calibration["chosen"]["point"]])
+
+
+def _well_formed(found: Any) -> bool:
+    """Whether all that other commands read from a ``calibration.json`` is there."""
+    try:
+        numbers = ("cut", "threshold", "mean_patches", "hr_fraction", "accuracy")
+        points = [
+            [float(point[name]) for name in numbers] + [float(v) for v in point["ci95"]] for point in found["points"]
+        ]
+        chosen, images = found["chosen"], found["images"]
+        whole = (
+            all(len(values) == len(numbers) + 2 and all(map(_finite, values)) for values in points)
+            and all(isinstance(found[name], str) for name in ("stage", "sha256"))
+            and all(isinstance(images[name], str) for name in ("data", "split", "sha256"))
+            and isinstance(images["seed"], int)
+            and 0 < images["fraction"] <= 1
+        )
+        return whole and (chosen is None or (isinstance(chosen["kind"], str) and 0 <= chosen["point"] < len(points)))
+    except (KeyError, TypeError, ValueError, IndexError):
+        return False
+
+
+def _finite(value: float) -> bool:
+    return abs(value) < float("inf")
