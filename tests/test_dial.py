@@ -239,6 +239,18 @@ def test_a_set_that_holds_a_single_training_image_is_refused(
     assert "which training used" in refused(3, "calibrate", trained, "--data", elsewhere, "--split", "train")
 
 
+def test_data_that_have_changed_since_training_are_refused(
+    refused: Refused, data: Path, copy: Path, tmp_path: Path
+) -> None:
+    """An image that was trained on may lie in test by now."""
+    moved = Path(shutil.copytree(data, tmp_path / "moved" / "images"))
+    settings = copy / "settings.yaml"
+    settings.write_text(settings.read_text().replace(str(data), str(moved)))
+    image = sorted((moved / "train").rglob("*.png"))[0]
+    image.rename(moved / "test" / image.parent.name / "new.png")
+    assert "split has changed since the run was trained; put it back" in refused(3, "calibrate", copy)
+
+
 @pytest.mark.parametrize("command", ["evaluate", "predict"])
 def test_a_run_without_a_calibrated_point_says_what_to_do(
     ask: Ask, refused: Refused, data: Path, copy: Path, command: str

@@ -20,7 +20,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("__main__",),
     ("cli",),
     ("commands", "tables"),  # tables: documents in, nothing of ours
-    ("serve", "training", "cost"),
+    ("serve", "training", "cost", "timing"),
     ("report", "evaluation"),
     ("runfolder",),
     ("models",),

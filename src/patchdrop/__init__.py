@@ -18,17 +18,33 @@ from patchdrop.settings import TrainSettings
 from patchdrop.version import VERSION as __version__
 
 if TYPE_CHECKING:
-    from patchdrop.commands import evaluate, train
+    from patchdrop.commands import bench, calibrate, evaluate, train
+    from patchdrop.dial import Dial, Target
     from patchdrop.serve.predictor import Prediction, Predictor
 
 _HOMES = {
+    "Dial": "patchdrop.dial",
+    "Target": "patchdrop.dial",
+    "bench": "patchdrop.commands",
+    "calibrate": "patchdrop.commands",
     "train": "patchdrop.commands",
     "evaluate": "patchdrop.commands",
     "Predictor": "patchdrop.serve.predictor",
     "Prediction": "patchdrop.serve.predictor",
 }
 
-__all__ = ["Prediction", "Predictor", "TrainSettings", "__version__", "evaluate", "train"]
+__all__ = [
+    "Dial",
+    "Prediction",
+    "Predictor",
+    "Target",
+    "TrainSettings",
+    "__version__",
+    "bench",
+    "calibrate",
+    "evaluate",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -194,6 +194,44 @@ def calibrate(
 
 
 @app.command
+def bench(
+    run: Path,
+    *,
+    batch: tuple[int, ...] = (1, 8, 64),
+    threads: int | None = None,
+    rounds: int = 15,
+    stages: tuple[str, ...] | None = None,
+    data: str | None = None,
+    split: str = "test",
+    as_json: Json = False,
+) -> int:
+    """Milliseconds, FLOPs and memory of the plain HR network, LR-CNN, policy and classifiers, timed in turns.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    batch
+        Images a batch.
+    threads
+        CPU threads; by default the run's.
+    rounds
+        Timed runs of each.
+    stages
+        Which of lr, hr, pt, ft1 and ft2; by default all that are trained.
+    data
+        Folder or CSV file with the images to use; by default noise.
+    split
+        Split of the data.
+    """
+    from patchdrop import commands
+    from patchdrop.tables import bench_table
+
+    _print(commands.bench(run, batch, threads, rounds, stages, data, split), bench_table, as_json)
+    return DONE
+
+
+@app.command
 def info(run: Path, *, as_json: Json = False) -> int:
     """What is in a run: stages, settings, networks, grid, classes, figures, versions.
 

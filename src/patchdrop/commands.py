@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from patchdrop.cost import Cost, forward_costs, step_flops
 from patchdrop.data.listing import list_images
 from patchdrop.data.load import Data, load, statistics
+from patchdrop.data.low import area_average
 from patchdrop.data.overlap import shared_image
 from patchdrop.data.sets import Split, low_of
 from patchdrop.dial import Dial, Target
@@ -22,7 +24,7 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError, PatchDropError, RunError, UsageError, first_line
 from patchdrop.evaluation.calibrate import drawn, milliseconds, operating_points, without_calibration
 from patchdrop.evaluation.dial import FILE as CALIBRATION
-from patchdrop.evaluation.dial import choices_of, policy_stage, policy_stages, read_calibration
+from patchdrop.evaluation.dial import POLICY_STAGES, choices_of, policy_stage, policy_stages, read_calibration
 from patchdrop.evaluation.evaluate import evaluate as evaluate_stages
 from patchdrop.evaluation.evaluate import example_positions
 from patchdrop.evaluation.evaluate import results as results_document
@@ -38,6 +40,8 @@ from patchdrop.runfolder import RunFolder
 from patchdrop.serve.predictor import Prediction, Predictor, gallery_items
 from patchdrop.settings import TrainSettings, to_mapping
 from patchdrop.talk import bars, say
+from patchdrop.timing import WARM_UP, straight_lines, ways_of
+from patchdrop.timing import measure as time_ways
 from patchdrop.training.batches import steps_in
 from patchdrop.training.loop import make_optimizer, train_step
 from patchdrop.training.run import Stopper, active_stages, device_of, make_task, train_stages
@@ -301,7 +305,8 @@ def calibrate(
 
     Raises:
         DataError: no point qualifies, or an image was used in training.
-        UsageError: a value out of range, or the run's own train or val split.
+        RunError: the run's data have changed since its training, or times are asked for that were not measured.
+        UsageError: a value out of range.
     """
     run = RunFolder(run_folder).require()
     settings, target = run.settings(), target or Target()
@@ -347,10 +352,15 @@ def _calibration_data(run: RunFolder, settings: TrainSettings, data: str | None,
     """The data to calibrate on, none of which training used, and the run's own validation split."""
     if data is None or data == settings.data:
         if split != "test":
-            raise DataError(f"{settings.data}: its {split} split was used in training; calibrate on test, or --data")
+            raise DataError(
+                f"{settings.data}: its {split} split was used in training; calibrate on test, or other --data"
+            )
         loaded = load_with_bar(settings)
         if "test" not in loaded.splits:
             raise DataError(f"{settings.data}: has no test split; name labelled images of their own with --data")
+        for name, digest in run.data().get("sha256", {}).items():
+            if name not in loaded.splits or loaded.splits[name].sha256 != digest:
+                raise RunError(f"{settings.data}: its {name} split has changed since the run was trained; put it back")
         val = loaded.splits["val"]
     else:
         loaded = load_with_bar(replace(settings, data=data, layout="auto"), only=split)
@@ -378,6 +388,82 @@ def _refuse_trained(run: RunFolder, settings: TrainSettings, loaded: Data, data:
     shared = shared_image(ours, [record.path for name in ("train", "val") for record in theirs.get(name, ())])
     if shared:
         raise DataError(f"{shared[0]}: is the image {shared[1]}, which training used; calibrate on other images")
+
+
+def bench(
+    run_folder: str | Path,
+    batches: Sequence[int] = (1, 8, 64),
+    threads: int | None = None,
+    rounds: int = 15,
+    stages: Sequence[str] | None = None,
+    data: str | None = None,
+    split: str = "test",
+) -> dict[str, Any]:
+    """Time the networks of a run's stages on the CPU, all in turns; writes ``bench.json``.
+
+    Args:
+        batches: images a batch, each timed by itself.
+        threads: of torch; by default the run's.
+        rounds: timed runs of each way.
+        stages: which; by default all that are trained, without ``patches``.
+        data: folder or CSV file whose images to use, or ``scenes``; by default noise, whose own choice of patches
+            means nothing.
+        split: of ``data``.
+
+    Raises:
+        UsageError: a number out of range, or a stage that there is not.
+        RunError: nothing is trained, or not what was asked for.
+    """
+    run = RunFolder(run_folder).require()
+    settings = run.settings()
+    if min(batches, default=0) < 1 or rounds < 1 or (threads is not None and threads < 1):
+        raise UsageError("batch, threads and rounds must be at least 1")
+    odd = sorted(set(stages or ()) - {"lr", "hr", *POLICY_STAGES})
+    if odd:
+        raise UsageError(f"stage {odd[0]!r} cannot be timed, use lr, hr, pt, ft1 or ft2")
+    _use(settings if threads is None else replace(settings, threads=threads))
+    _first_stage(run)
+    loaded = {s: run.load(s) for s in stages or [s for s in run.stages_done() if s != "patches"]}
+    models, config = {s: model for s, (model, _) in loaded.items()}, next(iter(loaded.values()))[1]
+    high, low = _pixels_to_time(settings, config, max(batches), data, split)
+    generator = torch.Generator().manual_seed(settings.seed)
+    ways = ways_of(models, config, torch.rand(len(high), Grid.parse(config.grid).patches, generator=generator))
+    work = {f"batch {size}": ((rounds + WARM_UP) * len(ways), float(size)) for size in batches}
+    rows: list[dict[str, Any]] = []
+    with bars(work, "runs") as bar:
+        for size, name in zip(batches, work, strict=True):
+            rows += time_ways(ways, high[:size], low[:size], rounds, lambda name=name: bar.advance(name, 1))  # type: ignore[misc]
+    document = {
+        "name": run.path.name,
+        "pixels": "noise" if data is None else f"{Path(data).name}, {split} split",
+        "high": list(config.high_size),
+        "low": list(config.low_size),
+        "patches": Grid.parse(config.grid).patches,
+        "threads": torch.get_num_threads(),
+        "warm_up": WARM_UP,
+        "rounds": rounds,
+        "rows": rows,
+        "lines": straight_lines(rows),
+        "provenance": provenance(settings.seed),
+    }
+    write_json(run.path / "bench.json", document)
+    return document
+
+
+def _pixels_to_time(
+    settings: TrainSettings, config: ModelConfig, images: int, data: str | None, split: str
+) -> tuple[Tensor, Tensor]:
+    """HR and LR of ``images`` images, uint8: noise, or images of a data set, evenly over its order."""
+    if data is None:
+        generator = torch.Generator().manual_seed(settings.seed)
+        shape = (images, config.channels, *config.high_size)
+        high = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        return high, area_average(high, config.low_size)
+    other = settings if data == settings.data else replace(settings, data=data, layout="auto")
+    found = _split_to_evaluate(other, split).splits[split]
+    positions = torch.linspace(0, len(found) - 1, images).round().long()
+    batch = next(found.batches([positions]))
+    return batch.high, low_of(batch, config.low_size)
 
 
 def info(run_folder: str | Path) -> dict[str, Any]:

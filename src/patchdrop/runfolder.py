@@ -5,6 +5,7 @@ data.json       classes, sizes of the splits, where LR comes from, what was carv
 log.jsonl       one line an event
 <stage>/        config.json (networks, figures, checksum) and model.safetensors
 results.json, report.html, figures/
+calibration.json, bench.json    where they were asked for
 """
 
 from __future__ import annotations

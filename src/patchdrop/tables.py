@@ -103,6 +103,48 @@ def _why_chosen(document: dict[str, Any]) -> str:
     )
 
 
+def bench_table(document: dict[str, Any]) -> RenderableType:
+    """The rows of a ``bench.json``, batch by batch."""
+    high, low = ("x".join(map(str, document[name])) for name in ("high", "low"))
+    title = f"HR {high}, LR {low}, P = {document['patches']}, pixels: {escape(document['pixels'])}"
+    table = Table(title=title, title_justify="left")
+    table.add_column("batch", justify="right")
+    table.add_column("stage")
+    table.add_column("way")
+    for name in ("S", "ms a batch", "quartiles", "ms an image", "x HR-CNN", "MFLOP an image", "peak MiB"):
+        table.add_column(name, justify="right")
+    last = None
+    for row in document["rows"]:
+        if last not in (None, row["batch"]):
+            table.add_section()
+        last = row["batch"]
+        table.add_row(
+            str(row["batch"]),
+            row["stage"],
+            row["way"],
+            "" if row["mean_patches"] is None else f"{row['mean_patches']:.2f}",
+            f"{row['ms_batch']:.2f}",
+            " - ".join(f"{quartile:.2f}" for quartile in row["ms_quartiles"]),
+            f"{row['ms_image']:.2f}",
+            "" if row["to_plain"] is None else f"{row['to_plain']:.2f}",
+            f"{row['flops_image'] / 1e6:,.1f}",
+            "" if row["peak_mib"] is None else f"{row['peak_mib']:.0f}",
+        )
+    lines = [
+        f"{line['stage']}, batch {line['batch']}: {line['ms_first']:.2f} ms + {line['ms_patch']:.3f} ms a patch "
+        f"(explains {100 * line['explained']:.0f} % of the variance over S)"
+        for line in document["lines"]
+    ]
+    return Group(
+        table,
+        *lines,
+        f"median and quartiles of {document['rounds']} rounds in turns, after {document['warm_up']} to warm up, "
+        f"{document['threads']} threads; {document['provenance']['machine']}",
+        "an episode is policy, choice, reading from memory and classifier; x HR-CNN: median over rounds of the time "
+        "against HR-CNN's; a multiply-add is two FLOP; peak MiB is of the whole process",
+    )
+
+
 def predictions_table(document: dict[str, Any]) -> RenderableType:
     """One line for each image."""
     table = Table("image", "label", "probability", "HR read %", "patches")

@@ -1,0 +1,195 @@
+"""What a clock sees: every way of running a run's networks, timed in turns in one process.
+
+A way is a name and a callable. A round runs each of them once, starting at another one each time, so that whatever
+else the machine does meets all of them alike. FLOPs and memory are taken apart from the rounds.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from patchdrop.classify.masked_cnn import MaskedCNN
+from patchdrop.episode import Episode, PatchDrop
+from patchdrop.grid import Grid
+from patchdrop.models import ModelConfig
+from patchdrop.networks import channels_last
+from patchdrop.policy.budget import ALL, at_most
+from patchdrop.policy.choice import Choose, greedy, keep_all
+from patchdrop.read.source import from_memory
+
+WARM_UP = 2
+PATCHES = (0, 1, 2, 4, 8, 16)
+"""Numbers of patches that are timed, those that the grid has."""
+PLAIN = "HR-CNN"
+"""The plain HR network, which the others are compared with."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way of running networks on a batch of images that is held in memory."""
+
+    name: str
+    stage: str
+    run: Callable[[Tensor, Tensor], object]
+    """Takes HR ``(B, C, H, W)`` and LR ``(B, C, h, w)``, pixels 0..255."""
+    patches: int | None = None
+    """Patches that each image reads, where the way fixes it."""
+
+
+def ways_of(models: Mapping[str, nn.Module], config: ModelConfig, scores: Tensor) -> list[Way]:
+    """The ways to run the models of a run's stages.
+
+    Args:
+        models: stage -> model.
+        scores: ``(n, P)`` logits that say which patches are read where only their number is fixed; the first of them
+            are those of a smaller batch.
+    """
+    grid = Grid.parse(config.grid)
+    found: list[Way] = []
+    for stage, model in models.items():
+        if isinstance(model, PatchDrop):
+            found += _policy_ways(stage, model, grid, scores)
+        elif stage == "lr":
+            found.append(Way("LR-CNN", stage, _low_alone(model)))
+        else:
+            found.append(Way(PLAIN, stage, _dense(model, grid)))
+    return found
+
+
+def _policy_ways(stage: str, model: PatchDrop, grid: Grid, scores: Tensor) -> list[Way]:
+    fixed = [
+        Way(f"episode, S = {count}", stage, _episode(model, grid, _exactly(scores, count)), count)
+        for count in sorted({*(c for c in PATCHES if c <= grid.patches), grid.patches})
+    ]
+    return [
+        Way("policy", stage, _low_alone(model.policy)),
+        Way("classifier, all patches", stage, _packed(model.classifier, grid)),
+        *fixed,
+        Way("episode, own choice", stage, _episode(model, grid, greedy)),
+    ]
+
+
+def _low_alone(model: nn.Module) -> Callable[[Tensor, Tensor], object]:
+    return lambda high, low: model(low)
+
+
+def _dense(model: nn.Module, grid: Grid) -> Callable[[Tensor, Tensor], object]:
+    """On whole images, without a canvas of patches; a network that knows only patches gets all of them."""
+    if isinstance(model, MaskedCNN):
+        return lambda high, low: model.network(channels_last(model.normalise(high)))
+    return _packed(model, grid)
+
+
+def _packed(model: nn.Module, grid: Grid) -> Callable[[Tensor, Tensor], object]:
+    return lambda high, low: model(from_memory(high, grid)(keep_all(high.new_empty(len(high), grid.patches))), low)
+
+
+def _episode(model: PatchDrop, grid: Grid, choose: Choose) -> Callable[[Tensor, Tensor], object]:
+    return lambda high, low: model(low, choose, from_memory(high, grid))
+
+
+def _exactly(scores: Tensor, count: int) -> Choose:
+    return lambda logits: at_most(scores[: len(logits)].to(logits.device), count, ALL)
+
+
+def measure(
+    ways: Sequence[Way], high: Tensor, low: Tensor, rounds: int, advance: Callable[[], None]
+) -> list[dict[str, Any]]:
+    """Time, FLOPs and memory of every way on one batch, as plain values.
+
+    Args:
+        rounds: timed runs of each way, after `WARM_UP` that are not timed.
+        advance: told after every run.
+    """
+    seconds: list[list[float]] = [[] for _ in ways]
+    with torch.inference_mode():
+        for turn in range(WARM_UP + rounds):
+            for step in range(len(ways)):
+                number = (turn + step) % len(ways)
+                start = time.perf_counter()
+                ways[number].run(high, low)
+                if turn >= WARM_UP:
+                    seconds[number].append(time.perf_counter() - start)
+                advance()
+    plain = next((seconds[i] for i, way in enumerate(ways) if way.name == PLAIN), None)
+    return [_row(way, times, plain, high, low) for way, times in zip(ways, seconds, strict=True)]
+
+
+def _row(way: Way, seconds: list[float], plain: list[float] | None, high: Tensor, low: Tensor) -> dict[str, Any]:
+    batch, kept = len(high), _patches_of(way, high, low)
+    milliseconds = np.array(seconds) * 1000
+    low_quarter, median, high_quarter = np.percentile(milliseconds, [25, 50, 75]).tolist()
+    return {
+        "way": way.name,
+        "stage": way.stage,
+        "patches": way.patches,
+        "mean_patches": kept,
+        "batch": batch,
+        "ms_batch": median,
+        "ms_quartiles": [low_quarter, high_quarter],
+        "ms_image": median / batch,
+        # Of each round by itself: what slows a round down slows down both.
+        "to_plain": None if plain is None else statistics.median(s / p for s, p in zip(seconds, plain, strict=True)),
+        "flops_image": flops(way, high, low) / batch,
+        "peak_mib": peak_memory(way, high, low),
+    }
+
+
+def _patches_of(way: Way, high: Tensor, low: Tensor) -> float | None:
+    """Patches that an image reads on average, where the way is an episode."""
+    with torch.inference_mode():
+        found = way.run(high, low)
+    return float(found.choice.sum(1).double().mean()) if isinstance(found, Episode) else None
+
+
+def flops(way: Way, high: Tensor, low: Tensor) -> int:
+    """Floating-point operations of one run, counted; a multiply-add counts as two."""
+    # The counter sees nothing under inference mode.
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        way.run(high, low)
+    return int(counter.get_total_flops())
+
+
+def peak_memory(way: Way, high: Tensor, low: Tensor) -> float | None:
+    """Largest resident set of the whole process while a way runs, in MiB; None where the system does not say.
+
+    What Python, torch, the weights and the allocator hold anyway is part of it, so only differences tell of a way.
+    """
+    try:
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the high-water mark to what is held now
+        with torch.inference_mode():
+            way.run(high, low)
+        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+    except (OSError, StopIteration):
+        return None
+
+
+def straight_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """For each stage and batch, the straight line through an image's time against the number of patches read.
+
+    Returns:
+        ``stage``, ``batch``, ``ms_first`` at S = 0 of the line, ``ms_patch`` its slope, and ``explained``, the share of
+        the times' variance (r squared) that it explains.
+    """
+    found = []
+    for stage, batch in dict.fromkeys((row["stage"], row["batch"]) for row in rows if row["patches"] is not None):
+        timed = [row for row in rows if (row["stage"], row["batch"]) == (stage, batch) and row["patches"] is not None]
+        x, y = np.array([(row["patches"], row["ms_image"]) for row in timed], dtype=np.float64).T
+        if len(timed) < 3:
+            continue
+        slope, first = np.polyfit(x, y, 1).tolist()
+        spread = float(((y - y.mean()) ** 2).sum())
+        explained = 1 - float(((y - first - slope * x) ** 2).sum()) / spread if spread else 1.0
+        found.append({"stage": stage, "batch": batch, "ms_first": first, "ms_patch": slope, "explained": explained})
+    return found
