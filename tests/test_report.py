@@ -278,6 +278,48 @@ def test_classifiers_alone_and_nothing_at_all_still_make_a_page(tmp_path: Path) 
     assert "Nothing has been evaluated yet." in read(write_report(tmp_path / "empty", empty, [], [])).text
 
 
+def fake_calibration(kind: str | None) -> dict[str, Any]:
+    """A curve of 17 points, the sixth of them chosen; the ninth has the policy's own threshold."""
+    curve = [
+        {**row("PatchDrop", "ft2", 0.7 + 0.01 * s, s, 16), "threshold": 1 - s / 16, "cut": float(8 - s)}
+        for s in range(17)
+    ]
+    asked = {"mean-budget": {"mean_budget": 5}, "target-accuracy": {"target_accuracy": 0.7, "confidence": 0.95}}
+    return {
+        "stage": "ft2",
+        "points": curve,
+        "chosen": kind and {"kind": kind, "point": 5},
+        "target": asked.get(kind or "", {"target_cost": 900, "unit": "bytes"}),
+        "images": {"n": 1000, "data": NASTY, "split": "test"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        (
+            "mean-budget",
+            "Chosen: 5 patches on average on val. It reads every patch with a probability of at least 0.688",
+        ),
+        ("target-accuracy", "on at least 70.0 % of new images from the same source, with 95 % confidence. It reads"),
+        ("target-cost", "Chosen: the most accurate on val that costs at most 900 bytes an image there."),
+        (None, "No point is chosen: only the curve was asked for."),
+    ],
+)
+def test_a_calibrated_run_shows_its_dial(tmp_path: Path, kind: str | None, words: str) -> None:
+    page = read(write_report(tmp_path, fake_results(stages=("ft2",)), [], [], fake_calibration(kind)))
+    assert "dial" in {attrs["id"] for attrs in page.of("section")}
+    assert {attrs["href"][1:] for attrs in page.of("a")} >= {"dial", "results"}
+    assert words in page.text
+    assert f"measured on 1000 images of {NASTY}, test split" in page.text
+    if kind:
+        assert "31 % of high resolution, and is right on 75.0 % of the calibration images (73.0 – 76.0)." in page.text
+    (alt,) = [image["alt"] for image in page.of("img") if "thresholds" in image["alt"]]
+    ends = "Nothing read: 70.0 % with 0 % read; all read: 86.0 % with 100 % read"
+    assert (ends + "; chosen: 75.0 % with 31 % read" if kind else ends) in alt.replace(theme.SPACE, " ")
+    assert Image.open(tmp_path / "figures" / "dial.png").size == (1280, 800)
+
+
 def test_uneven_grid_of_grey_images(tmp_path: Path) -> None:
     grid = Grid(3, 5)
     results = fake_results(stages=("pt",), rows=3, cols=5) | {"high": [16, 23], "low": [4, 6]}

@@ -134,8 +134,8 @@ def at(row: Row) -> tuple[float, float]:
     return 100 * row["hr_fraction"], 100 * row["accuracy"]
 
 
-def points(ax: Axes, rows: Sequence[Row], method: str, aside: int) -> None:
-    """A method's points with their intervals, drawn ``aside`` CSS pixels to the right."""
+def points(ax: Axes, rows: Sequence[Row], method: str, aside: int, label: str = "") -> None:
+    """A method's points with their intervals, drawn ``aside`` CSS pixels to the right; named ``label`` or as it is."""
     look = theme.mark(method)
     x, y = np.array([at(row) for row in rows]).T
     bounds = np.array([[100 * v for v in row["ci95"]] for row in rows]).T
@@ -151,7 +151,7 @@ def points(ax: Axes, rows: Sequence[Row], method: str, aside: int) -> None:
         markeredgecolor="white",
         markeredgewidth=1,
         elinewidth=px(2 if leading else 1.4),
-        label=method,
+        label=label or method,
         zorder=4 if leading else 3,
         transform=ax.transData + shift,
     )
@@ -213,6 +213,43 @@ def legend(ax: Axes, columns: int, lift: float = 0) -> None:
         handlelength=1.4,
         borderaxespad=0,
     )
+
+
+def dial(curve: Sequence[Row], chosen: int | None, width: int = 640, height: int = 400) -> Figure:
+    """Accuracy of every operating point against its share of HR, with 95 % intervals; the chosen one stands out.
+
+    Args:
+        curve: points from cheap to dear, one of which has the policy's own threshold, a ``cut`` of 0.
+        chosen: number of the chosen point.
+    """
+    figure, (ax,) = canvas(width, height, Margins(left=56, right=28, top=44, bottom=56))
+    look = theme.mark("PatchDrop")
+    x, y = np.array([at(row) for row in curve]).T
+    low, high = np.array([[100 * v for v in row["ci95"]] for row in curve]).T
+    ax.fill_between(x, low, high, color=look.colour, alpha=0.15, linewidth=0)
+    ax.plot(x, y, color=look.colour, linewidth=px(2), label="thresholds")
+    own = [at(row) for row in curve if row["cut"] == 0][:1]
+    if own:
+        ax.plot(
+            *own[0],
+            marker=look.marker,
+            markersize=px(10),
+            color="white",
+            markeredgecolor=look.colour,
+            markeredgewidth=px(2),
+            linestyle="none",
+            label="0.5, the policy's own",
+            zorder=3,
+        )
+    if chosen is not None:
+        points(ax, [curve[chosen]], "PatchDrop", 0, "chosen")
+    ax.set_xlim(-5, 105)
+    ax.set_ylim(*y_limits(curve))
+    ax.set_xticks(range(0, 101, 20))
+    side_name(ax, "share of the high-resolution image read, %")
+    title(ax, "Accuracy, %")
+    legend(ax, columns=3)
+    return finish(figure)
 
 
 def patches_histogram(counts: Sequence[int], mean: float, width: int = 340, height: int = 230) -> Figure:

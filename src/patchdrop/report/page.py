@@ -71,6 +71,8 @@ def write_report(
     grid = Grid(*results["grid"])
     validation = [line for line in log if line.get("event") == "validation"]
     charts = draw_charts(results, validation)
+    if calibration:
+        charts["dial"] = dial_picture(calibration)
     cards = draw_cards(gallery, grid)
     drawn = [picture for card in cards for picture in card.pictures]
     for picture in [*charts.values(), *drawn]:
@@ -80,7 +82,7 @@ def write_report(
         save(folder, "gallery.png", figures.png_bytes(sheet))
     page = folder / "report.html"
     folder.mkdir(parents=True, exist_ok=True)
-    page.write_text(render(results, log, charts, cards), encoding="utf-8")
+    page.write_text(render(results, log, charts, cards, calibration), encoding="utf-8")
     return page
 
 
@@ -122,6 +124,14 @@ def draw_charts(results: dict[str, Any], validation: list[theme.Row]) -> dict[st
             alt = f"{theme.stage_name(stage)}: validation figures over {len(lines)} epochs of training."
             charts[f"training-{stage}"] = chart(f"training-{stage}", found, alt)
     return charts
+
+
+def dial_picture(calibration: dict[str, Any]) -> Picture:
+    """The curve of operating points."""
+    curve, chosen = calibration["points"], calibration["chosen"]
+    figure = figures.dial(curve, chosen["point"] if chosen else None)
+    alt = "Accuracy against share of HR read over thresholds. " + words.ends(calibration)
+    return chart("dial", figure, alt)
 
 
 def chart(name: str, figure: Figure, alt: str) -> Picture:
@@ -187,7 +197,13 @@ def small_png(kind: str, image: Image.Image) -> bytes:
 # --- page
 
 
-def render(results: dict[str, Any], log: list[dict[str, Any]], charts: dict[str, Picture], cards: list[Card]) -> str:
+def render(
+    results: dict[str, Any],
+    log: list[dict[str, Any]],
+    charts: dict[str, Picture],
+    cards: list[Card],
+    calibration: dict[str, Any] | None,
+) -> str:
     """The page's text."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
@@ -213,6 +229,8 @@ def render(results: dict[str, Any], log: list[dict[str, Any]], charts: dict[str,
         tiles=words.tiles(results),
         groups=words.groups(results),
         charts=charts,
+        calibration=calibration,
+        chosen=words.chosen(calibration) if calibration else "",
         cards=cards,
         stages=theme.STAGES,
         class_stages=list(words.present(results, "per_class")),

@@ -103,6 +103,41 @@ def tiles(results: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+def chosen(calibration: dict[str, Any]) -> str:
+    """Which operating point was chosen, and what it did on the calibration images."""
+    if calibration["chosen"] is None:
+        return "No point is chosen: only the curve was asked for."
+    kind, target = calibration["chosen"]["kind"], calibration["target"]
+    point = calibration["points"][calibration["chosen"]["point"]]
+    if kind == "target-accuracy":
+        why = (
+            f"the cheapest that is right on at least {theme.percent(target['target_accuracy'])} of new images "
+            f"from the same source, with {theme.whole_percent(target['confidence'])} confidence"
+        )
+    elif kind == "target-cost":
+        why = f"the most accurate on val that costs at most {target['target_cost']:g} {target['unit']} an image there"
+    else:
+        why = f"{target['mean_budget']:g} patches on average on val"
+    return (
+        f"Chosen: {why}. It reads every patch with a probability of at least {point['threshold']:.3f}, which is "
+        f"{theme.whole_percent(point['hr_fraction'])} of high resolution, and is right on "
+        f"{theme.percent(point['accuracy'])} of the calibration images ({theme.interval(point['ci95'])})."
+    )
+
+
+def ends(calibration: dict[str, Any]) -> str:
+    """The curve's ends and the chosen point, for those who cannot see it."""
+    curve, found = calibration["points"], calibration["chosen"]
+    named = [("Nothing read", curve[0]), ("all read", curve[-1])]
+    if found:
+        named.append(("chosen", curve[found["point"]]))
+    shown = [
+        f"{name}: {theme.percent(row['accuracy'])} with {theme.whole_percent(row['hr_fraction'])} read"
+        for name, row in named
+    ]
+    return "; ".join(shown)
+
+
 def groups(results: dict[str, Any]) -> list[tuple[str, list[Row]]]:
     """The table's rows, classifiers first, then stage by stage."""
     rows = results["rows"]
