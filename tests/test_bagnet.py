@@ -10,16 +10,21 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from patchdrop import commands
 from patchdrop.classify.bagnet import BagNet
 from patchdrop.classify.two_stream import TwoStream
+from patchdrop.cost import forward_costs
 from patchdrop.episode import PatchDrop
+from patchdrop.errors import RunError
 from patchdrop.grid import Grid
+from patchdrop.models import ModelConfig
 from patchdrop.networks import Normalise
 from patchdrop.packed import Packed, gather
+from patchdrop.runfolder import RunFolder
 from patchdrop.training.policy_stages import PolicyTask
 from patchdrop.training.supervised import ClassifierTask
 from rows import CPU, FIT, VAL, bits, same_bits, tiny_model, trained
-from tiny import CLASSES, NETWORK, tiny_settings, unsettle
+from tiny import CLASSES, NETWORK, tiny_settings, unsettle, write_folder
 
 GRID = Grid(4, 4)
 SETTINGS = tiny_settings()
@@ -155,3 +160,38 @@ def test_it_trains_as_the_hr_classifier_of_every_stage(tmp_path: Path) -> None:
         trained(task, tmp_path / stage, settings)
         assert same_bits(bits(net), before) is (stage == "pt")
         assert not same_bits(bits(pt.policy), policy)
+
+
+# --- a whole run with BagNet as its HR classifier
+
+
+def test_a_run_with_bagnet_trains_every_stage_predicts_and_is_evaluated(tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data")
+    settings = tiny_settings(data=str(data), classifier="bagnet", estimator="straight-through", val_fraction=0.25)
+    document = commands.train(settings, tmp_path / "run")
+    stages = {row["stage"] for row in document["rows"]}
+    assert stages == {"lr", "hr", "pt", "ft1", "ft2"}
+    assert next(row for row in document["rows"] if row["method"] == "HR-CNN")["mean_patches"] == 16
+    run = RunFolder(tmp_path / "run")
+    assert isinstance(run.load("hr")[0], BagNet)
+    assert isinstance(run.load("ft2")[0].classifier.high, BagNet)
+    image = next((data / "test").rglob("*.png"))
+    assert len(list(commands.predict(run.path, [image], overlay_folder=tmp_path / "overlays"))) == 1
+    assert commands.info(run.path)["settings"]["classifier"] == "bagnet"
+
+
+def test_a_config_from_before_there_was_a_choice_of_classifier_is_a_masked_cnns() -> None:
+    values = ModelConfig.of(tiny_settings(), CLASSES).to_json()
+    del values["classifier"]
+    assert ModelConfig.from_json(values, "config.json").classifier == "masked"
+    with pytest.raises(RunError, match="'classifier' is 3"):
+        ModelConfig.from_json({**values, "classifier": 3}, "config.json")
+
+
+def test_bagnets_cost_is_of_its_patches_and_not_of_a_canvas() -> None:
+    settings = tiny_settings(classifier="bagnet")
+    model = BagNet(settings.hr_network, 3, GRID, Normalise(torch.zeros(3), torch.ones(3)))
+    packed = gather(torch.zeros(1, 3, 16, 16), torch.ones(1, 16, dtype=torch.bool), GRID)
+    with FlopCounterMode(display=False) as counter:
+        model(packed, torch.zeros(1, 3, 8, 8))
+    assert forward_costs(settings, 3)["hr"].flops == counter.get_total_flops()

@@ -24,7 +24,7 @@ class Cost:
 
 
 def forward_costs(settings: TrainSettings, classes: int) -> dict[str, Cost]:
-    """Cost of each network: ``hr``, ``lr`` and ``policy``."""
+    """Cost of each network: ``hr`` (with every patch read), ``lr`` and ``policy``."""
     config = ModelConfig.of(settings, [str(i) for i in range(classes)])
     low_model = build_stage("lr", config)
     zoom = build_stage("pt", config)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from patchdrop.classify.bagnet import BagNet
 from patchdrop.classify.low import LowCNN
 from patchdrop.classify.masked_cnn import MaskedCNN
 from patchdrop.classify.two_stream import TwoStream
@@ -37,6 +38,7 @@ class ModelConfig:
     low_enlarge: int
     fill: str
     fusion: str
+    classifier: str = "masked"
 
     @classmethod
     def of(cls, settings: TrainSettings, classes: Sequence[str]) -> ModelConfig:
@@ -49,8 +51,10 @@ class ModelConfig:
         """The description in a ``config.json``.
 
         Raises:
-            RunError: a key is missing.
+            RunError: a key is missing that has no default (the default is what all runs had before there was the key).
         """
+        defaults = {n: f.default for n, f in cls.__dataclass_fields__.items() if f.default is not MISSING}
+        values = {**defaults, **values}
         missing = [name for name in cls.__dataclass_fields__ if name not in values]
         if missing:
             raise RunError(f"{where}: lacks {missing[0]!r}, it is not of this version; train that stage again")
@@ -86,7 +90,9 @@ class ModelConfig:
 def build_stage(
     stage: str, config: ModelConfig, statistics: Statistics | None = None, pretrained: bool = False
 ) -> nn.Module:
-    """The untrained model of a stage: LowCNN for ``lr``, MaskedCNN for ``hr`` and ``patches``, else PatchDrop.
+    """The untrained model of a stage.
+
+    LowCNN for ``lr``, MaskedCNN or BagNet for ``hr`` and ``patches``, else PatchDrop.
 
     Args:
         statistics: channel statistics of the training images; None where weights that hold them are loaded next.
@@ -122,19 +128,23 @@ def _build_low(config: ModelConfig, statistics: Statistics | None, pretrained: b
     )
 
 
-def _build_high(config: ModelConfig, statistics: Statistics | None, pretrained: bool) -> MaskedCNN:
+def _build_high(config: ModelConfig, statistics: Statistics | None, pretrained: bool) -> MaskedCNN | BagNet:
     mean, std = (
         (torch.zeros(config.channels), torch.ones(config.channels))
         if statistics is None
         else (statistics.mean, statistics.std)
     )
+    network, classes, grid = config.hr_network, len(config.classes), Grid.parse(config.grid)
+    normalise, channels = Normalise(mean, std), config.channels
+    if config.classifier == "bagnet":
+        return BagNet(network, classes, grid, normalise, channels=channels, pretrained=pretrained)
     return MaskedCNN(
-        config.hr_network,
-        len(config.classes),
-        Grid.parse(config.grid),
+        network,
+        classes,
+        grid,
         config.high_size,
-        Normalise(mean, std),
-        channels=config.channels,
+        normalise,
+        channels=channels,
         fill=config.fill,
         pretrained=pretrained,
     )

@@ -54,6 +54,9 @@ class TrainSettings:
     """Leave out images that cannot be read (counted and listed) instead of stopping."""
 
     # --- networks
+    classifier: Literal["masked", "bagnet"] = "masked"
+    """HR classifier: ``masked``, one dense network over a canvas (the paper), or ``bagnet``, features of single
+    patches, averaged, so that a dropped patch costs nothing; ``hr_network`` then sees one patch, ``fill`` is unused."""
     hr_network: str = "resnet10-w32"
     """HR classifier: resnet8, resnet32 (32 px), resnet10, resnet34, resnet50 (224 px), each with an
     optional width such as ``resnet10-w32``, or any timm name."""

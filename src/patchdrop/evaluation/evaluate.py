@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from patchdrop.classify.bagnet import BagNet
+from patchdrop.classify.masked_cnn import MaskedCNN
 from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.dial import POLICY_STAGES
@@ -107,7 +109,7 @@ def _outcome(
             else:
                 scores = torch.zeros(len(low), grid.patches, device=device)
                 choice = keep_all(scores)
-                is_low = not hasattr(model, "canvas")
+                is_low = not isinstance(model, (MaskedCNN, BagNet))
                 logits = model(low) if is_low else model(from_memory(high, grid)(choice), low)
                 choice = torch.zeros_like(choice) if is_low else choice
             start += len(low)

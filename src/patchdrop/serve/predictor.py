@@ -19,13 +19,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from patchdrop.classify.bagnet import BagNet
 from patchdrop.classify.masked_cnn import MaskedCNN
+from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.images import read_image
 from patchdrop.data.low import area_average
 from patchdrop.episode import Episode, PatchDrop
 from patchdrop.errors import UsageError
 from patchdrop.evaluation.dial import policy_stage
 from patchdrop.grid import Grid
+from patchdrop.packed import scatter
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.read.image_file import ImageFiles
 from patchdrop.report.gallery import GalleryItem
@@ -171,10 +174,15 @@ def gallery_items(
     classes: Sequence[str],
 ) -> list[GalleryItem]:
     """What the report shows of a batch: ``highs (B, C, H, W)`` and ``lows (B, C, h, w)`` uint8."""
-    high_cnn = model.classifier if isinstance(model.classifier, MaskedCNN) else model.classifier.high
-    assert isinstance(high_cnn, MaskedCNN)
+    high_cnn = model.classifier.high if isinstance(model.classifier, TwoStream) else model.classifier
+    assert isinstance(high_cnn, (MaskedCNN, BagNet))
     with torch.inference_mode():
-        canvas = high_cnn.canvas(episode.packed, lows.to(episode.scores.device))
+        if isinstance(high_cnn, MaskedCNN):
+            canvas = high_cnn.canvas(episode.packed, lows.to(episode.scores.device))
+        else:
+            # BagNet sees no canvas; for the eye its patches are laid on one of the mean colour.
+            pixels = high_cnn.normalise(episode.packed.pixels)
+            canvas = scatter(episode.packed, pixels, pixels.new_zeros(highs.shape), high_cnn.grid)
         seen = (canvas * high_cnn.normalise.std + high_cnn.normalise.mean).round().clamp(0, 255).to(torch.uint8)
     probabilities = episode.logits.float().softmax(1)
     best = probabilities.max(1)
