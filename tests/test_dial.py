@@ -266,7 +266,15 @@ def test_a_run_without_a_calibrated_point_says_what_to_do(
         assert "stage pt is calibrated, not ft2; leave out --stage" in refused(2, *asked, "--stage", "ft2")
     path = copy / "calibration.json"
     whole = json.loads(path.read_text())
-    for damage in ({"points": []}, {"points": [{"cut": 1}]}, {"chosen": {"kind": "x", "point": 99}}, {"stage": 3}):
+    for damage in (
+        {"points": []},
+        {"points": [{"cut": 1}]},
+        {"chosen": {"kind": "mean-budget", "point": 99}},
+        {"chosen": {"kind": "x", "point": 0}},
+        {"target": {}},
+        {"stage": 3},
+        {"chosen": None, "points": []},
+    ):
         path.write_text(json.dumps({**whole, **damage}))
         assert refused(3, *asked) == f"{path}: is damaged; make it anew with `patchdrop calibrate`"
     path.write_text(json.dumps({**whole, "sha256": "0"}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -118,24 +119,31 @@ def chosen_point(run: RunFolder, calibration: dict[str, Any]) -> dict[str, Any]:
 
 
 def _well_formed(found: Any) -> bool:
-    """Whether all that other commands read from a ``calibration.json`` is there."""
+    """Whether all that other commands, and the report, read from a ``calibration.json`` is there."""
+    numbers = ("cut", "threshold", "mean_patches", "hr_fraction", "accuracy")
     try:
-        numbers = ("cut", "threshold", "mean_patches", "hr_fraction", "accuracy")
-        points = [
-            [float(point[name]) for name in numbers] + [float(v) for v in point["ci95"]] for point in found["points"]
-        ]
-        chosen, images = found["chosen"], found["images"]
-        whole = (
-            all(len(values) == len(numbers) + 2 and all(map(_finite, values)) for values in points)
-            and all(isinstance(found[name], str) for name in ("stage", "sha256"))
-            and all(isinstance(images[name], str) for name in ("data", "split", "sha256"))
-            and isinstance(images["seed"], int)
+        values = [[point[name] for name in numbers] + point["ci95"] for point in found["points"]]
+        images, chosen = found["images"], found["chosen"]
+        return bool(
+            len(values) > 1
+            and all(len(row) == len(numbers) + 2 and all(math.isfinite(value) for value in row) for row in values)
+            and found["stage"] in POLICY_STAGES
+            and all(
+                isinstance(text, str) for text in (found["sha256"], *(images[n] for n in ("data", "split", "sha256")))
+            )
+            and all(isinstance(number, int) for number in (images["seed"], images["n"]))
             and 0 < images["fraction"] <= 1
+            and (chosen is None or _answers(chosen, found["target"], len(values)))
         )
-        return whole and (chosen is None or (isinstance(chosen["kind"], str) and 0 <= chosen["point"] < len(points)))
     except (KeyError, TypeError, ValueError, IndexError):
         return False
 
 
-def _finite(value: float) -> bool:
-    return abs(value) < float("inf")
+def _answers(chosen: Any, target: Any, points: int) -> bool:
+    """Whether the chosen point is one of the curve's, and says to which wish it is the answer."""
+    wishes = {
+        "mean-budget": ("mean_budget",),
+        "target-accuracy": ("target_accuracy", "confidence"),
+        "target-cost": ("target_cost", "unit"),
+    }
+    return chosen["point"] in range(points) and all(name in target for name in wishes[chosen["kind"]])
