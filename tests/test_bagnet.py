@@ -16,6 +16,7 @@ from patchdrop.classify.two_stream import TwoStream
 from patchdrop.cost import forward_costs
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError
+from patchdrop.files import read_json, write_json
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig
 from patchdrop.networks import Normalise
@@ -177,7 +178,7 @@ def test_a_run_with_bagnet_trains_every_stage_predicts_and_is_evaluated(tmp_path
     assert isinstance(run.load("ft2")[0].classifier.high, BagNet)
     image = next((data / "test").rglob("*.png"))
     assert len(list(commands.predict(run.path, [image], overlay_folder=tmp_path / "overlays"))) == 1
-    assert commands.info(run.path)["settings"]["classifier"] == "bagnet"
+    assert commands.info(run.path)["classifier"] == "bagnet"
 
 
 def test_a_config_from_before_there_was_a_choice_of_classifier_is_a_masked_cnns() -> None:
@@ -186,6 +187,15 @@ def test_a_config_from_before_there_was_a_choice_of_classifier_is_a_masked_cnns(
     assert ModelConfig.from_json(values, "config.json").classifier == "masked"
     with pytest.raises(RunError, match="'classifier' is 3"):
         ModelConfig.from_json({**values, "classifier": 3}, "config.json")
+
+
+def test_a_classifier_that_does_not_exist_is_refused_rather_than_taken_for_a_masked_cnn(tmp_path: Path) -> None:
+    run, config = RunFolder(tmp_path), ModelConfig.of(SETTINGS, CLASSES)
+    run.finish("hr", tiny_model("hr", SETTINGS), config, {"figures": {}})
+    path = tmp_path / "hr" / "config.json"
+    write_json(path, {**read_json(path), "classifier": "tree"})
+    with pytest.raises(RunError, match="classifier: 'tree' is not one of masked, bagnet"):
+        run.load("hr")
 
 
 def test_bagnets_cost_is_of_its_patches_and_not_of_a_canvas() -> None:

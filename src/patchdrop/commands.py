@@ -480,6 +480,7 @@ def info(run_folder: str | Path) -> dict[str, Any]:
         "run": str(run),
         "data": {k: data.get(k) for k in ("name", "layout", "classes", "images", "low")},
         "grid": settings.grid,
+        "classifier": settings.classifier,
         "networks": {
             "hr": settings.hr_network,
             "lr": settings.lr_network,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,7 @@ from patchdrop.classify.masked_cnn import MaskedCNN
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.load import Statistics
 from patchdrop.episode import PatchDrop
-from patchdrop.errors import RunError
+from patchdrop.errors import RunError, UsageError
 from patchdrop.grid import Grid
 from patchdrop.networks import Normalise
 from patchdrop.policy.network import Policy
@@ -72,7 +72,10 @@ class ModelConfig:
         return {**asdict(self), "classes": list(self.classes)}
 
     def check(self) -> None:
-        """Raise UsageError where sizes or grid are none, or do not fit together."""
+        """Raise UsageError where there is no such classifier, or sizes or grid are none or do not fit together."""
+        classifiers = get_args(get_type_hints(TrainSettings)["classifier"])
+        if self.classifier not in classifiers:
+            raise UsageError(f"classifier: {self.classifier!r} is not one of {', '.join(classifiers)}")
         size_of(self.low, "low")
         Grid.parse(self.grid).check(*self.high_size)
 

@@ -165,6 +165,7 @@ def info_table(document: dict[str, Any]) -> RenderableType:
     head.add_row("images", ", ".join(f"{k} {v}" for k, v in (data["images"] or {}).items()))
     head.add_row("LR", {"own": "images of their own", "averaged": "HR averaged"}.get(data["low"], "not recorded"))
     head.add_row("grid", document["grid"])
+    head.add_row("HR classifier", document["classifier"])
     head.add_row("networks", ", ".join(f"{k} {v}" for k, v in document["networks"].items()))
     head.add_row("versions", ", ".join(f"{k} {v}" for k, v in document["versions"].items()))
     stages = Table("stage", "parameters", "time", "best validation", title="stages", title_justify="left")
