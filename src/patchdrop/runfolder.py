@@ -13,7 +13,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,17 +24,22 @@ from torch import nn
 from patchdrop.errors import RunError, UsageError
 from patchdrop.files import read_json, read_tensors, write_bytes, write_json, write_tensors
 from patchdrop.models import ModelConfig, build_stage, fill_weights
-from patchdrop.settings import STAGES, TrainSettings, differences, read_settings, to_yaml
+from patchdrop.settings import FREE_SETTINGS, STAGES, TrainSettings, differences, read_settings, to_yaml
 
-# These may differ from call to call without making it another run.
-FREE_SETTINGS = ("stages", "device", "workers", "memory_gb", "save_minutes", "data", "layout")
+Build = Callable[[str, ModelConfig], nn.Module]
+"""Stage and description to its untrained model."""
 
 
 class RunFolder:
-    """Paths and files of one run."""
+    """Paths and files of one run, or of anything else that is trained in stages and kept in the same form.
 
-    def __init__(self, path: str | Path) -> None:
+    Args:
+        build: makes the models that trained weights are loaded into; a run's own unless named.
+    """
+
+    def __init__(self, path: str | Path, build: Build = build_stage) -> None:
         self.path = Path(path)
+        self.build = build
 
     def __str__(self) -> str:
         return str(self.path)
@@ -145,7 +150,7 @@ class RunFolder:
         config = ModelConfig.from_json(values, where)
         try:
             config.check()
-            model = build_stage(stage, config)
+            model = self.build(stage, config)
         except UsageError as error:
             raise RunError(f"{where}: is damaged or of another version ({error}); train that stage again") from error
         weights = self.stage(stage) / "model.safetensors"

@@ -20,6 +20,8 @@ _PROFILES = Path(__file__).parent / "profiles"
 STAGES: tuple[Stage, ...] = get_args(Stage)
 TAUGHT: tuple[Stage, ...] = ("patches", "ft1", "ft2")
 """Stages whose classifier may learn from HR-CNN (`TrainSettings.distill`)."""
+FREE_SETTINGS = ("stages", "device", "workers", "memory_gb", "save_minutes", "data", "layout")
+"""These may differ from call to call without making it another run."""
 Augmentation = Literal["flip", "upside-down", "turn", "shift", "zoom", "colour", "erase"]
 
 

@@ -70,7 +70,7 @@ def evaluate(
         grid = Grid.parse(config.grid)
 
         def one(choose: Callable[[Tensor, int], Tensor], name: str) -> None:
-            outcomes[name] = _outcome(model, config, grid, split, choose, device)  # noqa: B023
+            outcomes[name] = outcome_of(model, config, grid, split, choose, device)  # noqa: B023
             advance(name, len(split))
 
         if not isinstance(model, PatchDrop):
@@ -88,7 +88,7 @@ def evaluate(
     return outcomes
 
 
-def _outcome(
+def outcome_of(
     model: nn.Module,
     config: ModelConfig,
     grid: Grid,
@@ -96,6 +96,12 @@ def _outcome(
     choose: Callable[[Tensor, int], Tensor],
     device: torch.device,
 ) -> Outcome:
+    """What a model does on every image of a split.
+
+    Args:
+        model: PatchDrop, an HR classifier, which reads every patch, or else a classifier of LR alone.
+        choose: patch logits of a batch and the position of its first image to the patches to read, ``(B, P)`` bool.
+    """
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     start = 0
     with torch.inference_mode():
@@ -128,7 +134,7 @@ def table_rows(outcomes: dict[str, Outcome], sigmas: dict[str, float]) -> list[d
         stage, _, yardstick = name.partition("/")
         method = {"lr": "LR-CNN", "hr": "HR-CNN"}.get(stage, yardstick.capitalize() or "PatchDrop")
         sigma = sigmas.get(stage, next(iter(sigmas.values()), 0.5))
-        row = _row(method, stage, outcome, sigma)
+        row = row_of(method, stage, outcome, sigma)
         if stage in POLICY_STAGES and yardstick:
             row["p_value"] = mcnemar(outcomes[stage].right, outcome.right)
         elif stage in POLICY_STAGES and "hr" in outcomes:
@@ -137,7 +143,8 @@ def table_rows(outcomes: dict[str, Outcome], sigmas: dict[str, float]) -> list[d
     return rows
 
 
-def _row(method: str, stage: str, outcome: Outcome, sigma: float) -> dict[str, Any]:
+def row_of(method: str, stage: str, outcome: Outcome, sigma: float) -> dict[str, Any]:
+    """One row of ``results.json``, without a test against another."""
     n, patches = outcome.choice.shape
     correct = int(outcome.right.sum())
     figures = spread(outcome.choice)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,7 +20,8 @@ from patchdrop.models import ModelConfig, build_stage, copy_matching
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TAUGHT, TrainSettings
 from patchdrop.talk import warnings_told
-from patchdrop.training.loop import Task, clear_state, derived_seed, saved_step, train
+from patchdrop.training.batches import steps_in
+from patchdrop.training.loop import Task, clear_state, derived_seed, make_optimizer, saved_step, train, train_step
 from patchdrop.training.objectives import Teacher
 from patchdrop.training.policy_stages import PolicyTask
 from patchdrop.training.supervised import ClassifierTask
@@ -27,6 +29,8 @@ from patchdrop.training.supervised import ClassifierTask
 TEMPERATURE = 2.0
 """Of HR-CNN's outputs where a classifier of patches learns from them: both networks are of one size."""
 Advance = Callable[[str, int], None]
+Earlier = Callable[[str], nn.Module]
+"""The trained model of an earlier stage, one of its own at each call."""
 
 
 def device_of(settings: TrainSettings) -> torch.device:
@@ -60,27 +64,69 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
         if run.done(stage):
             clear_state(run.stage(stage))
             continue
+
+        def earlier(name: str) -> nn.Module:
+            return _earlier(run, name, stage)  # noqa: B023
+
         torch.manual_seed(derived_seed(settings.seed, stage, "weights"))
-        model = _starting_model(stage, settings, config, found, run).to(device)
-        model = model.to(memory_format=torch.channels_last)
-        task = make_task(stage, model, data, settings, device, _teacher(stage, settings, run, device))
-        run.stage(stage).mkdir(parents=True, exist_ok=True)
-        run.forget_after(stage, saved_step(run.stage(stage)))
-        with warnings_told(_into_log(stage, run)):
-            outcome = train(
-                task,
-                run.stage(stage),
-                settings.seed,
-                run.log,
-                lambda steps, stage=stage: advance(stage, steps),  # type: ignore[misc]
-                stop,
-                settings.save_minutes,
-                settings.optimizer,
-            )
-        run.finish(stage, task.model, config, outcome)
-        clear_state(run.stage(stage))
+        model = on_device(starting_model(stage, settings, config, found, earlier), device)
+        task = make_task(stage, model, data, settings, device, teacher_of(stage, settings, earlier, device))
+        train_stage(task, run, config, settings, lambda steps: advance(stage, steps), stop)  # noqa: B023
     if stop():
         raise Interrupted(stop())
+
+
+def train_stage(
+    task: Task,
+    run: RunFolder,
+    config: ModelConfig,
+    settings: TrainSettings,
+    advance: Callable[[int], None],
+    stop: Stopper,
+    more: Mapping[str, Any] | None = None,
+) -> None:
+    """Train one stage to its end, from where its folder says it was stopped, and write its model there.
+
+    Args:
+        more: what the stage's ``config.json`` is to hold besides.
+
+    Raises:
+        TrainingError, Interrupted: as `train_stages`.
+    """
+    folder = run.stage(task.stage)
+    folder.mkdir(parents=True, exist_ok=True)
+    run.forget_after(task.stage, saved_step(folder))
+    with warnings_told(_into_log(task.stage, run)):
+        outcome = train(task, folder, settings.seed, run.log, advance, stop, settings.save_minutes, settings.optimizer)
+    run.finish(task.stage, task.model, config, {**(more or {}), **outcome})
+    clear_state(folder)
+
+
+def on_device(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model where it trains, in the memory order in which convolutions are fastest."""
+    return model.to(device).to(memory_format=torch.channels_last)
+
+
+def stage_steps(settings: TrainSettings, data: Data, stage: str) -> int:
+    """Steps of a whole stage of a run."""
+    fit = data.splits["fit"]
+    if stage == "pt" and "policy" in data.splits:
+        fit = data.splits["policy"]
+    return int(getattr(settings, f"epochs_{stage}")) * steps_in(fit, settings.batch)
+
+
+def seconds_a_step(task: Task, optimizer_name: str) -> float:
+    """Time of one training step, the least of three on the task's first batches; 0 for a task without steps."""
+    if task.epochs == 0:
+        return 0.0
+    optimizer = make_optimizer(task.groups(), optimizer_name)
+    task.train_mode()
+    times = []
+    for batch, _ in zip(task.batches(0, 0), range(3), strict=False):
+        start = time.perf_counter()
+        train_step(task, optimizer, batch, 0, 1)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 def make_task(
@@ -102,31 +148,33 @@ def make_task(
     return PolicyTask(stage, model, fit, judged, val, settings, device, teacher)
 
 
-def _teacher(stage: str, settings: TrainSettings, run: RunFolder, device: torch.device) -> Teacher | None:
+def teacher_of(stage: str, settings: TrainSettings, earlier: Earlier, device: torch.device) -> Teacher | None:
+    """HR-CNN, where the stage's classifier learns from it (`TrainSettings.distill`)."""
     if settings.distill == 0 or stage not in TAUGHT:
         return None
-    return Teacher(_earlier(run, "hr", stage).to(device), Grid.parse(settings.grid), settings.distill, TEMPERATURE)
+    return Teacher(earlier("hr").to(device), Grid.parse(settings.grid), settings.distill, TEMPERATURE)
 
 
-def _starting_model(
-    stage: str, settings: TrainSettings, config: ModelConfig, found: Statistics, run: RunFolder
+def starting_model(
+    stage: str, settings: TrainSettings, config: ModelConfig, found: Statistics, earlier: Earlier
 ) -> nn.Module:
+    """A stage's model as its training starts: new, or with what earlier stages have learnt."""
     model = build_stage(stage, config, found, settings.pretrained)
     if stage == "patches":
-        copy_matching(_earlier(run, "hr", stage), model)
+        copy_matching(earlier("hr"), model)
     elif isinstance(model, PatchDrop):
         if stage == "pt":
             classifier = "patches" if settings.epochs_patches > 0 else "hr"
-            copy_matching(_earlier(run, classifier, stage), model.classifier)
+            copy_matching(earlier(classifier), model.classifier)
             if settings.policy_start == "lr" and settings.policy_network == settings.lr_network:
-                copy_matching(_earlier(run, "lr", stage).network, model.policy.network)  # type: ignore[arg-type]
+                copy_matching(earlier("lr").network, model.policy.network)  # type: ignore[arg-type]
         else:
-            before = _earlier(run, "pt" if stage == "ft1" else "ft1", stage)
+            before = earlier("pt" if stage == "ft1" else "ft1")
             copy_matching(before.policy, model.policy)  # type: ignore[arg-type]
             high = model.classifier.high if stage == "ft2" else model.classifier
             copy_matching(before.classifier, high)  # type: ignore[arg-type]
         if stage == "ft2":
-            copy_matching(_earlier(run, "lr", stage), model.classifier.low)  # type: ignore[arg-type]
+            copy_matching(earlier("lr"), model.classifier.low)  # type: ignore[arg-type]
     return model
 
 
