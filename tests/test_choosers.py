@@ -125,3 +125,12 @@ def test_a_chooser_trains_what_patchdrop_trains_at_the_same_rates_for_as_long(st
     assert described[0] == described[1]
     mine, other = next(ours.batches(1, 2)), next(theirs.batches(1, 2))
     assert torch.equal(mine.high, other.high)
+
+
+def test_with_no_patch_ft_2_has_nothing_to_learn_from_and_goes_on() -> None:
+    model = tiny_model("ft2", SETTINGS)
+    task = ChooserTask("ft2", PatchDrop(fixed_rows(GRID, 0), model.classifier), greedy, FIT, VAL, SETTINGS, CPU)
+    loss, figures = task.loss(next(task.batches(0, 0)), 0.0)
+    loss.backward()
+    assert figures["patches"] == 0
+    assert all(float(p.grad.abs().sum()) == 0 for group in task.groups() for p in group.parameters)

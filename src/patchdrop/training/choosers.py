@@ -56,7 +56,11 @@ class ChooserTask(PolicyTask):
         logits = self._classify(choice, views, with_gradient=True)
         right = (logits.argmax(1) == views.target).float().mean()
         figures = {"accuracy": float(right), "patches": float(choice.detach().sum(1).float().mean())}
-        return classifier_loss(logits, views, self.settings.label_smoothing, self.teacher), figures
+        loss = classifier_loss(logits, views, self.settings.label_smoothing, self.teacher)
+        if not loss.requires_grad:
+            # No image of the batch kept a patch, so in Ft-2 nothing ran that trains: the gradient is 0.
+            loss = loss + 0 * torch.stack([p.sum() for group in self.groups() for p in group.parameters]).sum()
+        return loss, figures
 
     def validate(self, progress: float) -> dict[str, float]:
         """Accuracy, how the masks spread, and as the score the right class' mean probability."""
