@@ -20,6 +20,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("__main__",),
     ("cli",),
     ("commands", "tables"),  # tables: documents in, nothing of ours
+    ("compare",),
     ("serve", "training", "cost", "timing"),
     ("report", "evaluation"),
     ("runfolder",),
@@ -32,7 +33,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("grid", "settings", "dial"),
     ("errors", "version"),
 ]
-ALWAYS_FREE_OF_TORCH = ("settings", "errors", "version", "cli", "__main__", "tables", "talk", "dial")
+ALWAYS_FREE_OF_TORCH = ("settings", "errors", "version", "cli", "__main__", "tables", "talk", "dial", "compare.options")
 
 
 def modules() -> dict[str, Path]:

@@ -13,9 +13,10 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
+from patchdrop.compare.options import CompareOptions, Price, split_mapping
 from patchdrop.dial import Dial, Target
-from patchdrop.errors import Interrupted, PatchDropError
-from patchdrop.settings import TrainSettings, from_mapping, read_profile
+from patchdrop.errors import Interrupted, PatchDropError, UsageError
+from patchdrop.settings import TrainSettings, from_mapping, profile_names, read_profile
 from patchdrop.version import VERSION
 
 DONE, USAGE, BAD_INPUT, SOME_FAILED, INTERRUPTED, TERMINATED = 0, 2, 3, 4, 130, 143
@@ -36,6 +37,7 @@ Settings = Annotated[TrainSettings, Parameter(name="*")]
 DialFlags = Annotated[Dial, Parameter(name="*")]
 TargetFlags = Annotated[Target, Parameter(name="*")]
 Flag = Parameter(negative="")
+Options = Annotated[CompareOptions, Parameter(name="*")]
 # A file may be called [1].png, which is no JSON list.
 Files = Parameter(json_list=False, negative="")
 
@@ -232,6 +234,48 @@ def bench(
 
 
 @app.command
+def compare(
+    *,
+    options: Options,
+    out: Annotated[Path | None, Parameter(help="Folder of the comparison to make or to go on with.")] = None,
+    settings: Settings | None = None,
+    config: str | None = None,
+    price_per_image: float | None = None,
+    price_per_km2: float | None = None,
+    gsd: float | None = None,
+    list_rows: Annotated[bool, Parameter(name="--list", negative="")] = False,
+    as_json: Json = False,
+) -> int:
+    """Train and judge every row of one of the paper's tables side by side; stopped anywhere, the same command goes on.
+
+    Parameters
+    ----------
+    config
+        YAML file with settings, such as a comparison's compare.yaml, or the name of a profile; wins over --profile.
+    price_per_image
+        Price of all HR pixels of an image, in any currency.
+    price_per_km2
+        Price of HR by the area on the ground; needs --gsd.
+    gsd
+        Metres on the ground for each HR pixel.
+    list_rows
+        Say what the rows are and, with --data, what each would take here; train nothing.
+    """
+    from patchdrop import commands
+    from patchdrop.tables import compare_list_table, compare_table
+
+    chosen = settings or TrainSettings()
+    price = Price(price_per_image, price_per_km2, gsd)
+    if list_rows:
+        _print(commands.compare_list(options, chosen, out or Path()), compare_list_table, as_json)
+        return DONE
+    if out is None:
+        raise UsageError("--out: name a folder for the comparison")
+    _print(commands.compare(options, chosen, out, price), compare_table, as_json)
+    return DONE
+
+
+@app.command
 def info(run: Path, *, as_json: Json = False) -> int:
     """What is in a run: stages, settings, networks, grid, classes, figures, versions.
 
@@ -287,7 +331,8 @@ def main(tokens: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    app.config = _settings_file(arguments) if arguments[:1] == ["train"] else []
+    files = {"train": _settings_file, "compare": _compare_file}
+    app.config = files[arguments[0]](arguments) if arguments and arguments[0] in files else []
     try:
         code = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
@@ -298,15 +343,39 @@ def _run(arguments: list[str]) -> int:
 
 def _settings_file(arguments: list[str]) -> list[Dict]:
     """The file or profile named by ``--config`` as defaults for the flags, its keys and values checked."""
+    source = _value_of("--config", arguments)
+    if source is None:
+        return []
+    values = read_profile(source)
+    from_mapping(values, source)
+    return [_defaults(values, source)]
+
+
+def _compare_file(arguments: list[str]) -> list[Dict]:
+    """The same for ``compare``, where a file may name table and rows too, and the table has a profile of its own."""
+    source = _value_of("--config", arguments)
+    table, profile = _value_of("--table", arguments), _value_of("--profile", arguments) or "cpu"
+    if source is None:
+        source = f"{table}-{profile}"
+        values = read_profile(source) if source in profile_names() else {}
+    else:
+        values = read_profile(source)
+    split_mapping(values, source)
+    # A table is of somebody's images: those of `train`'s default, the embedded scenes, have to be asked for.
+    return [_defaults({"data": "", **{k: v for k, v in values.items() if v is not None}}, source)]
+
+
+def _value_of(flag: str, arguments: list[str]) -> str | None:
     for index, token in enumerate(arguments):
         name, equals, value = token.partition("=")
-        if name == "--config":
-            source = value if equals else "".join(arguments[index + 1 : index + 2])
-            values = read_profile(source)
-            from_mapping(values, source)
-            flags = {key.replace("_", "-"): value for key, value in values.items()}
-            return [Dict(flags, use_commands_as_keys=False, source=source)]
-    return []
+        if name == flag:
+            return value if equals else "".join(arguments[index + 1 : index + 2])
+    return None
+
+
+def _defaults(values: dict[str, Any], source: str) -> Dict:
+    flags = {key.replace("_", "-"): value for key, value in values.items()}
+    return Dict(flags, use_commands_as_keys=False, source=source)
 
 
 def _one_line(error: CycloptsError) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
@@ -13,6 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchdrop.compare import results as comparison
+from patchdrop.compare.bench import Bench
+from patchdrop.compare.options import CompareOptions, Price, bind, to_yaml
+from patchdrop.compare.rows import Row
+from patchdrop.compare.table import FORMS, chosen_rows
+from patchdrop.compare.train import plan as comparison_plan
+from patchdrop.compare.train import train_rows
 from patchdrop.cost import Cost, forward_costs, step_flops
 from patchdrop.data.listing import list_images
 from patchdrop.data.load import Data, load, statistics
@@ -28,7 +34,7 @@ from patchdrop.evaluation.dial import POLICY_STAGES, choices_of, policy_stage, p
 from patchdrop.evaluation.evaluate import evaluate as evaluate_stages
 from patchdrop.evaluation.evaluate import example_positions
 from patchdrop.evaluation.evaluate import results as results_document
-from patchdrop.files import write_json
+from patchdrop.files import write_bytes, write_json
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
 from patchdrop.networks import check_pretrained
@@ -42,9 +48,8 @@ from patchdrop.settings import TrainSettings, to_mapping
 from patchdrop.talk import bars, say
 from patchdrop.timing import WARM_UP, straight_lines, ways_of
 from patchdrop.timing import measure as time_ways
-from patchdrop.training.batches import steps_in
-from patchdrop.training.loop import make_optimizer, train_step
-from patchdrop.training.run import Stopper, active_stages, device_of, make_task, train_stages
+from patchdrop.training import run as training
+from patchdrop.training.run import Stopper, active_stages, device_of, make_task, on_device, stage_steps, train_stages
 
 GALLERY = 36
 
@@ -66,7 +71,7 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
         costs = stage_costs(settings, data)
         run.start(settings)  # only now, so that a mistyped path or network leaves no trace
         run.log({"event": "start", **provenance(settings.seed)})
-        work = {stage: (settings_steps(settings, data, stage), cost) for stage, cost in costs.items()}
+        work = {stage: (stage_steps(settings, data, stage), cost) for stage, cost in costs.items()}
         with Stopper().listening() as stop, bars(work, "steps") as progress:
             train_stages(settings, data, run, progress.advance, stop)
         if "test" not in data.splits:
@@ -502,7 +507,7 @@ def plan(settings: TrainSettings) -> dict[str, Any]:
     rates = {stage: seconds_a_step(settings, data, stage) for stage in active_stages(settings)}
     stages = {}
     for stage, cost in stage_costs(settings, data).items():
-        steps = settings_steps(settings, data, stage)
+        steps = stage_steps(settings, data, stage)
         stages[stage] = {
             "epochs": getattr(settings, f"epochs_{stage}"),
             "steps": steps,
@@ -529,22 +534,91 @@ def plan(settings: TrainSettings) -> dict[str, Any]:
     }
 
 
+def compare(
+    options: CompareOptions, settings: TrainSettings, out: str | Path, price: Price | None = None
+) -> dict[str, Any]:
+    """Train every row of a table that is not there yet, judge all of them on the same images, write and return it.
+
+    Args:
+        settings: of the run and, where a row does not say otherwise, of every row; its seed is the first one.
+        out: folder of the comparison.
+    """
+    rows = _check_compare(options, settings)
+    if not settings.data:
+        raise UsageError(f"table {options.table} needs labelled images: name a folder or CSV file with --data")
+    _use(settings)
+    folder = RunFolder(out)
+    with folder.locked():
+        bind(folder.path, options, settings)
+        seeds = [settings.seed + i for i in range(options.seeds)]
+        benches, judged = [], []
+        for seed in seeds:
+            bench = _bench(options, replace(settings, seed=seed), folder.path)
+            write_bytes(folder.path / "compare.yaml", to_yaml(options, settings).encode())
+            with bench.run.locked():
+                bench.run.start(bench.settings)
+                bench.run.log({"event": "start", **provenance(seed)})
+                steps = comparison_plan(replace(bench, planned=True), rows, measured=False)
+                work = {f"{w.row} {w.stage}": (0 if w.done else w.steps, 1.0) for w in steps}
+                with Stopper().listening() as stop, bars(work, "steps") as progress:
+                    train_rows(bench, rows, progress.advance, stop)
+            with bars({}, "images") as progress:
+                timed = seed == seeds[0]
+                judged.append(
+                    comparison.seed_rows(bench, rows, _split_of(bench.data), price or Price(), progress.advance, timed)
+                )
+            benches.append(bench)
+        first = benches[0]
+        where = provenance(settings.seed)
+        document = comparison.results(first, rows, judged, seeds, _split_of(first.data), price or Price(), where)
+        comparison.write(folder.path, document)
+    return document
+
+
+def compare_list(options: CompareOptions, settings: TrainSettings, out: str | Path) -> dict[str, Any]:
+    """The rows of a table; with data also the stages that one seed trains, and what each takes here."""
+    rows = _check_compare(options, settings)
+    document: dict[str, Any] = {
+        "table": options.table,
+        "profile": options.profile,
+        "rows": [{"row": row.method, "about": row.about, "stages": list(row.stages)} for row in rows],
+    }
+    if not settings.data:
+        return document
+    _use(settings)
+    bench = replace(_bench(options, settings, Path(out)), planned=True)
+    work = comparison_plan(bench, rows, measured=True)
+    return {
+        **document,
+        "data": bench.data.name,
+        "work": [w._asdict() for w in work],
+        "seconds": round(sum(w.seconds for w in work), 1),
+    }
+
+
+def _check_compare(options: CompareOptions, settings: TrainSettings) -> list[Row]:
+    check_settings(settings)
+    options.check(settings)
+    return chosen_rows(FORMS[options.table], options.rows)
+
+
+def _bench(options: CompareOptions, settings: TrainSettings, folder: Path) -> Bench:
+    data = load_with_bar(settings)
+    _costs(settings, data)  # networks that cannot take these images are refused before anything is trained
+    return Bench(options, settings, data, folder / f"seed-{settings.seed}")
+
+
+def _split_of(data: Data) -> str:
+    return "test" if "test" in data.splits else "val"
+
+
 def seconds_a_step(settings: TrainSettings, data: Data, stage: str) -> float:
     """Time of one training step of a stage, measured on the first batches with untrained networks."""
     device = device_of(settings)
     config = ModelConfig.of(settings, data.classes)
     found = statistics(data.splits["fit"], settings.low_size, images=64)
-    model = build_stage(stage, config, found).to(device)
-    model = model.to(memory_format=torch.channels_last)
-    task = make_task(stage, model, data, settings, device)
-    optimizer = make_optimizer(task.groups(), settings.optimizer)
-    task.train_mode()
-    times = []
-    for batch, _ in zip(task.batches(0, 0), range(3), strict=False):
-        start = time.perf_counter()
-        train_step(task, optimizer, batch, 0, 1)
-        times.append(time.perf_counter() - start)
-    return min(times)
+    model = on_device(build_stage(stage, config, found), device)
+    return training.seconds_a_step(make_task(stage, model, data, settings, device), settings.optimizer)
 
 
 def stage_costs(settings: TrainSettings, data: Data) -> dict[str, float]:
@@ -564,14 +638,6 @@ def _costs(settings: TrainSettings, data: Data) -> dict[str, Cost]:
             f"networks {settings.hr_network}, {settings.lr_network}, {settings.policy_network} cannot take HR "
             f"{settings.high} and LR {settings.low} px images: {first_line(error)}"
         ) from error
-
-
-def settings_steps(settings: TrainSettings, data: Data, stage: str) -> int:
-    """Steps of a whole stage."""
-    fit = data.splits["fit"]
-    if stage == "pt" and "policy" in data.splits:
-        fit = data.splits["policy"]
-    return int(getattr(settings, f"epochs_{stage}")) * steps_in(fit, settings.batch)
 
 
 def load_with_bar(settings: TrainSettings, only: str | None = None) -> Data:

@@ -145,6 +145,35 @@ def bench_table(document: dict[str, Any]) -> RenderableType:
     )
 
 
+def compare_table(document: dict[str, Any]) -> RenderableType:
+    """The tables of a comparison, and what they rest on."""
+    parts: list[RenderableType] = []
+    for found in document["tables"]:
+        table = Table(title=f"{escape(document['data'])}: {found['title']}", title_justify="left")
+        for index, name in enumerate(found["header"]):
+            table.add_column(name or "method", justify="right" if index else "left")
+        for line in found["lines"]:
+            table.add_row(*map(escape, line))
+        parts.append(table)
+    return Group(*parts, *(escape(line) for line in document["foot"]))
+
+
+def compare_list_table(document: dict[str, Any]) -> RenderableType:
+    """The rows of a comparison and what they take."""
+    rows = Table("row", "what it is", "trains", title=f"table {document['table']}", title_justify="left")
+    for row in document["rows"]:
+        rows.add_row(row["row"], row["about"], " ".join(row["stages"]))
+    if "work" not in document:
+        return Group(rows, "with --data: epochs and estimated time of each")
+    work = Table(
+        "row", "stage", "epochs", "steps", "estimated time", title="what one seed trains", title_justify="left"
+    )
+    for found in document["work"]:
+        takes = "done" if found["done"] else _time(found["seconds"])
+        work.add_row(found["row"], found["stage"], str(found["epochs"]), str(found["steps"]), takes)
+    return Group(rows, work, f"in total about {_time(document['seconds'])} a seed on this machine, judging left out")
+
+
 def predictions_table(document: dict[str, Any]) -> RenderableType:
     """One line for each image."""
     table = Table("image", "label", "probability", "HR read %", "patches")

@@ -1,0 +1,1 @@
+"""Every row of the tables side by side: trained, judged, timed and laid out by one command."""

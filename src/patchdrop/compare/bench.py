@@ -1,0 +1,136 @@
+"""What all rows of one seed are trained on and start from: the data, the settings, and an ordinary run beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from patchdrop.compare.options import CompareOptions
+from patchdrop.cost import Cost, forward_costs, step_flops
+from patchdrop.data.load import Data, Statistics, statistics
+from patchdrop.errors import RunError
+from patchdrop.grid import Grid
+from patchdrop.models import ModelConfig, build_stage
+from patchdrop.networks import Normalise
+from patchdrop.runfolder import RunFolder
+from patchdrop.settings import TrainSettings
+from patchdrop.training.batches import steps_in
+from patchdrop.training.run import active_stages, device_of, stage_steps
+
+POLICY_STAGES = ("pt", "ft1", "ft2")
+CHAIN = ("patches", *POLICY_STAGES)
+"""What Ft-2 has been trained by, beside HR-CNN's and LR-CNN's own epochs."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One seed of a comparison.
+
+    Attributes:
+        folder: of the seed; ``run/`` in it is the ordinary run.
+        planned: whether this is for a plan, in which what is not trained stands in untrained.
+    """
+
+    options: CompareOptions
+    settings: TrainSettings
+    data: Data
+    folder: Path
+    planned: bool = False
+
+    @property
+    def run(self) -> RunFolder:
+        """The ordinary run."""
+        return RunFolder(self.folder / "run")
+
+    @property
+    def grid(self) -> Grid:
+        """Of the patches."""
+        return Grid.parse(self.settings.grid)
+
+    @property
+    def device(self) -> torch.device:
+        """Of training and evaluation."""
+        return device_of(self.settings)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """Of the training images."""
+        return statistics(self.data.splits["fit"], self.settings.low_size)
+
+    @cached_property
+    def costs(self) -> dict[str, Cost]:
+        """Of the run's networks."""
+        return forward_costs(self.settings, len(self.data.classes))
+
+    @property
+    def policy_stages(self) -> list[str]:
+        """Stages of the policy that are trained: those the tables have columns for."""
+        return [s for s in active_stages(self.settings) if s in POLICY_STAGES]
+
+    def config(self, settings: TrainSettings | None = None) -> ModelConfig:
+        """The description of the networks, of other settings where they are given."""
+        return ModelConfig.of(settings or self.settings, self.data.classes)
+
+    def normalise(self) -> Normalise:
+        """HR pixels by the training images' statistics."""
+        return Normalise(self.statistics.mean, self.statistics.std)
+
+    def normalise_low(self) -> Normalise:
+        """LR pixels by the training images' statistics."""
+        return Normalise(self.statistics.low_mean, self.statistics.low_std)
+
+    def new(self, stage: str, settings: TrainSettings | None = None) -> nn.Module:
+        """The untrained model of a stage."""
+        return build_stage(stage, self.config(settings), self.statistics, self.settings.pretrained)
+
+    def earlier(self, stage: str) -> nn.Module:
+        """The run's trained model of a stage, one of its own at each call."""
+        return self.trained(self.run, stage, lambda: self.new(stage))
+
+    def trained(self, folder: RunFolder, stage: str, untrained: Callable[[], nn.Module]) -> nn.Module:
+        """A trained model, or in a plan, where there is none, an untrained one."""
+        if self.planned and not folder.done(stage):
+            return untrained()
+        return folder.load(stage)[0]
+
+    def patches(self, stage: str) -> float:
+        """S that the other choosers are given: what was asked for, or PatchDrop's mean on val in that stage.
+
+        Raises:
+            RunError: the run's stage is not trained.
+        """
+        if self.options.patches is not None:
+            return self.options.patches
+        if self.planned and not self.run.done(stage):
+            return self.settings.target_patches or self.grid.patches / 2
+        figures = self.run.stage_config(stage)["figures"]
+        if "mean_patches" not in figures:
+            raise RunError(f"{self.run}: stage {stage} does not say how many patches it reads; train it again")
+        return float(figures["mean_patches"])
+
+    def last_policy(self) -> nn.Module:
+        """The policy of the run's last stage."""
+        model = self.earlier(self.policy_stages[-1])
+        policy = model.policy
+        assert isinstance(policy, nn.Module)
+        return policy
+
+    def with_budget(self, stage: str) -> TrainSettings:
+        """Settings by which the run's ``lr`` or ``hr`` costs as much training as Ft-2: its own epochs and the chain's.
+
+        A step's FLOPs are counted (`patchdrop.cost.step_flops`); epochs are rounded to a whole number.
+        """
+        settings = self.settings
+        chain = sum(
+            stage_steps(settings, self.data, s) * step_flops(s, self.costs, settings)
+            for s in CHAIN
+            if s in active_stages(settings)
+        )
+        epoch = steps_in(self.data.splits["fit"], settings.batch) * step_flops(stage, self.costs, settings)
+        name = f"epochs_{stage}"
+        return replace(settings, **{name: round(getattr(settings, name) + chain / epoch)})

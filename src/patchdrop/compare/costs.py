@@ -1,0 +1,82 @@
+"""What a row costs for each image: bytes and pixels read, operations counted, time taken."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from patchdrop.classify.bagnet import BagNet
+from patchdrop.classify.masked_cnn import MaskedCNN
+from patchdrop.episode import PatchDrop
+from patchdrop.grid import Grid, boxes
+from patchdrop.read.source import from_memory
+
+BATCHES = (1, 64)
+WARM_UP, REPEATS = 2, 9
+
+
+def pixels_read(choice: Tensor, grid: Grid, size: tuple[int, int]) -> float:
+    """HR pixels of the chosen patches, a mean over images ``(n, P)`` bool."""
+    areas = torch.tensor([(b - t) * (r - le) for t, le, b, r in boxes(grid, *size)], dtype=torch.float64)
+    return float((choice.double() @ areas).mean())
+
+
+@dataclass(frozen=True)
+class Player:
+    """A row's model on a batch whose choice is known: ``high (B, C, H, W)``, ``low (B, C, h, w)``, ``choice (B, P)``.
+
+    The policy runs, its scores are not looked at; so what is measured is an episode with just that choice.
+    """
+
+    model: nn.Module
+    grid: Grid
+
+    @torch.inference_mode()
+    def __call__(self, high: Tensor, low: Tensor, choice: Tensor) -> Tensor:
+        """Class logits."""
+        logits: Tensor
+        if isinstance(self.model, PatchDrop):
+            logits = self.model(low, lambda scores: choice, from_memory(high, self.grid)).logits
+        elif isinstance(self.model, (MaskedCNN, BagNet)):
+            logits = self.model(from_memory(high, self.grid)(torch.ones_like(choice)), low)
+        else:
+            logits = self.model(low)
+        return logits
+
+
+def flops(player: Player, high: Tensor, low: Tensor, choice: Tensor) -> float:
+    """Floating-point operations an image, counted while a batch runs; a multiply-add counts as two."""
+    with FlopCounterMode(display=False) as counter:
+        player(high, low, choice)
+    return float(counter.get_total_flops()) / len(high)
+
+
+def times_in_turns(
+    work: Mapping[str, Callable[[int], object]], device: torch.device, repeats: int = REPEATS
+) -> dict[str, float]:
+    """Median seconds of each piece of work, all of them in turns, after `WARM_UP` rounds that do not count.
+
+    Args:
+        work: name -> what is timed; told the round, so that it may take another image each time.
+    """
+    taken: dict[str, list[float]] = {name: [] for name in work}
+    for number in range(WARM_UP + repeats):
+        for name, run in work.items():
+            _wait(device)
+            start = time.perf_counter()
+            run(number)
+            _wait(device)
+            if number >= WARM_UP:
+                taken[name].append(time.perf_counter() - start)
+    return {name: statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

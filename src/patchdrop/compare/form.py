@@ -1,0 +1,87 @@
+"""Rows as the lines of a table: the seed's own form, and one line for each method and stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from patchdrop.compare.table import Form
+
+STAGE_NAMES = {"pt": "Pt", "ft1": "Ft-1", "ft2": "Ft-2"}
+Lines = list[list[str]]
+
+
+def seed_form(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], form: Form) -> tuple[list[str], Lines]:
+    """The table as the paper has it: a line for each method, a column for each stage."""
+    found = {(row["method"], row["stage"]): row for row in rows}
+    stages = [stage for stage in form.stages if any(row["stage"] == stage for row in rows)]
+    header = [""]
+    for stage in stages:
+        header += [STAGE_NAMES[stage]] if form.one_s else [STAGE_NAMES[stage], "S"]
+    header += ["S"] if form.one_s else []
+    header += ["ms"] if form.time else []
+    lines = []
+    for method in methods:
+        mine = [found[method, stage] for stage in stages if (method, stage) in found]
+        if not mine:
+            continue
+        cells = [method]
+        for row in mine:
+            cells += [accuracy(row)] if form.one_s else [accuracy(row), patches(row)]
+        counts = [patches(row) for row in mine]
+        cells += [counts[0] if len(set(counts)) == 1 else ", ".join(counts)] if form.one_s else []
+        cells += [number(mine[-1].get("ms_batch64"), 2)] if form.time else []
+        lines.append(cells)
+    return header, lines
+
+
+def details(rows: Sequence[Mapping[str, Any]], priced: bool) -> tuple[list[str], Lines]:
+    """Every method in every stage: intervals, tests and costs."""
+    header = [
+        "", "stage", "accuracy %", "95 % interval", "S", "HR read %", "HR kB", "MFLOP", "MFLOP dense", "ms, batch 1",
+        "ms, batch 64", *(["price"] if priced else []), "p",
+    ]  # fmt: skip
+    lines = []
+    for row in rows:
+        low, high = row["ci95"]
+        lines.append(
+            [
+                row["method"],
+                STAGE_NAMES[row["stage"]],
+                accuracy(row),
+                f"{100 * low:.1f} - {100 * high:.1f}",
+                patches(row, 2),
+                f"{100 * row['hr_pixel_fraction']:.1f}",
+                number(row["hr_bytes"] / 1000, 1),
+                number(_millions(row.get("flops")), 1),
+                number(_millions(row.get("flops_dense")), 1),
+                number(row.get("ms_batch1"), 2),
+                number(row.get("ms_batch64"), 2),
+                *([number(row["price"], 4)] if priced else []),
+                "" if row["p_value"] is None else f"{row['p_value']:.2g}",
+            ]
+        )
+    return header, lines
+
+
+def accuracy(row: Mapping[str, Any]) -> str:
+    """In percent; mean and standard deviation where there are several seeds."""
+    if "seeds" in row:
+        found = row["seeds"]["accuracy"]
+        return f"{100 * found['mean']:.1f} ± {100 * found['sd']:.1f}"
+    return f"{100 * row['accuracy']:.1f}"
+
+
+def patches(row: Mapping[str, Any], digits: int = 1) -> str:
+    """S: a whole number, or with decimals; the mean over seeds where there are several."""
+    value = row["seeds"]["mean_patches"]["mean"] if "seeds" in row else row["mean_patches"]
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.{digits}f}"
+
+
+def number(value: float | None, digits: int) -> str:
+    """With thousands set apart; nothing for None."""
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def _millions(value: float | None) -> float | None:
+    return None if value is None else value / 1e6

@@ -1,0 +1,150 @@
+"""Every row on the same images: what it chose, what it said, and the upper limit that an oracle reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from patchdrop.classify.super_resolution import Generator, bilinear, psnr
+from patchdrop.compare.bench import Bench
+from patchdrop.compare.rows import Row
+from patchdrop.data.sets import MemorySource, Split, low_of
+from patchdrop.episode import PatchDrop
+from patchdrop.evaluation.evaluate import BATCH, Outcome, evaluate, outcome_of
+from patchdrop.training.loop import derived_seed
+from patchdrop.training.supervised import random_subset
+
+ORACLE_IMAGES = 256
+ORACLE_MASKS = 64
+"""Random masks among the oracle's candidates, each with an S of its own."""
+Judged = dict[str, dict[str, Outcome]]
+"""Method -> stage -> what it did; a method without a policy does the same in each stage."""
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """PatchDrop's classifier of a stage with the best of many masks for each image, by the label."""
+
+    outcome: Outcome
+    patchdrop: Outcome
+    """PatchDrop on the same images."""
+    candidates: int
+
+
+def judge(bench: Bench, rows: Sequence[Row], split: Split, advance: Callable[[str, int], None]) -> Judged:
+    """Every row on a split, but for the oracle; and under "" the run's own PatchDrop, whether or not it is a row."""
+    own = evaluate(bench.run, split, bench.settings.seed, bench.device, lambda name, n: advance(f"run {name}", n))
+    stages = [stage for stage in bench.policy_stages if stage in own]
+    judged: Judged = {"": {stage: own[stage] for stage in stages}}
+    for row in rows:
+        if row.own == "oracle":
+            continue
+        if row.own == "policy":
+            judged[row.method] = judged[""]
+        elif row.own in ("random", "shuffled"):
+            judged[row.method] = {stage: own[f"{stage}/{row.own}"] for stage in stages}
+        elif row.own:
+            judged[row.method] = dict.fromkeys(stages, own[row.own])
+        elif row.chooser:
+            judged[row.method] = {stage: _judged(row, bench, stage, split, advance) for stage in stages}
+        else:
+            judged[row.method] = dict.fromkeys(stages, _judged(row, bench, row.stages[-1], split, advance))
+    return judged
+
+
+def _judged(row: Row, bench: Bench, stage: str, split: Split, advance: Callable[[str, int], None]) -> Outcome:
+    model = row.model(bench, stage).to(bench.device)
+    torch.manual_seed(derived_seed(bench.settings.seed, row.method, stage, "judge"))
+
+    def choose(scores: Tensor, start: int) -> Tensor:
+        assert row.chooser is not None
+        return row.chooser.chooses(row.chooser.count(bench.patches(stage)))(scores)
+
+    outcome = outcome_of(model, row.config(bench), bench.grid, split, choose, bench.device)
+    advance(f"{row.method} {stage}", len(split))
+    return outcome
+
+
+def judged_model(row: Row, bench: Bench, stage: str) -> nn.Module:
+    """The model that a row is judged by in a stage of the table."""
+    if row.own:
+        return bench.earlier(row.own if row.own in ("lr", "hr") else stage).to(bench.device)
+    return row.model(bench, stage if row.chooser else row.stages[-1]).to(bench.device)
+
+
+def oracle(bench: Bench, stage: str, split: Split, masks: Mapping[str, Tensor]) -> Oracle:
+    """The best mask of each image: one by which the class is right, with the fewest patches.
+
+    Where none is right, the one with the fewest patches. So on its images it is right wherever a candidate is.
+
+    Args:
+        masks: candidates beside none, all and `ORACLE_MASKS` random ones: name -> ``(len(split), P)`` bool, PatchDrop's
+            own under "".
+    """
+    positions = spread_over_classes(split.targets, ORACLE_IMAGES)
+    subset = held(split, positions)
+    n, count = len(positions), bench.grid.patches
+    torch.manual_seed(derived_seed(bench.settings.seed, stage, "oracle"))
+    candidates = [mask[positions] for mask in masks.values()]
+    candidates += [torch.zeros(n, count, dtype=torch.bool), torch.ones(n, count, dtype=torch.bool)]
+    candidates += [random_subset(n, count) for _ in range(ORACLE_MASKS)]
+    model = bench.earlier(stage).to(bench.device)
+    assert isinstance(model, PatchDrop)
+    outcomes = [_with_mask(model, bench, subset, mask) for mask in candidates]
+    right = torch.stack([outcome.right for outcome in outcomes])
+    counts = torch.stack([mask.sum(1) for mask in candidates])
+    best = torch.where(right, counts, count + 1 + counts).argmin(0)
+    images = torch.arange(n)
+    found = Outcome(
+        outcomes[0].scores,
+        torch.stack(candidates)[best, images],
+        torch.stack([outcome.logits for outcome in outcomes])[best, images],
+        outcomes[0].target,
+    )
+    own = outcomes[list(masks).index("")]
+    return Oracle(found, own, len(candidates))
+
+
+def _with_mask(model: PatchDrop, bench: Bench, split: Split, mask: Tensor) -> Outcome:
+    def choose(scores: Tensor, start: int) -> Tensor:
+        return mask[start : start + len(scores)]
+
+    return outcome_of(model, bench.config(), bench.grid, split, choose, bench.device)
+
+
+def spread_over_classes(targets: Tensor, count: int) -> Tensor:
+    """Positions of the first image of each class, then of the second of each, until there are ``count``; sorted."""
+    seen: dict[int, int] = {}
+    ranks = []
+    for position, target in enumerate(targets.tolist()):
+        seen[target] = seen.get(target, 0) + 1
+        ranks.append((seen[target], position))
+    return torch.tensor(sorted(position for _, position in sorted(ranks)[:count]))
+
+
+def held(split: Split, positions: Tensor) -> Split:
+    """Part of a split, decoded once and held in memory."""
+    batches = list(split.batches(torch.split(positions, BATCH)))
+    lows = [batch.low for batch in batches if batch.low is not None]
+    targets = torch.cat([batch.target for batch in batches])
+    source = MemorySource(
+        torch.cat([batch.high for batch in batches]),
+        torch.cat(lows) if lows else None,
+        targets,
+        [str(i) for i in range(len(targets))],
+    )
+    return Split(source, torch.arange(len(targets)))
+
+
+def signal_to_noise(generator: Generator, bench: Bench, split: Split) -> dict[str, float]:
+    """Mean PSNR in decibels of what a generator makes of a split's LR images, and of their bilinear enlargement."""
+    made, plain = 0.0, 0.0
+    with torch.inference_mode():
+        for batch in split.in_order(BATCH):
+            low, high = low_of(batch, bench.settings.low_size).to(bench.device), batch.high.to(bench.device)
+            made += float(psnr(generator(low), high).sum())
+            plain += float(psnr(bilinear(low, bench.settings.high_size), high).sum())
+    return {"psnr": made / len(split), "psnr_bilinear": plain / len(split)}

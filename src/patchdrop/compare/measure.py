@@ -1,0 +1,75 @@
+"""The cost columns of all rows, measured side by side on the same images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+
+from patchdrop.compare.bench import Bench
+from patchdrop.compare.costs import BATCHES, Player, flops, pixels_read, times_in_turns
+from patchdrop.compare.judge import Judged, held, judged_model, spread_over_classes
+from patchdrop.compare.options import Price
+from patchdrop.compare.rows import Row
+from patchdrop.data.sets import Split, low_of
+from patchdrop.evaluation.evaluate import Outcome
+
+MEASURED = ("flops", "flops_dense", *(f"ms_batch{batch}" for batch in BATCHES))
+Costs = dict[tuple[str, str], dict[str, Any]]
+"""(method, stage) -> the cost columns."""
+
+
+def reading_costs(outcome: Outcome, bench: Bench, price: Price) -> dict[str, Any]:
+    """What a choice reads and what that is worth: bytes of 8-bit pixels, share of HR's pixels, money an image."""
+    height, width = bench.settings.high_size
+    pixels = pixels_read(outcome.choice, bench.grid, (height, width))
+    share = pixels / (height * width)
+    worth = price.of_image(height, width)
+    return {
+        "hr_bytes": pixels * bench.settings.channels,
+        "hr_pixel_fraction": share,
+        "price": None if worth is None else worth * share,
+    }
+
+
+def measured_costs(bench: Bench, rows: Sequence[Row], split: Split, judged: Judged) -> Costs:
+    """FLOPs and times of every row that is a system (controls and the oracle are none), timed in turns."""
+    positions = spread_over_classes(split.targets, max(BATCHES))
+    batch = next(held(split, positions).in_order(len(positions)))
+    high, low = batch.high.to(bench.device), low_of(batch, bench.settings.low_size).to(bench.device)
+    players: dict[tuple[str, str], Player] = {}
+    choices = {}
+    for row in rows:
+        if row.own in ("random", "shuffled", "oracle"):
+            continue
+        for stage, outcome in judged[row.method].items():
+            if row.chooser or row.own == "policy" or not any(method == row.method for method, _ in players):
+                players[row.method, stage] = Player(judged_model(row, bench, stage), bench.grid)
+                choices[row.method, stage] = outcome.choice[positions].to(bench.device)
+    costs: Costs = {}
+    for key, player in players.items():
+        everything = torch.ones_like(choices[key])
+        costs[key] = {
+            "flops": flops(player, high, low, choices[key]),
+            "flops_dense": flops(player, high, low, everything),
+        }
+    for size in BATCHES:
+
+        def play(key: tuple[str, str], number: int) -> None:
+            # One image each time, another in each round; or as many as there are of the batch.
+            start = number % len(high) if size == 1 else 0  # noqa: B023
+            part = slice(start, start + size)  # noqa: B023
+            players[key](high[part], low[part], choices[key][part])
+
+        work = {"/".join(key): partial(play, key) for key in players}
+        seconds = times_in_turns(work, bench.device)
+        for key in players:
+            costs[key][f"ms_batch{size}"] = 1000 * seconds["/".join(key)] / min(size, len(high))
+    # A row without a policy is one model, timed once, whatever the stage.
+    for row in rows:
+        for stage in judged.get(row.method, {}):
+            first = next((costs[k] for k in costs if k[0] == row.method), dict.fromkeys(MEASURED))
+            costs.setdefault((row.method, stage), first)
+    return costs

@@ -1,0 +1,141 @@
+"""What `compare` is asked for, beside the settings of training; free of torch.
+
+`CompareOptions` and the training settings together are ``compare.yaml``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from patchdrop.errors import RunError, UsageError
+from patchdrop.grid import Grid
+from patchdrop.settings import FREE_SETTINGS, TrainSettings, from_mapping, read_yaml, to_mapping
+
+TableName = Literal["fmow", "imagenet", "bagnet"]
+ProfileName = Literal["cpu", "paper"]
+FREE_OPTIONS = ("seeds", "rows")
+"""These may differ from call to call: more seeds are more folders, rows are what is trained and shown now."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Networks that only the other rows have."""
+
+    cnn_network: str
+    """The masked CNN beside BagNet."""
+    generator_width: int
+    """Channels of SRGAN's residual blocks."""
+    generator_blocks: int
+
+
+SIZES: dict[str, Sizes] = {"cpu": Sizes("resnet8-w48-d", 32, 4), "paper": Sizes("resnet32", 64, 16)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """Which table, from which networks, of which rows."""
+
+    table: TableName
+    profile: ProfileName = "cpu"
+    seeds: int = 1
+    """Seeds, counted up from the settings' own."""
+    rows: tuple[str, ...] = ()
+    """Methods to train and show; none is all of the table's."""
+    patches: float | None = None
+    """S of the other choosers in every stage; without it, PatchDrop's own mean of each stage on val."""
+
+    @property
+    def sizes(self) -> Sizes:
+        """Of the profile's networks."""
+        return SIZES[self.profile]
+
+    def check(self, settings: TrainSettings) -> None:
+        """Raise UsageError where the options make no sense, or not with these settings."""
+        if self.seeds < 1:
+            raise UsageError(f"seeds: {self.seeds} is out of range, use 1 or more")
+        count = Grid.parse(settings.grid).patches
+        if self.patches is not None and not 0 <= self.patches <= count:
+            raise UsageError(
+                f"patches: {self.patches:g} cannot be read of a grid of {count}; use 0 to {count}, or a finer --grid"
+            )
+        wanted = "bagnet" if self.table == "bagnet" else "masked"
+        if settings.classifier != wanted:
+            raise UsageError(f"classifier: table {self.table} compares with {wanted!r}, not {settings.classifier!r}")
+
+
+@dataclass(frozen=True)
+class Price:
+    """What HR costs: by the image, or by the area it shows."""
+
+    per_image: float | None = None
+    per_km2: float | None = None
+    gsd: float | None = None
+    """Metres on the ground for each HR pixel."""
+
+    def __post_init__(self) -> None:
+        if (self.per_km2 is None) != (self.gsd is None):
+            has, lacks = ("--gsd", "--price-per-km2") if self.per_km2 is None else ("--price-per-km2", "--gsd")
+            raise UsageError(f"{has} without {lacks}: a price by the area needs both, the metres of a pixel as --gsd")
+        if self.per_image is not None and self.per_km2 is not None:
+            raise UsageError("--price-per-image and --price-per-km2 are two prices for one image; name one")
+        for name, value in (
+            ("--price-per-image", self.per_image),
+            ("--price-per-km2", self.per_km2),
+            ("--gsd", self.gsd),
+        ):
+            if value is not None and not 0 < value < float("inf"):
+                raise UsageError(f"{name}: {value:g} is no price or size, use a number above 0")
+
+    def of_image(self, height: int, width: int) -> float | None:
+        """The price of all of an HR image of that many pixels; None where no price is known."""
+        if self.per_image is not None or self.per_km2 is None or self.gsd is None:
+            return self.per_image
+        return self.per_km2 * height * width * (self.gsd / 1000) ** 2
+
+
+def bind(folder: Path, options: CompareOptions, settings: TrainSettings) -> None:
+    """Compare with what the folder was started with.
+
+    Raises:
+        RunError: it was started with other settings; they are named.
+    """
+    path = folder / "compare.yaml"
+    if not path.exists():
+        return
+    before = read_yaml(path)
+    now = document(options, settings)
+    changed = [
+        f"{name}: {before.get(name)} -> {now.get(name)}"
+        for name in now
+        if name not in (*FREE_SETTINGS, *FREE_OPTIONS) and before.get(name, now[name]) != now[name]
+    ]
+    if changed:
+        raise RunError(f"{folder}: was started with other settings ({'; '.join(changed)}); use those, or another --out")
+
+
+def document(options: CompareOptions, settings: TrainSettings) -> dict[str, Any]:
+    """All that is needed to run the comparison again, as ``compare.yaml`` holds it."""
+    asked = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
+    return {**asked, **to_mapping(settings)}
+
+
+def to_yaml(options: CompareOptions, settings: TrainSettings) -> str:
+    """The complete ``compare.yaml``."""
+    return yaml.safe_dump(document(options, settings), sort_keys=False, allow_unicode=True)
+
+
+def split_mapping(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The options and the settings in a YAML file's mapping.
+
+    Raises:
+        UsageError: a key or value among the settings that does not exist.
+    """
+    options = {k: v for k, v in values.items() if k in CompareOptions.__dataclass_fields__}
+    settings = {k: v for k, v in values.items() if k not in options}
+    from_mapping(settings, where)
+    return {k: v for k, v in options.items() if v is not None}, settings

@@ -1,0 +1,270 @@
+"""The document ``results.json`` of a comparison: rows, tables ready to print, and a foot with what they rest on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchdrop.classify.super_resolution import Generator
+from patchdrop.compare.bench import Bench
+from patchdrop.compare.form import STAGE_NAMES, details, seed_form
+from patchdrop.compare.judge import ORACLE_MASKS, Judged, Oracle, judge, oracle, signal_to_noise
+from patchdrop.compare.measure import measured_costs, reading_costs
+from patchdrop.compare.options import Price
+from patchdrop.compare.rows import Row
+from patchdrop.compare.table import FORMS
+from patchdrop.data.sets import Split
+from patchdrop.evaluation.evaluate import Outcome, row_of
+from patchdrop.evaluation.metrics import mcnemar
+from patchdrop.files import write_bytes, write_json
+from patchdrop.report.comparison import comparison
+from patchdrop.report.figures import png
+from patchdrop.training.run import Advance
+
+Rows = list[dict[str, Any]]
+
+
+def results(
+    bench: Bench,
+    rows: Sequence[Row],
+    judged: Sequence[Rows],
+    seeds: Sequence[int],
+    split_name: str,
+    price: Price,
+    provenance: dict[str, Any],
+) -> dict[str, Any]:
+    """Lay the tables out.
+
+    Args:
+        bench: of the first seed.
+        judged: `seed_rows` of each seed. The document's ``rows`` are the first seed's; where there are several, each
+            has ``seeds`` with what they gave.
+    """
+    shown = over_seeds(judged, seeds)
+    form, grid = FORMS[bench.options.table], bench.grid
+    head, lines = seed_form(shown, [row.method for row in rows], form)
+    more_head, more_lines = details(shown, price != Price())
+    return {
+        "table": bench.options.table,
+        "profile": bench.options.profile,
+        "data": bench.data.name,
+        "split": split_name,
+        "classes": len(bench.data.classes),
+        "patches": grid.patches,
+        "grid": [grid.rows, grid.cols],
+        "high": list(bench.settings.high_size),
+        "low": list(bench.settings.low_size),
+        "seeds": list(seeds),
+        "rows": shown,
+        "tables": [
+            {"title": "Accuracy, %, and S", "header": head, "lines": lines},
+            {"title": "Every stage", "header": more_head, "lines": more_lines},
+        ],
+        "foot": foot(bench, rows, shown, split_name, price, provenance["machine"]),
+        "provenance": provenance,
+    }
+
+
+def seed_rows(bench: Bench, rows: Sequence[Row], split_name: str, price: Price, advance: Advance, timed: bool) -> Rows:
+    """The rows of ``results.json`` of one seed, in the table's order, stage by stage."""
+    split = bench.data.splits[split_name]
+    judged = judge(bench, rows, split, advance)
+    oracles = _oracles(bench, rows, split, judged) if any(row.own == "oracle" for row in rows) else {}
+    for row in rows:
+        if row.own == "oracle":
+            judged[row.method] = {stage: found.outcome for stage, found in oracles.items()}
+    measured = measured_costs(bench, rows, split, judged) if timed else {}
+    found: Rows = []
+    for row in rows:
+        more = _psnr(row, bench, split)
+        for stage, outcome in judged[row.method].items():
+            entry = row_of(row.method, stage, outcome, _sigma(bench, stage))
+            entry |= {**reading_costs(outcome, bench, price), **measured.get((row.method, stage), {}), **more}
+            ours = oracles[stage].patchdrop if row.own == "oracle" else judged[""][stage]
+            entry["p_value"] = None if row.own == "policy" else mcnemar(ours.right, outcome.right)
+            if row.own == "oracle":
+                entry |= {"candidates": oracles[stage].candidates, **_on_subset(oracles[stage].patchdrop)}
+            found.append(entry)
+    return found
+
+
+def _oracles(bench: Bench, rows: Sequence[Row], split: Split, judged: Judged) -> dict[str, Oracle]:
+    choosers = [row.method for row in rows if row.chooser]
+    found = {}
+    for stage, outcome in judged[""].items():
+        masks = {"": outcome.choice, **{name: judged[name][stage].choice for name in choosers}}
+        found[stage] = oracle(bench, stage, split, masks)
+    return found
+
+
+def _on_subset(outcome: Outcome) -> dict[str, float]:
+    return {
+        "patchdrop_accuracy_on_these": float(outcome.right.double().mean()),
+        "patchdrop_mean_patches_on_these": float(outcome.choice.sum(1).double().mean()),
+    }
+
+
+def _sigma(bench: Bench, stage: str) -> float:
+    return float(bench.run.stage_config(stage)["figures"].get("sigma", bench.settings.sigma))
+
+
+def _psnr(row: Row, bench: Bench, split: Split) -> dict[str, float]:
+    if "generator" not in row.stages:
+        return {}
+    generator = row.model(bench, "generator").to(bench.device).generator
+    assert isinstance(generator, Generator)
+    return signal_to_noise(generator.eval(), bench, split)
+
+
+def over_seeds(judged: Sequence[Rows], seeds: Sequence[int]) -> Rows:
+    """The first seed's rows, each with mean and standard deviation over all seeds where there are several."""
+    shown = []
+    for together in zip(*judged, strict=True):
+        row = dict(together[0])
+        if len(seeds) > 1:
+            row["seeds"] = {
+                "seed": list(seeds),
+                "p_value": [r["p_value"] for r in together],
+                **{name: _spread([r[name] for r in together]) for name in ("accuracy", "mean_patches")},
+            }
+        shown.append(row)
+    return shown
+
+
+def _spread(values: list[float]) -> dict[str, Any]:
+    return {"mean": statistics.mean(values), "sd": statistics.stdev(values), "values": values}
+
+
+def foot(bench: Bench, rows: Sequence[Row], shown: Rows, split_name: str, price: Price, machine: str) -> list[str]:
+    """What the tables rest on, a sentence or two a line."""
+    settings, count = bench.settings, bench.grid.patches
+    n = len(bench.data.splits[split_name])
+    lines = [
+        f"{bench.data.name}, {split_name} split, {n} images, {len(bench.data.classes)} classes; HR {settings.high} px, "
+        f"LR {settings.low} px, P = {count}; profile {bench.options.profile}: HR {settings.hr_network} "
+        f"({settings.classifier}), LR {settings.lr_network}, policy {settings.policy_network}; epochs "
+        + ", ".join(f"{s} {getattr(settings, f'epochs_{s}')}" for s in ("lr", "hr", "patches", "pt", "ft1", "ft2"))
+        + f"; seed {settings.seed}.",
+        _matched(bench, rows),
+        "Intervals: 95 %, Wilson. p: exact McNemar test of the stage's PatchDrop against the row on the same images.",
+        *_of_rows(bench, rows, shown),
+        "HR kB: 8-bit pixels of the patches read. FLOP: a multiply-add counts as two, policy and LR stream included; "
+        "dense: with every patch read. Milliseconds: decoding and making LR left out; median, all rows in turns in one "
+        f"process, {torch.get_num_threads()} threads, {bench.device.type}, {machine}.",
+    ]
+    return [line for line in [*lines, *_money(bench, shown, n, price)] if line]
+
+
+def _matched(bench: Bench, rows: Sequence[Row]) -> str:
+    stages = bench.policy_stages
+    choosers = [row for row in rows if row.chooser]
+    if not choosers:
+        return ""
+    source = "as asked" if bench.options.patches is not None else "PatchDrop's mean on val"
+    wanted = ", ".join(f"{STAGE_NAMES[s]} {bench.patches(s):.2f}" for s in stages)
+    whole = [row for row in choosers if row.chooser and row.chooser.whole]
+    kept = ""
+    if whole and whole[0].chooser:
+        rounded = ", ".join(f"{whole[0].chooser.count(bench.patches(s)):.0f}" for s in stages)
+        kept = f"; {' and '.join(row.method for row in whole)} keep {rounded}"
+    return f"S of the choosers: {source}, {wanted}{kept}."
+
+
+def _of_rows(bench: Bench, rows: Sequence[Row], shown: Rows) -> list[str]:
+    first = {row["method"]: row for row in reversed(shown)}
+    lines = []
+    for row in rows:
+        entry = first.get(row.method)
+        if entry is None:
+            continue
+        if "psnr" in entry:
+            lines.append(
+                f"{row.method}: PSNR {entry['psnr']:.2f} dB; of the bilinear enlargement "
+                f"{entry['psnr_bilinear']:.2f} dB."
+            )
+        if "equal budget" in row.method:
+            stage = row.stages[0]
+            epochs = row.folder(bench).stage_config(stage).get("epochs")
+            own = getattr(bench.settings, f"epochs_{stage}")
+            lines.append(f"{row.method}: {epochs} epochs in place of {own}, the training FLOPs of Ft-2's whole chain.")
+        if row.own == "oracle":
+            lines.append(
+                f"{row.method}: the first {entry['n']} images spread over the classes, {entry['candidates']} masks "
+                f"each ({ORACLE_MASKS} of them random); PatchDrop on these: "
+                + ", ".join(
+                    f"{STAGE_NAMES[r['stage']]} {100 * r['patchdrop_accuracy_on_these']:.1f} %"
+                    for r in shown
+                    if r["method"] == row.method
+                )
+                + "."
+            )
+    return lines
+
+
+def _money(bench: Bench, shown: Rows, n: int, price: Price) -> list[str]:
+    worth = price.of_image(*bench.settings.high_size)
+    ours = [row for row in shown if row["method"].endswith("PatchDrop")]
+    if worth is None or not ours:
+        return []
+    row = ours[-1]
+    share = row["hr_pixel_fraction"]
+    basis = (
+        f"{price.per_km2:g} a km2 at {price.gsd:g} m a pixel" if price.per_km2 is not None else f"{worth:g} an image"
+    )
+    return [
+        f"Money ({basis}): HR that {row['method']} does not buy in {STAGE_NAMES[row['stage']]}: "
+        f"(1 - {share:.4f}) x {n} images x {worth:,.4g} = {(1 - share) * n * worth:,.2f}, "
+        f"of {n * worth:,.2f} for all of HR."
+    ]
+
+
+def csv_text(document: Mapping[str, Any]) -> str:
+    """``table.csv``: one line for each method and stage."""
+    columns = [
+        "method", "stage", "accuracy", "ci95_low", "ci95_high", "n", "mean_patches", "patches_sd", "hr_fraction",
+        "hr_pixel_fraction", "hr_bytes", "flops", "flops_dense", "ms_batch1", "ms_batch64", "price", "p_value",
+    ]  # fmt: skip
+    lines = [columns]
+    for row in document["rows"]:
+        values = {**row, "ci95_low": row["ci95"][0], "ci95_high": row["ci95"][1]}
+        lines.append(["" if values.get(name) is None else str(values[name]) for name in columns])
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows(lines)
+    return text.getvalue()
+
+
+def write(folder: Path, document: Mapping[str, Any]) -> None:
+    """``table.md``, ``table.csv`` and ``accuracy.png``, then ``results.json``; raises RunError where they cannot be."""
+    write_bytes(folder / "table.md", markdown(document).encode())
+    write_bytes(folder / "table.csv", csv_text(document).encode())
+    write_bytes(folder / "accuracy.png", png(comparison(document["rows"])))
+    write_json(folder / "results.json", document)
+
+
+def markdown(document: Mapping[str, Any]) -> str:
+    """``table.md``: the tables and their foot."""
+    parts = [f"# {document['data']}, table {document['table']}"]
+    for table in document["tables"]:
+        parts.append(f"## {table['title']}")
+        parts.append(markdown_table(table["header"], table["lines"]))
+    where = document["provenance"]
+    parts.append("\n".join(f"* {line}" for line in document["foot"]))
+    parts.append(f"`{where['command']}` at {where['commit']}")
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; the PatchDrop rows are bold."""
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "|" + "---|" * len(header)
+    bold = [[f"**{c[0]}**", *c[1:]] if c[0].endswith("PatchDrop") else list(c) for c in lines]
+    return "\n".join([line(header), rule, *map(line, bold)])

@@ -1,0 +1,342 @@
+"""The rows of the tables: what each one trains, from what it starts, and how it chooses.
+
+A row trains in stages, each kept in a folder of the form of a run's (`patchdrop.runfolder`). Rows that are the run's
+own, and controls that judge the run's models with other masks, train nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import nn
+
+from patchdrop.classify.masked_cnn import MaskedCNN
+from patchdrop.classify.pcn import PartiallyCoupled
+from patchdrop.classify.super_resolution import Discriminator, Generator, SuperResolution, SuperResolved
+from patchdrop.compare.bench import POLICY_STAGES, Bench
+from patchdrop.episode import PatchDrop
+from patchdrop.grid import Grid
+from patchdrop.models import ModelConfig, build_stage
+from patchdrop.policy.baselines import Blind, fixed_columns, fixed_rows, stochastic
+from patchdrop.policy.choice import Choose, greedy, sampled, top
+from patchdrop.policy.stn import relaxed_top
+from patchdrop.runfolder import RunFolder
+from patchdrop.settings import TrainSettings
+from patchdrop.training.choosers import ChooserTask
+from patchdrop.training.couple import CoupledTask
+from patchdrop.training.hidden import HiddenTask, Hide, cut_out, policy_masks
+from patchdrop.training.loop import Task
+from patchdrop.training.objectives import Teacher
+from patchdrop.training.run import on_device, starting_model, teacher_of
+from patchdrop.training.super_resolution import GeneratorTask, SuperResolvedTask
+from patchdrop.training.supervised import ClassifierTask
+
+KD_WEIGHT = 0.7
+"""The teacher's share of KD's loss; its temperature is `Teacher`'s own."""
+
+
+@dataclass(frozen=True)
+class Chooser:
+    """A way to choose S patches that takes the policy's place.
+
+    Attributes:
+        policy: grid and S to what gives the patch logits; None: a policy network of the run's form.
+        learns: S to the choice in training.
+        chooses: S to the choice afterwards. What it draws comes from torch's own generator.
+        whole: whether S is rounded to a whole number.
+    """
+
+    policy: Callable[[Grid, float], Blind] | None
+    learns: Callable[[float], Choose]
+    chooses: Callable[[float], Choose]
+    whole: bool = False
+
+    def count(self, patches: float) -> float:
+        """S as this chooser keeps it."""
+        return float(round(patches)) if self.whole else patches
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    Attributes:
+        method: its name in the table.
+        about: what it is, in a line.
+        own: of a row that the run has itself, the stage (``lr``, ``hr``) or the control (``random``, ``shuffled``,
+            ``oracle``); ``policy`` is PatchDrop.
+        stages: that it trains, in order; the last one is judged, or of a chooser each.
+        task: what trains a stage.
+        build: makes the model that a stage's weights are loaded into.
+        settings: by which it is trained.
+        chooser: of a row that chooses patches in another way than PatchDrop.
+    """
+
+    method: str
+    about: str
+    own: str = ""
+    stages: tuple[str, ...] = ()
+    task: Callable[[Row, Bench, str], Task] | None = None
+    build: Callable[[Bench, str, ModelConfig], nn.Module] = lambda bench, stage, config: build_stage(stage, config)
+    settings: Callable[[Bench], TrainSettings] = lambda bench: bench.settings
+    chooser: Chooser | None = None
+
+    def folder(self, bench: Bench) -> RunFolder:
+        """Where its stages are kept."""
+        slug = re.sub("[^a-z0-9]+", "-", self.method.lower()).strip("-")
+        return RunFolder(bench.folder / slug, partial(self.build, bench))
+
+    def trains(self, bench: Bench) -> list[str]:
+        """Its stages with these settings."""
+        active = bench.policy_stages if self.chooser else self.stages
+        return [stage for stage in self.stages if stage in active]
+
+    def config(self, bench: Bench) -> ModelConfig:
+        """The description of its networks."""
+        return bench.config(self.settings(bench))
+
+    def model(self, bench: Bench, stage: str) -> nn.Module:
+        """Its trained model of one of its stages (in a plan, an untrained one where there is none)."""
+        return bench.trained(self.folder(bench), stage, lambda: self.build(bench, stage, self.config(bench)))
+
+
+# --- what trains a stage
+
+
+def _plain(row: Row, bench: Bench, stage: str) -> Task:
+    settings = row.settings(bench)
+    model = on_device(bench.new(stage, settings), bench.device)
+    fit, val = bench.data.splits["fit"], bench.data.splits["val"]
+    return ClassifierTask(stage, model, fit, val, settings, bench.device)
+
+
+def _distilled(row: Row, bench: Bench, stage: str) -> Task:
+    model = on_device(bench.new(stage), bench.device)
+    teacher = Teacher(bench.earlier("hr").to(bench.device), bench.grid, KD_WEIGHT)
+    fit, val = bench.data.splits["fit"], bench.data.splits["val"]
+    return ClassifierTask(stage, model, fit, val, bench.settings, bench.device, teacher=teacher)
+
+
+def _coupled(row: Row, bench: Bench, stage: str) -> Task:
+    model = on_device(_new_coupled(bench, bench.config(), bench.settings.pretrained), bench.device)
+    assert isinstance(model, PartiallyCoupled)
+    return CoupledTask(stage, model, bench.data.splits["fit"], bench.data.splits["val"], bench.settings, bench.device)
+
+
+def _super_resolution(row: Row, bench: Bench, stage: str) -> Task:
+    fit, val = bench.data.splits["fit"], bench.data.splits["val"]
+    high = bench.earlier("hr")
+    assert isinstance(high, MaskedCNN)
+    if stage == "generator":
+        model = on_device(_generator(bench), bench.device)
+        assert isinstance(model, SuperResolution)
+        return GeneratorTask(stage, model, high, fit, val, bench.settings, bench.device)
+    generator = row.model(bench, "generator").generator
+    assert isinstance(generator, Generator)
+    resolved = on_device(SuperResolved(generator, high), bench.device)
+    assert isinstance(resolved, SuperResolved)
+    return SuperResolvedTask(stage, resolved, fit, val, bench.settings, bench.device)
+
+
+def _hidden(hide: Callable[[Bench], Hide]) -> Callable[[Row, Bench, str], Task]:
+    def task(row: Row, bench: Bench, stage: str) -> Task:
+        model = on_device(bench.new(stage), bench.device)
+        assert isinstance(model, MaskedCNN)
+        fit, val = bench.data.splits["fit"], bench.data.splits["val"]
+        return HiddenTask(stage, model, hide(bench), fit, val, bench.settings, bench.device)
+
+    return task
+
+
+def _choosing(row: Row, bench: Bench, stage: str) -> Task:
+    """As PatchDrop's stage: the same start, teacher, epochs and rates, with the chooser in the policy's place."""
+    assert row.chooser is not None
+    settings, chooser = bench.settings, row.chooser
+    patches = chooser.count(bench.patches(stage))
+
+    def earlier(name: str) -> nn.Module:
+        return row.model(bench, name) if name in POLICY_STAGES else bench.earlier(name)
+
+    model = starting_model(stage, settings, bench.config(), bench.statistics, earlier)
+    assert isinstance(model, PatchDrop)
+    if chooser.policy is not None:
+        model.policy = chooser.policy(bench.grid, patches)
+    on_device(model, bench.device)
+    teacher = teacher_of(stage, settings, earlier, bench.device)
+    fit, val = bench.data.splits["fit"], bench.data.splits["val"]
+    if stage == "pt":
+        fit = bench.data.splits.get("policy", fit)
+    return ChooserTask(stage, model, chooser.learns(patches), fit, val, settings, bench.device, teacher)
+
+
+# --- what weights are loaded into
+
+
+def _build_coupled(bench: Bench, stage: str, config: ModelConfig) -> PartiallyCoupled:
+    return _new_coupled(bench, config, pretrained=False)
+
+
+def _new_coupled(bench: Bench, config: ModelConfig, pretrained: bool) -> PartiallyCoupled:
+    return PartiallyCoupled(
+        config.lr_network,
+        len(config.classes),
+        bench.normalise_low(),
+        bench.normalise(),
+        channels=config.channels,
+        enlarge=max(2, config.low_enlarge),  # at LR's own size, HR averaged to it would be LR
+        pretrained=pretrained,
+    )
+
+
+def _generator(bench: Bench) -> SuperResolution:
+    sizes, settings = bench.options.sizes, bench.settings
+    generator = Generator(
+        settings.high_size,
+        settings.low_size,
+        bench.normalise_low(),
+        channels=settings.channels,
+        width=sizes.generator_width,
+        blocks=sizes.generator_blocks,
+    )
+    return SuperResolution(generator, Discriminator(settings.channels, sizes.generator_width))
+
+
+def _build_super_resolution(bench: Bench, stage: str, config: ModelConfig) -> nn.Module:
+    model = _generator(bench)
+    if stage == "generator":
+        return model
+    high = build_stage("hr", config)
+    assert isinstance(high, MaskedCNN)
+    return SuperResolved(model.generator, high)
+
+
+def _build_choosing(chooser: Chooser) -> Callable[[Bench, str, ModelConfig], nn.Module]:
+    def build(bench: Bench, stage: str, config: ModelConfig) -> nn.Module:
+        model = build_stage(stage, config)
+        assert isinstance(model, PatchDrop)
+        if chooser.policy is not None:
+            model.policy = Blind(torch.zeros(bench.grid.patches))
+        return model
+
+    return build
+
+
+# --- the rows
+
+
+def _fixed(make: Callable[[Grid, int], Blind]) -> Chooser:
+    return Chooser(lambda grid, s: make(grid, int(s)), lambda s: greedy, lambda s: greedy, whole=True)
+
+
+CHOOSERS = {
+    "Fixed-H": _fixed(fixed_rows),
+    "Fixed-V": _fixed(fixed_columns),
+    "Stochastic": Chooser(stochastic, lambda s: sampled, lambda s: sampled),
+    "STN": Chooser(None, lambda s: partial(relaxed_top, mean_patches=s), lambda s: partial(top, mean_patches=s)),
+}
+_ABOUT = {
+    "Fixed-H": "the same S patches for every image, row by row, the centre first",
+    "Fixed-V": "the same S patches for every image, column by column, the centre first",
+    "Stochastic": "patches by a probability that falls with the distance from the centre, S on average",
+    "STN": "the S highest scores of a network on LR, learnt through a relaxation, without a reward",
+}
+
+
+def _chooser_row(method: str) -> Row:
+    chooser = CHOOSERS[method]
+    return Row(
+        method,
+        _ABOUT[method],
+        stages=POLICY_STAGES,
+        task=_choosing,
+        build=_build_choosing(chooser),
+        chooser=chooser,
+    )
+
+
+def _budget_row(method: str, stage: str) -> Row:
+    return Row(
+        method,
+        "the same network and recipe for as many FLOPs of training as Ft-2 had in all",
+        stages=(stage,),
+        task=_plain,
+        settings=partial(Bench.with_budget, stage=stage),
+    )
+
+
+def _cnn_settings(bench: Bench) -> TrainSettings:
+    return replace(bench.settings, classifier="masked", hr_network=bench.options.sizes.cnn_network)
+
+
+SUPER_RESOLUTION = Row(
+    "SRGAN",
+    "a generator makes HR from LR, a classifier trained on what it makes reads that",
+    stages=("generator", "classifier"),
+    task=_super_resolution,
+    build=_build_super_resolution,
+)
+LR_CNN = Row("LR-CNN", "a classifier on LR alone", own="lr")
+HR_CNN = Row("HR-CNN", "a classifier on all of HR", own="hr")
+PATCHDROP = Row("PatchDrop", "the policy and its classifier", own="policy")
+CONTROLS = (
+    Row("Random", "PatchDrop's classifier on random patches, S matched", own="random"),
+    Row("Shuffled", "PatchDrop's classifier on its own masks dealt to other images", own="shuffled"),
+    Row("Oracle", "PatchDrop's classifier on the best of many masks by the label, on a subset", own="oracle"),
+)
+CHOOSER_ROWS = tuple(_chooser_row(method) for method in CHOOSERS)
+_LR_BUDGET, _HR_BUDGET = _budget_row("LR-CNN, equal budget", "lr"), _budget_row("HR-CNN, equal budget", "hr")
+
+FULL_ROWS = (
+    LR_CNN,
+    SUPER_RESOLUTION,
+    Row(
+        "KD",
+        "LR-CNN that learns from HR-CNN's softened outputs too",
+        stages=("lr",),
+        task=_distilled,
+    ),
+    Row(
+        "PCN",
+        "an LR network whose layers share half of their filters with an HR network",
+        stages=("lr",),
+        task=_coupled,
+        build=_build_coupled,
+    ),
+    HR_CNN,
+    *CHOOSER_ROWS,
+    PATCHDROP,
+    *CONTROLS,
+    _LR_BUDGET,
+    _HR_BUDGET,
+    Row(
+        "HR-CNN + CutOut",
+        "HR-CNN trained with a random square hidden in every second image",
+        stages=("hr",),
+        task=_hidden(lambda bench: cut_out(bench.statistics.mean)),
+    ),
+    Row(
+        "HR-CNN + hard positives",
+        "HR-CNN trained with what the last policy would not read hidden in every second image",
+        stages=("hr",),
+        task=_hidden(lambda bench: policy_masks(bench.last_policy().to(bench.device))),
+    ),
+)
+BAGNET_ROWS = (
+    replace(HR_CNN, method="BagNet, no patch drop", about="BagNet on all patches"),
+    Row(
+        "CNN, no patch drop",
+        "a dense network on all of HR",
+        stages=("hr",),
+        task=_plain,
+        settings=_cnn_settings,
+    ),
+    *CHOOSER_ROWS,
+    replace(PATCHDROP, method="BagNet + PatchDrop", about="the policy and BagNet"),
+    *CONTROLS,
+    LR_CNN,
+    replace(_HR_BUDGET, method="BagNet, equal budget"),
+)

@@ -1,0 +1,48 @@
+"""The seed tables' forms: which rows, which columns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from patchdrop.compare.bench import POLICY_STAGES
+from patchdrop.compare.rows import BAGNET_ROWS, FULL_ROWS, Row
+from patchdrop.errors import UsageError
+from patchdrop.settings import nearest
+
+
+@dataclass(frozen=True)
+class Form:
+    """One of the paper's tables.
+
+    Attributes:
+        rows: the paper's, in its order, then those beyond it.
+        stages: that the table has a column for.
+        one_s: whether S of all stages stands in one last column, rather than S beside each stage.
+        time: whether a last column holds milliseconds an image.
+    """
+
+    rows: tuple[Row, ...]
+    stages: tuple[str, ...] = POLICY_STAGES
+    one_s: bool = False
+    time: bool = False
+
+
+FORMS = {
+    "fmow": Form(FULL_ROWS),
+    "imagenet": Form(FULL_ROWS, one_s=True),
+    "bagnet": Form(BAGNET_ROWS, stages=("pt", "ft1"), time=True),
+}
+
+
+def chosen_rows(form: Form, names: Sequence[str]) -> list[Row]:
+    """The rows of these names in the table's order; all of them where none is named.
+
+    Raises:
+        UsageError: the table has no row of a name; the nearest one is offered.
+    """
+    methods = [row.method for row in form.rows]
+    for name in names:
+        if name not in methods:
+            raise UsageError(f"--rows: there is no row {name!r}{nearest(name, methods)} (rows: {'; '.join(methods)})")
+    return [row for row in form.rows if not names or row.method in names]
