@@ -61,7 +61,8 @@ def origin(document: dict[str, Any]) -> str:
     seconds = ", ".join(f"{stage} {s:.0f} s" for stage, s in where.get("seconds", {}).items() if s is not None)
     versions = ", ".join(f"{name} {v}" for name, v in where["versions"].items())
     return (
-        f"\np: exact McNemar test of the stage's PatchDrop against that row (p HR-CNN: of that row against HR-CNN), n = {document['rows'][0]['n']} images.\n\n"
+        "\np: exact McNemar test of the stage's PatchDrop against that row; p HR-CNN: of that row against HR-CNN; "
+        f"n = {document['rows'][0]['n']} images.\n\n"
         f"* evaluated by `{where['command']}` at {where['commit']} on {where['machine']}\n{trained}"
         f"* seed {where['seed']}; time: {seconds}\n* {versions}\n* settings: `settings.yaml`\n"
     )
