@@ -23,17 +23,17 @@ from patchdrop.compare.bench import CHAIN, Bench
 from patchdrop.compare.costs import Player, flops, pixels_read, times_in_turns
 from patchdrop.compare.form import seed_form
 from patchdrop.compare.judge import oracle, spread_over_classes
-from patchdrop.compare.options import CompareOptions, Price
+from patchdrop.compare.options import PROFILES, CompareOptions, Price
 from patchdrop.compare.results import markdown_table, over_seeds
 from patchdrop.compare.rows import CHOOSERS
 from patchdrop.compare.table import FORMS
-from patchdrop.cost import step_flops
+from patchdrop.cost import forward_costs, step_flops
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError, UsageError
 from patchdrop.grid import Grid
 from patchdrop.networks import Normalise
 from patchdrop.runfolder import RunFolder
-from patchdrop.settings import STAGES, TrainSettings
+from patchdrop.settings import STAGES, TrainSettings, from_mapping, read_profile
 from patchdrop.training.batches import steps_in
 from patchdrop.training.run import Stopper, stage_steps
 from tiny import tiny_flags, tiny_settings, write_folder
@@ -268,6 +268,38 @@ def test_the_list_without_data_names_the_rows_and_with_data_what_each_takes(
 
 
 # --- parts
+
+
+@pytest.mark.parametrize(("table", "profile"), PROFILES)
+def test_a_tables_profile_has_settings_of_that_table_and_networks_that_take_its_images(
+    table: str, profile: str
+) -> None:
+    settings = from_mapping(read_profile(PROFILES[table, profile]), profile)
+    CompareOptions(table=table, profile=profile).check(settings)  # type: ignore[arg-type]
+    commands.check_settings(settings)
+    costs = forward_costs(settings, 10)
+    assert 0 < costs["policy"].flops < costs["hr"].flops
+
+
+def test_a_comparison_runs_again_from_its_own_file_and_flags_win(
+    fmow: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[CompareOptions, TrainSettings]] = []
+    monkeypatch.setattr("patchdrop.commands.compare", lambda o, s, *_: asked.append((o, s)) or document(fmow))
+    app.config = ()
+    arguments = ["compare", "--config", str(fmow / "compare.yaml"), "--out", str(tmp_path / "again"), "--batch", "4"]
+    assert main(arguments) == 0
+    options, settings = asked[0]
+    assert options == CompareOptions(table="fmow")
+    before = from_mapping(
+        {
+            k: v
+            for k, v in yaml.safe_load((fmow / "compare.yaml").read_text()).items()
+            if k in TrainSettings.__dataclass_fields__
+        },
+        "compare.yaml",
+    )
+    assert settings == replace(before, batch=4)
 
 
 def test_a_price_by_the_area_is_that_of_the_ground_the_image_shows() -> None:

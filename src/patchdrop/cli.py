@@ -13,10 +13,10 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
 
-from patchdrop.compare.options import CompareOptions, Price, split_mapping
+from patchdrop.compare.options import PROFILES, CompareOptions, Price, split_mapping
 from patchdrop.dial import Dial, Target
 from patchdrop.errors import Interrupted, PatchDropError, UsageError
-from patchdrop.settings import TrainSettings, from_mapping, profile_names, read_profile
+from patchdrop.settings import TrainSettings, from_mapping, read_profile
 from patchdrop.version import VERSION
 
 DONE, USAGE, BAD_INPUT, SOME_FAILED, INTERRUPTED, TERMINATED = 0, 2, 3, 4, 130, 143
@@ -354,10 +354,10 @@ def _settings_file(arguments: list[str]) -> list[Dict]:
 def _compare_file(arguments: list[str]) -> list[Dict]:
     """The same for ``compare``, where a file may name table and rows too, and the table has a profile of its own."""
     source = _value_of("--config", arguments)
-    table, profile = _value_of("--table", arguments), _value_of("--profile", arguments) or "cpu"
     if source is None:
-        source = f"{table}-{profile}"
-        values = read_profile(source) if source in profile_names() else {}
+        table, profile = _value_of("--table", arguments) or "", _value_of("--profile", arguments) or "cpu"
+        source = PROFILES.get((table, profile), "")
+        values = read_profile(source) if source else {}  # a name that is none is refused as a flag's value
     else:
         values = read_profile(source)
     split_mapping(values, source)

@@ -52,6 +52,7 @@ from patchdrop.training import run as training
 from patchdrop.training.run import Stopper, active_stages, device_of, make_task, on_device, stage_steps, train_stages
 
 GALLERY = 36
+NO_PRICE = Price()
 
 
 def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
@@ -74,9 +75,7 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
         work = {stage: (stage_steps(settings, data, stage), cost) for stage, cost in costs.items()}
         with Stopper().listening() as stop, bars(work, "steps") as progress:
             train_stages(settings, data, run, progress.advance, stop)
-        if "test" not in data.splits:
-            say("there is no test split: evaluated on val, which also picked checkpoints, so figures are optimistic")
-        return _evaluate_and_report(run, data, "test" if "test" in data.splits else "val", settings)
+        return _evaluate_and_report(run, data, _judging_split(data), settings)
 
 
 def check_settings(settings: TrainSettings) -> None:
@@ -535,7 +534,7 @@ def plan(settings: TrainSettings) -> dict[str, Any]:
 
 
 def compare(
-    options: CompareOptions, settings: TrainSettings, out: str | Path, price: Price | None = None
+    options: CompareOptions, settings: TrainSettings, out: str | Path, price: Price = NO_PRICE
 ) -> dict[str, Any]:
     """Train every row of a table that is not there yet, judge all of them on the same images, write and return it.
 
@@ -551,26 +550,17 @@ def compare(
     with folder.locked():
         bind(folder.path, options, settings)
         seeds = [settings.seed + i for i in range(options.seeds)]
-        benches, judged = [], []
+        first = _bench(options, settings, folder.path)
+        split = _judging_split(first.data)
+        write_bytes(folder.path / "compare.yaml", to_yaml(options, settings).encode())
+        judged = []
         for seed in seeds:
-            bench = _bench(options, replace(settings, seed=seed), folder.path)
-            write_bytes(folder.path / "compare.yaml", to_yaml(options, settings).encode())
-            with bench.run.locked():
-                bench.run.start(bench.settings)
-                bench.run.log({"event": "start", **provenance(seed)})
-                steps = comparison_plan(replace(bench, planned=True), rows, measured=False)
-                work = {f"{w.row} {w.stage}": (0 if w.done else w.steps, 1.0) for w in steps}
-                with Stopper().listening() as stop, bars(work, "steps") as progress:
-                    train_rows(bench, rows, progress.advance, stop)
+            # Each seed carves its own val out of train.
+            bench = first if seed == settings.seed else _bench(options, replace(settings, seed=seed), folder.path)
+            _train_comparison(bench, rows)
             with bars({}, "images") as progress:
-                timed = seed == seeds[0]
-                judged.append(
-                    comparison.seed_rows(bench, rows, _split_of(bench.data), price or Price(), progress.advance, timed)
-                )
-            benches.append(bench)
-        first = benches[0]
-        where = provenance(settings.seed)
-        document = comparison.results(first, rows, judged, seeds, _split_of(first.data), price or Price(), where)
+                judged.append(comparison.seed_rows(bench, rows, split, price, progress.advance, timed=bench is first))
+        document = comparison.results(first, rows, judged, seeds, split, price, provenance(settings.seed))
         comparison.write(folder.path, document)
     return document
 
@@ -602,14 +592,28 @@ def _check_compare(options: CompareOptions, settings: TrainSettings) -> list[Row
     return chosen_rows(FORMS[options.table], options.rows)
 
 
+def _train_comparison(bench: Bench, rows: Sequence[Row]) -> None:
+    with bench.run.locked():
+        bench.run.start(bench.settings)
+        bench.run.log({"event": "start", **provenance(bench.settings.seed)})
+        steps = comparison_plan(replace(bench, planned=True), rows, measured=False)
+        work = {f"{w.row} {w.stage}": (0 if w.done else w.steps, 1.0) for w in steps}
+        with Stopper().listening() as stop, bars(work, "steps") as progress:
+            train_rows(bench, rows, progress.advance, stop)
+
+
 def _bench(options: CompareOptions, settings: TrainSettings, folder: Path) -> Bench:
     data = load_with_bar(settings)
     _costs(settings, data)  # networks that cannot take these images are refused before anything is trained
     return Bench(options, settings, data, folder / f"seed-{settings.seed}")
 
 
-def _split_of(data: Data) -> str:
-    return "test" if "test" in data.splits else "val"
+def _judging_split(data: Data) -> str:
+    """``test``, or where there is none ``val``, with a word about what that is worth."""
+    if "test" in data.splits:
+        return "test"
+    say("there is no test split: evaluated on val, which also picked checkpoints, so figures are optimistic")
+    return "val"
 
 
 def seconds_a_step(settings: TrainSettings, data: Data, stage: str) -> float:

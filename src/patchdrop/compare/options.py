@@ -18,6 +18,15 @@ from patchdrop.settings import FREE_SETTINGS, TrainSettings, from_mapping, read_
 
 TableName = Literal["fmow", "imagenet", "bagnet"]
 ProfileName = Literal["cpu", "paper"]
+PROFILES = {
+    ("fmow", "cpu"): "aid150",
+    ("fmow", "paper"): "fmow-paper",
+    ("imagenet", "cpu"): "aid150",
+    ("imagenet", "paper"): "imagenet-paper",
+    ("bagnet", "cpu"): "bagnet-cpu",
+    ("bagnet", "paper"): "bagnet-paper",
+}
+"""Table and profile to the settings' name."""
 FREE_OPTIONS = ("seeds", "rows")
 """These may differ from call to call: more seeds are more folders, rows are what is trained and shown now."""
 
@@ -99,13 +108,13 @@ class Price:
 
 
 def bind(folder: Path, options: CompareOptions, settings: TrainSettings) -> None:
-    """Compare with what the folder was started with.
+    """Compare with what the folder was started with; until a stage has begun in it, that may still change.
 
     Raises:
         RunError: it was started with other settings; they are named.
     """
     path = folder / "compare.yaml"
-    if not path.exists():
+    if not path.exists() or not any(folder.glob("seed-*/*/*/")):
         return
     before = read_yaml(path)
     now = document(options, settings)
