@@ -15,7 +15,7 @@ from patchdrop.errors import UsageError
 from patchdrop.networks import Normalise
 from patchdrop.training.batches import training_views
 from patchdrop.training.couple import CoupledTask
-from patchdrop.training.supervised import cross_entropy
+from patchdrop.training.objectives import cross_entropy
 from rows import CPU, FIT, VAL, bits, same_bits, trained
 from tiny import CLASSES, NETWORK, tiny_images, tiny_settings, unsettle
 
