@@ -119,9 +119,9 @@ def accuracy_against_share(rows: Sequence[Row], width: int = 640, height: int = 
     for step, method in enumerate(m for m in methods if any(row["method"] == m for row in rows)):
         aside = 0 if method in ("PatchDrop", "LR-CNN", "HR-CNN") else 9 * step
         points(ax, [row for row in rows if row["method"] == method], method, aside)
-    name_points(ax, [row for row in rows if row["method"] == "PatchDrop"], near=4000 / width)
     ax.set_xlim(-5, 105)
     ax.set_ylim(*y_limits(rows))
+    name_points(ax, [row for row in rows if row["method"] == "PatchDrop"], near=8000 / width)
     ax.set_xticks(range(0, 101, 20))
     side_name(ax, "share of the high-resolution image read, %")
     title(ax, "Accuracy, %")
@@ -158,17 +158,21 @@ def points(ax: Axes, rows: Sequence[Row], method: str, aside: int, label: str = 
 
 
 def name_points(ax: Axes, rows: Sequence[Row], near: float) -> None:
-    """PatchDrop's stages, each written on top of its bar; names within ``near`` percent in x are moved up."""
+    """PatchDrop's stages, each written left of its point; names within ``near`` percent in x are moved up.
+
+    Other methods' points lie to the right; next to the left edge there is room above only.
+    """
     low, high = ax.get_ylim()
-    tops = [(at(row)[0], 100 * max(row["accuracy"], row["ci95"][1])) for row in rows]
-    for row, place in zip(rows, apart(tops, near=near, gap=(high - low) / 20), strict=True):
+    places = [(at(row)[0], 100 * row["accuracy"]) for row in rows]
+    for row, place in zip(rows, apart(places, near=near, gap=(high - low) / 20), strict=True):
+        beside = place[0] > 6
         ax.annotate(
             theme.stage_name(row["stage"] or ""),
             place,
-            xytext=(0, px(4)),
+            xytext=(px(-10), 0) if beside else (0, px(12)),
             textcoords="offset points",
-            ha="center",
-            va="bottom",
+            ha="right" if beside else "center",
+            va="center" if beside else "bottom",
             fontsize=px(13),
             fontweight="bold",
             color=theme.mark("PatchDrop").colour,
