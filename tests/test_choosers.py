@@ -86,7 +86,7 @@ def test_in_pt_stn_learns_and_the_classifier_stays_as_it_was_weights_and_statist
     assert same_bits(bits(task.model.classifier), classifier)
     assert not same_bits(bits(task.model.policy), policy)
     assert (figures["mean_patches"], figures["patches_sd"]) == (5, 0)
-    assert figures["score"] == figures["accuracy"]
+    assert figures["score"] == figures["probability"]
 
 
 @pytest.mark.parametrize("name", BLIND)

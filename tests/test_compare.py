@@ -225,6 +225,8 @@ def test_other_settings_in_the_same_folder_are_refused_with_the_difference(fmow:
         (["--table", "fmow", "--price-per-image", "-1"], "--price-per-image: -1"),
         (["--table", "fmow", "--rows", "Stocastic"], "did you mean 'Stochastic'?"),
         (["--table", "fmow", "--patches", "17"], "17 cannot be read of a grid of 16"),
+        (["--table", "fmow", "--epochs-lr", "0"], "lr is left out"),
+        (["--table", "fmow", "--stages", "lr", "hr"], "pt is left out"),
         (["--table", "fmow", "--seeds", "0"], "seeds: 0"),
         (["--table", "fmow", "--classifier", "bagnet"], "compares with 'masked'"),
         (["--table", "fmov"], "fmov"),

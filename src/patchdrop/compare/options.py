@@ -14,7 +14,7 @@ import yaml
 
 from patchdrop.errors import RunError, UsageError
 from patchdrop.grid import Grid
-from patchdrop.settings import FREE_SETTINGS, TrainSettings, from_mapping, read_yaml, to_mapping
+from patchdrop.settings import FREE_SETTINGS, Stage, TrainSettings, from_mapping, read_yaml, to_mapping
 
 TableName = Literal["fmow", "imagenet", "bagnet"]
 ProfileName = Literal["cpu", "paper"]
@@ -27,6 +27,8 @@ PROFILES = {
     ("bagnet", "paper"): "bagnet-paper",
 }
 """Table and profile to the settings' name."""
+NEEDED: tuple[Stage, ...] = ("lr", "hr", "pt", "ft1", "ft2")
+"""Stages without which there is no table; ``patches`` may be left out."""
 FREE_OPTIONS = ("seeds", "rows")
 """These may differ from call to call: more seeds are more folders, rows are what is trained and shown now."""
 
@@ -71,6 +73,12 @@ class CompareOptions:
         if self.patches is not None and not 0 <= self.patches <= count:
             raise UsageError(
                 f"patches: {self.patches:g} cannot be read of a grid of {count}; use 0 to {count}, or a finer --grid"
+            )
+        missing = [s for s in NEEDED if s not in settings.stages or getattr(settings, f"epochs_{s}") == 0]
+        if missing:
+            raise UsageError(
+                f"table {self.table} compares in every stage, {missing[0]} is left out; leave --stages alone and set "
+                f"--epochs-{missing[0]} to 1 or more"
             )
         wanted = "bagnet" if self.table == "bagnet" else "masked"
         if settings.classifier != wanted:

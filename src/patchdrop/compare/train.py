@@ -98,4 +98,4 @@ def _work(row: str, task: Task, folder: RunFolder, optimizer: str) -> Work:
     steps = task.epochs * task.steps_per_epoch
     done = folder.done(task.stage)
     seconds = 0.0 if done or not optimizer else steps * seconds_a_step(task, optimizer)
-    return Work(row, task.stage, task.epochs, steps, round(seconds, 1), done)
+    return Work(row, task.stage, task.epochs, steps, round(seconds, 3), done)
