@@ -47,7 +47,7 @@ def run(capsys: pytest.CaptureFixture[str]) -> Run:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out the report's pictures, which take seconds, where a test is not about them."""
-    monkeypatch.setattr("patchdrop.commands.write_report", lambda run, *_: run / "report.html")
+    monkeypatch.setattr("patchdrop.commands.runs.write_report", lambda run, *_: run / "report.html")
 
 
 @pytest.fixture
@@ -449,7 +449,7 @@ def test_an_evaluation_holds_the_folder_until_its_report_is_written(
         held.append("report")
         return folder / "report.html"
 
-    monkeypatch.setattr("patchdrop.commands.write_report", write_report)
+    monkeypatch.setattr("patchdrop.commands.runs.write_report", write_report)
     assert run("evaluate", copy)[0] == 0
     assert held == ["report"]
     with RunFolder(copy).locked():

@@ -19,6 +19,7 @@ from torch import nn
 from patchdrop import commands
 from patchdrop.classify.bagnet import BagNet
 from patchdrop.cli import app, main
+from patchdrop.commands.shared import check_settings, load_with_bar
 from patchdrop.compare.bench import CHAIN, Bench
 from patchdrop.compare.costs import Player, flops, pixels_read, times_in_turns
 from patchdrop.compare.form import seed_form
@@ -278,7 +279,7 @@ def test_a_tables_profile_has_settings_of_that_table_and_networks_that_take_its_
 ) -> None:
     settings = from_mapping(read_profile(PROFILES[table, profile]), profile)
     CompareOptions(table=table, profile=profile).check(settings)  # type: ignore[arg-type]
-    commands.check_settings(settings)
+    check_settings(settings)
     costs = forward_costs(settings, 10)
     assert 0 < costs["policy"].flops < costs["hr"].flops
 
@@ -373,7 +374,7 @@ def test_a_subset_is_spread_over_the_classes() -> None:
 def test_the_oracle_is_never_below_any_of_its_candidates_and_reads_no_more_where_they_are_right(
     fmow: Path, settings: TrainSettings
 ) -> None:
-    bench = Bench(CompareOptions(table="fmow"), settings, commands.load_with_bar(settings), fmow / "seed-0")
+    bench = Bench(CompareOptions(table="fmow"), settings, load_with_bar(settings), fmow / "seed-0")
     split = bench.data.splits["test"]
     generator = torch.Generator().manual_seed(0)
     masks = {name: torch.rand(len(split), 16, generator=generator) < share for name, share in (("", 0.3), ("x", 0.7))}
@@ -388,7 +389,7 @@ def test_the_oracle_is_never_below_any_of_its_candidates_and_reads_no_more_where
 
 def test_an_equal_budget_is_the_training_flops_of_ft_2s_chain(fmow: Path, settings: TrainSettings) -> None:
     longer = replace(settings, epochs_patches=7, epochs_ft2=5)
-    bench = Bench(CompareOptions(table="fmow"), longer, commands.load_with_bar(longer), fmow / "seed-0")
+    bench = Bench(CompareOptions(table="fmow"), longer, load_with_bar(longer), fmow / "seed-0")
     steps = steps_in(bench.data.splits["fit"], longer.batch)
     for stage in ("hr", "lr"):
         given = getattr(bench.with_budget(stage), f"epochs_{stage}")

@@ -37,7 +37,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     once = {f"epochs_{stage}": 1 for stage in STAGES}
     more = {**once, "policy_head": "global", "rate_policy": 1e-3, "workers": 1, "data": data, "out": out}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("patchdrop.commands.write_report", lambda run, *_: run / "report.html")
+        patch.setattr("patchdrop.commands.runs.write_report", lambda run, *_: run / "report.html")
         assert main(["train", *tiny_flags(**more)]) == 0
     return out
 

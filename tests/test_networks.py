@@ -108,11 +108,13 @@ def test_normalising_is_by_the_channels_own_statistics_and_takes_bytes() -> None
 
 
 @pytest.mark.parametrize("grid", [Grid(4, 4), Grid(2, 3), Grid(1, 1)], ids=str)
-@pytest.mark.parametrize("head", ["certainty", "spatial", "global"])
-def test_a_policy_gives_one_logit_a_patch(grid: Grid, head: str) -> None:
+@pytest.mark.parametrize(("head", "classes"), [("certainty", 7), ("certainty", 1), ("spatial", 7), ("global", 7)])
+def test_a_policy_gives_one_finite_logit_a_patch(grid: Grid, head: str, classes: int) -> None:
     scale = Normalise(torch.zeros(3), torch.ones(3))
-    policy = Policy("resnet8-w4", grid, scale, head=head, classes=7, enlarge=2).eval()
-    assert policy(torch.randint(0, 256, (5, 3, 12, 10), dtype=torch.uint8)).shape == (5, grid.patches)
+    policy = Policy("resnet8-w4", grid, scale, head=head, classes=classes, enlarge=2).eval()
+    logits = policy(torch.randint(0, 256, (5, 3, 12, 10), dtype=torch.uint8))
+    assert logits.shape == (5, grid.patches)
+    assert bool(logits.isfinite().all())
 
 
 def test_the_spatial_head_starts_even_and_reads_each_patch_at_its_own_place() -> None:

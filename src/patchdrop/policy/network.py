@@ -64,7 +64,12 @@ class Policy(nn.Module):
 
 
 def doubts(class_logits: Tensor) -> Tensor:
-    """Log odds that the best class is wrong, by the class probabilities themselves: ``(B, K)`` to ``(B, 1)``."""
+    """Log odds that the best class is wrong, by the class probabilities themselves: ``(B, K)`` to ``(B, 1)``.
+
+    A single class cannot be wrong; its log odds have no finite value, and 0 leaves all to the rest of the head.
+    """
+    if class_logits.shape[1] == 1:
+        return torch.zeros_like(class_logits)
     best, place = class_logits.max(1, keepdim=True)
     others = class_logits.masked_fill(
         torch.zeros_like(class_logits, dtype=torch.bool).scatter(1, place, True), -torch.inf

@@ -1,0 +1,11 @@
+"""What each command does, as functions that also make the Python API."""
+
+from __future__ import annotations
+
+from patchdrop.commands.calibrating import calibrate
+from patchdrop.commands.comparing import compare, compare_list
+from patchdrop.commands.planning import plan
+from patchdrop.commands.runs import evaluate, info, predict, train
+from patchdrop.commands.timing import bench
+
+__all__ = ["bench", "calibrate", "compare", "compare_list", "evaluate", "info", "plan", "predict", "train"]

@@ -1,0 +1,133 @@
+"""Operating points of a trained policy, on images that training did not use."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from patchdrop.commands.shared import load_with_bar, same_classes, same_low, split_to_evaluate, use_threads
+from patchdrop.data.listing import list_images
+from patchdrop.data.load import Data
+from patchdrop.data.overlap import shared_image
+from patchdrop.data.sets import Split
+from patchdrop.dial import Target
+from patchdrop.episode import PatchDrop
+from patchdrop.errors import DataError, RunError
+from patchdrop.evaluation.calibrate import drawn, milliseconds, operating_points
+from patchdrop.evaluation.dial import FILE as CALIBRATION
+from patchdrop.evaluation.dial import policy_stage
+from patchdrop.files import write_json
+from patchdrop.grid import Grid
+from patchdrop.provenance import provenance
+from patchdrop.runfolder import RunFolder
+from patchdrop.settings import TrainSettings
+from patchdrop.talk import bars
+from patchdrop.training.run import device_of
+
+
+def calibrate(
+    run_folder: str | Path,
+    data: str | None = None,
+    split: str = "test",
+    stage: str | None = None,
+    target: Target | None = None,
+    fraction: float | None = None,
+    seed: int | None = None,
+) -> dict[str, Any]:
+    """Measure a stage's operating points and pick the one that meets a target; writes ``calibration.json``.
+
+    Thresholds are found on the run's validation split. The curve is measured on images that training did not use:
+    a part of the run's own test split, drawn at random, or a split of another data set.
+
+    Args:
+        data: folder or CSV file with the labelled images; by default what the run was trained on.
+        split: of ``data``.
+        fraction: share of the split that is drawn; by default half of the run's own test split, all of another set.
+        seed: of the draw; by default the run's.
+
+    Raises:
+        DataError: no point qualifies, or an image was used in training.
+        RunError: the run's data have changed since its training, or times are asked for that were not measured.
+        UsageError: a value out of range.
+    """
+    run = RunFolder(run_folder).require()
+    settings, target = run.settings(), target or Target()
+    use_threads(settings)
+    target.check(Grid.parse(settings.grid).patches)
+    stage = policy_stage(run, stage)
+    with run.locked():
+        model, config = run.load(stage)
+        assert isinstance(model, PatchDrop)
+        patches = Grid.parse(config.grid).patches
+        times = milliseconds(run.bench(), stage, patches) if target.unit == "milliseconds" else None
+        loaded, val = _calibration_data(run, settings, data, split)
+        whole = loaded.splits[split]
+        if fraction is None:
+            fraction = 0.5 if data is None or data == settings.data else 1.0
+        seed = settings.seed if seed is None else seed
+        held = Split(whole.source, whole.index[drawn(len(whole), fraction, seed)[1]])
+        described, device = run.stage_config(stage), device_of(settings)
+        sigma = float(described["figures"].get("sigma", 0.5))
+        with bars({"val": (len(val), 1.0), "calibration": (len(held), 1.0)}, "images") as bar:
+            found = operating_points(model.to(device), config, val, held, target, times, sigma, device, bar.advance)
+        document = {
+            "name": run.path.name,
+            "stage": stage,
+            "sha256": described["sha256"],
+            "patches": patches,
+            "images": {
+                "data": loaded.name,
+                "split": split,
+                "fraction": fraction,
+                "seed": seed,
+                "n": len(held),
+                "sha256": whole.sha256,
+            },
+            **found,
+            "provenance": provenance(seed),
+        }
+        write_json(run.path / CALIBRATION, document)
+    return document
+
+
+def _calibration_data(run: RunFolder, settings: TrainSettings, data: str | None, split: str) -> tuple[Data, Split]:
+    """The data to calibrate on, none of which training used, and the run's own validation split."""
+    if data is None or data == settings.data:
+        if split != "test":
+            raise DataError(
+                f"{settings.data}: its {split} split was used in training; calibrate on test, or other --data"
+            )
+        loaded = load_with_bar(settings)
+        if "test" not in loaded.splits:
+            raise DataError(f"{settings.data}: has no test split; name labelled images of their own with --data")
+        for name, digest in run.data().get("sha256", {}).items():
+            if name not in loaded.splits or loaded.splits[name].sha256 != digest:
+                raise RunError(f"{settings.data}: its {name} split has changed since the run was trained; put it back")
+        val = loaded.splits["val"]
+    else:
+        loaded = load_with_bar(replace(settings, data=data, layout="auto"), only=split)
+        _refuse_trained(run, settings, loaded, data, split)
+        val = split_to_evaluate(settings, "val").splits["val"]
+    same_classes(run, loaded)
+    same_low(run, loaded, split)
+    return loaded, val
+
+
+def _refuse_trained(run: RunFolder, settings: TrainSettings, loaded: Data, data: str, split: str) -> None:
+    """Raise DataError where an image of the split is one that training, or the choice of checkpoints, used."""
+    recorded = run.data()
+    digest = loaded.splits[split].sha256
+    for name, used in recorded.get("sha256", {}).items():
+        if name != "test" and used == digest:
+            raise DataError(f"{data}: its {split} split is what the run used as {name}; calibrate on other images")
+    in_memory = loaded.layout in ("scenes", "cifar10", "cifar100")
+    if in_memory and split == "train" and loaded.layout == recorded.get("layout"):
+        raise DataError(f"{data}: its train split was used in training; calibrate on other images")
+    if in_memory or settings.data == "scenes":
+        return
+    theirs = list_images(settings.data, settings.layout).splits
+    ours = [record.path for record in list_images(data).splits[split]]
+    shared = shared_image(ours, [record.path for name in ("train", "val") for record in theirs.get(name, ())])
+    if shared:
+        raise DataError(f"{shared[0]}: is the image {shared[1]}, which training used; calibrate on other images")

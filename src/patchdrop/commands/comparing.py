@@ -1,0 +1,101 @@
+"""The paper's tables over one data set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from patchdrop.commands.shared import check_settings, judging_split, load_with_bar, network_costs, use_threads
+from patchdrop.compare import results as comparison
+from patchdrop.compare.bench import Bench
+from patchdrop.compare.options import CompareOptions, Price, bind, to_yaml
+from patchdrop.compare.rows import Row
+from patchdrop.compare.table import FORMS, chosen_rows
+from patchdrop.compare.train import plan as comparison_plan
+from patchdrop.compare.train import train_rows
+from patchdrop.errors import UsageError
+from patchdrop.files import write_bytes
+from patchdrop.provenance import provenance
+from patchdrop.runfolder import RunFolder
+from patchdrop.settings import TrainSettings
+from patchdrop.talk import bars
+from patchdrop.training.run import Stopper
+
+NO_PRICE = Price()
+
+
+def compare(
+    options: CompareOptions, settings: TrainSettings, out: str | Path, price: Price = NO_PRICE
+) -> dict[str, Any]:
+    """Train every row of a table that is not there yet, judge all of them on the same images, write and return it.
+
+    Args:
+        settings: of the run and, where a row does not say otherwise, of every row; its seed is the first one.
+        out: folder of the comparison.
+    """
+    rows = _check_compare(options, settings)
+    if not settings.data:
+        raise UsageError(f"table {options.table} needs labelled images: name a folder or CSV file with --data")
+    use_threads(settings)
+    folder = RunFolder(out)
+    with folder.locked():
+        bind(folder.path, options, settings)
+        seeds = [settings.seed + i for i in range(options.seeds)]
+        first = _bench(options, settings, folder.path)
+        split = judging_split(first.data)
+        write_bytes(folder.path / "compare.yaml", to_yaml(options, settings).encode())
+        judged = []
+        for seed in seeds:
+            # Each seed carves its own val out of train.
+            bench = first if seed == settings.seed else _bench(options, replace(settings, seed=seed), folder.path)
+            _train_comparison(bench, rows)
+            with bars({}, "images") as progress:
+                judged.append(comparison.seed_rows(bench, rows, split, price, progress.advance, timed=bench is first))
+        document = comparison.results(first, rows, judged, seeds, split, price, provenance(settings.seed))
+        comparison.write(folder.path, document)
+    return document
+
+
+def compare_list(options: CompareOptions, settings: TrainSettings, out: str | Path) -> dict[str, Any]:
+    """The rows of a table; with data also the stages that one seed trains, and what each takes here."""
+    rows = _check_compare(options, settings)
+    document: dict[str, Any] = {
+        "table": options.table,
+        "profile": options.profile,
+        "rows": [{"row": row.method, "about": row.about, "stages": list(row.stages)} for row in rows],
+    }
+    if not settings.data:
+        return document
+    use_threads(settings)
+    bench = replace(_bench(options, settings, Path(out)), planned=True)
+    work = comparison_plan(bench, rows, measured=True)
+    return {
+        **document,
+        "data": bench.data.name,
+        "work": [w._asdict() for w in work],
+        "seconds": round(sum(w.seconds for w in work), 1),
+    }
+
+
+def _check_compare(options: CompareOptions, settings: TrainSettings) -> list[Row]:
+    check_settings(settings)
+    options.check(settings)
+    return chosen_rows(FORMS[options.table], options.rows)
+
+
+def _train_comparison(bench: Bench, rows: Sequence[Row]) -> None:
+    with bench.run.locked():
+        bench.run.start(bench.settings)
+        bench.run.log({"event": "start", **provenance(bench.settings.seed)})
+        steps = comparison_plan(replace(bench, planned=True), rows, measured=False)
+        work = {f"{w.row} {w.stage}": (0 if w.done else w.steps, 1.0) for w in steps}
+        with Stopper().listening() as stop, bars(work, "steps") as progress:
+            train_rows(bench, rows, progress.advance, stop)
+
+
+def _bench(options: CompareOptions, settings: TrainSettings, folder: Path) -> Bench:
+    data = load_with_bar(settings)
+    network_costs(settings, data)  # networks that cannot take these images are refused before anything is trained
+    return Bench(options, settings, data, folder / f"seed-{settings.seed}")

@@ -1,0 +1,66 @@
+"""What a training would do and take, before anything trains."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from patchdrop.commands.shared import check_settings, load_with_bar, network_costs, use_threads
+from patchdrop.cost import step_flops
+from patchdrop.data.load import Data, statistics
+from patchdrop.grid import Grid
+from patchdrop.models import ModelConfig, build_stage
+from patchdrop.settings import TrainSettings
+from patchdrop.training import run as training
+from patchdrop.training.run import active_stages, device_of, make_task, on_device, stage_steps
+
+
+def plan(settings: TrainSettings) -> dict[str, Any]:
+    """What `train` would do: data, networks, FLOPs, stages and the time they would take here."""
+    check_settings(settings)
+    use_threads(settings)
+    data = load_with_bar(settings)
+    costs = network_costs(settings, data)
+    rates = {stage: seconds_a_step(settings, data, stage) for stage in active_stages(settings)}
+    stages = {}
+    for stage, cost in stage_costs(settings, data).items():
+        steps = stage_steps(settings, data, stage)
+        stages[stage] = {
+            "epochs": getattr(settings, f"epochs_{stage}"),
+            "steps": steps,
+            "flops": steps * cost,
+            "seconds": round(steps * rates[stage], 1),
+        }
+    return {
+        "data": {
+            "name": data.name,
+            "layout": data.layout,
+            "classes": len(data.classes),
+            "images": {name: len(split) for name, split in data.splits.items()},
+            "skipped": len(data.skipped),
+        },
+        "high": list(settings.high_size),
+        "low": list(settings.low_size),
+        "grid": str(Grid.parse(settings.grid)),
+        "networks": {
+            name: {"network": getattr(settings, f"{name}_network"), **asdict(cost)} for name, cost in costs.items()
+        },
+        "flops_unit": "floating-point operations; a multiply-add counts as two",
+        "stages": stages,
+        "seconds": round(sum(s["seconds"] for s in stages.values()), 1),
+    }
+
+
+def seconds_a_step(settings: TrainSettings, data: Data, stage: str) -> float:
+    """Time of one training step of a stage, measured on the first batches with untrained networks."""
+    device = device_of(settings)
+    config = ModelConfig.of(settings, data.classes)
+    found = statistics(data.splits["fit"], settings.low_size, images=64)
+    model = on_device(build_stage(stage, config, found), device)
+    return training.seconds_a_step(make_task(stage, model, data, settings, device), settings.optimizer)
+
+
+def stage_costs(settings: TrainSettings, data: Data) -> dict[str, float]:
+    """FLOPs of one step of each stage that would train."""
+    costs = network_costs(settings, data)
+    return {s: settings.batch * step_flops(s, costs, settings) for s in active_stages(settings)}

@@ -1,0 +1,258 @@
+"""Train, evaluate, predict, and what is in a run."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchdrop.commands.planning import stage_costs
+from patchdrop.commands.shared import (
+    check_settings,
+    judging_split,
+    load_with_bar,
+    same_classes,
+    same_low,
+    split_to_evaluate,
+    use_threads,
+)
+from patchdrop.data.load import Data
+from patchdrop.data.sets import Split, low_of
+from patchdrop.dial import Dial
+from patchdrop.episode import PatchDrop
+from patchdrop.errors import DataError, RunError, UsageError
+from patchdrop.evaluation.calibrate import without_calibration
+from patchdrop.evaluation.dial import FILE as CALIBRATION
+from patchdrop.evaluation.dial import choices_of, policy_stage, policy_stages, read_calibration
+from patchdrop.evaluation.evaluate import evaluate as evaluate_stages
+from patchdrop.evaluation.evaluate import example_positions
+from patchdrop.evaluation.evaluate import results as results_document
+from patchdrop.files import write_json
+from patchdrop.grid import Grid
+from patchdrop.models import ModelConfig
+from patchdrop.policy.choice import Choose, greedy
+from patchdrop.provenance import provenance
+from patchdrop.read.source import from_memory
+from patchdrop.report import GalleryItem, overlay, write_report
+from patchdrop.runfolder import RunFolder
+from patchdrop.serve.predictor import Prediction, Predictor, gallery_items
+from patchdrop.settings import TrainSettings, to_mapping
+from patchdrop.talk import bars, say
+from patchdrop.training.run import Stopper, device_of, stage_steps, train_stages
+
+GALLERY = 36
+
+
+def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
+    """Train what is asked for and not there yet, then evaluate and write the report.
+
+    Returns:
+        The document of ``results.json``: of the test split, or of ``val`` where there is none; without rows where no
+        stage is trained.
+    """
+    run = RunFolder(out)
+    check_settings(settings)
+    use_threads(settings)
+    with run.locked():
+        if run.exists():
+            run.start(settings)
+        data = load_with_bar(settings)
+        costs = stage_costs(settings, data)
+        run.start(settings)  # only now, so that a mistyped path or network leaves no trace
+        run.log({"event": "start", **provenance(settings.seed)})
+        work = {stage: (stage_steps(settings, data, stage), cost) for stage, cost in costs.items()}
+        with Stopper().listening() as stop, bars(work, "steps") as progress:
+            train_stages(settings, data, run, progress.advance, stop)
+        return _evaluate_and_report(run, data, judging_split(data), settings)
+
+
+def evaluate(
+    run_folder: str | Path, data: str | None = None, split: str = "test", dial: Dial | None = None
+) -> dict[str, Any]:
+    """The table of a trained run for a split of a data set, by default the one it was trained on.
+
+    On its own test split the run's ``results.json`` and report are written anew, and no training may go on meanwhile;
+    not so where ``dial`` asks for another choice than the policy's own.
+    """
+    run = RunFolder(run_folder).require()
+    settings = run.settings()
+    use_threads(settings)
+    if dial is not None and dial.turned:
+        return _evaluate_dial(run, settings, data, split, dial)
+    elsewhere = data is not None and data != settings.data
+    if elsewhere:
+        settings = replace(settings, data=str(data), layout="auto")
+    writes = split == "test" and not elsewhere
+    with run.locked() if writes else nullcontext():
+        loaded = split_to_evaluate(settings, split)
+        same_classes(run, loaded)
+        same_low(run, loaded, split)
+        if writes:
+            return _evaluate_and_report(run, loaded, split, settings)
+        return _results(run, loaded, split, settings)[0]
+
+
+def _evaluate_dial(run: RunFolder, settings: TrainSettings, data: str | None, split: str, dial: Dial) -> dict[str, Any]:
+    policy_stage(run)
+    choices = _choices(dial, run, settings, policy_stages(run))
+    elsewhere = data is not None and data != settings.data
+    shown = replace(settings, data=str(data), layout="auto") if elsewhere else settings
+    loaded = split_to_evaluate(shown, split)
+    same_classes(run, loaded)
+    same_low(run, loaded, split)
+    if dial.calibrated:
+        loaded = replace(loaded, splits={split: without_calibration(read_calibration(run), loaded.splits[split])})
+    return {**_results(run, loaded, split, shown, choices)[0], "dial": str(dial)}
+
+
+def _choices(dial: Dial, run: RunFolder, settings: TrainSettings, stages: Sequence[str]) -> dict[str, Choose]:
+    dial.check(Grid.parse(settings.grid).patches)
+    return choices_of(dial, run, stages, lambda: split_to_evaluate(settings, "val").splits["val"], device_of(settings))
+
+
+def _results(
+    run: RunFolder,
+    data: Data,
+    split_name: str,
+    settings: TrainSettings,
+    choices: Mapping[str, Choose] | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    split = data.splits[split_name]
+    stages = [
+        s for s in run.stages_done() if s in ("lr", "hr") or (s != "patches" and (choices is None or s in choices))
+    ]
+    names = [n for s in stages for n in ([s] if s in ("lr", "hr") else [s, f"{s}/random", f"{s}/shuffled"])]
+    with bars({name: (len(split), 1.0) for name in names}, "images") as progress:
+        outcomes = evaluate_stages(run, split, settings.seed, device_of(settings), progress.advance, choices)
+    where = provenance(settings.seed)
+    where["seconds"] = {s: run.stage_config(s).get("seconds") for s in run.stages_done()}
+    where["trained"] = [
+        {k: e[k] for k in ("command", "commit", "machine")} for e in run.read_log() if e.get("event") == "start"
+    ]
+    config = ModelConfig.of(settings, data.classes)
+    return results_document(run, config, data.name, split_name, outcomes, where), outcomes
+
+
+def _evaluate_and_report(run: RunFolder, data: Data, split_name: str, settings: TrainSettings) -> dict[str, Any]:
+    document, outcomes = _results(run, data, split_name, settings)
+    write_json(run.path / "results.json", document)
+    shown = [s for s in ("pt", "ft1", "ft2") if s in outcomes]
+    items: list[GalleryItem] = []
+    if shown:
+        positions = example_positions(outcomes[shown[-1]], GALLERY)
+        items = _gallery(run, shown[-1], data.splits[split_name], positions)
+    try:
+        page = write_report(run.path, document, run.read_log(), items, _dial_curve(run))
+    except OSError as error:
+        raise RunError(f"{run}: the report cannot be written ({error.strerror}); results.json is there") from error
+    say(f"report: {page}")
+    return document
+
+
+def _dial_curve(run: RunFolder) -> dict[str, Any] | None:
+    """What `calibrate` wrote, for the report; one that is out of date is left out, and said to be."""
+    try:
+        return read_calibration(run) if (run.path / CALIBRATION).exists() else None
+    except RunError as error:
+        say(f"the report leaves the dial out: {error}")
+        return None
+
+
+def _gallery(run: RunFolder, stage: str, split: Split, positions: Sequence[int]) -> list[GalleryItem]:
+    model, config = run.load(stage)
+    assert isinstance(model, PatchDrop)
+    batch = next(split.batches([torch.tensor(positions)]))
+    low = low_of(batch, config.low_size)
+    with torch.inference_mode():
+        episode = model(low, greedy, from_memory(batch.high, Grid.parse(config.grid)))
+    names = [split.names[i] for i in positions]
+    truths = [config.classes[t] for t in batch.target.tolist()]
+    return gallery_items(model, episode, batch.high, low, names, truths, config.classes)
+
+
+def predict(
+    run_folder: str | Path,
+    images: Sequence[str | Path],
+    low: Sequence[str | Path] | None = None,
+    stage: str | None = None,
+    overlay_folder: Path | None = None,
+    failed: Callable[[str], None] | None = None,
+    dial: Dial | None = None,
+    scaled_low: bool = False,
+) -> Iterable[Prediction]:
+    """Predict image files one by one.
+
+    Args:
+        failed: takes the reason of each image that cannot be read; without it the first one raises DataError.
+        dial: how many patches may be read; by default what the policy chooses.
+        scaled_low: see `Predictor`.
+    """
+    choose: Choose = greedy
+    if dial is not None and dial.turned:
+        run = RunFolder(run_folder).require()
+        last = policy_stage(run, stage)
+        asked = policy_stages(run) if dial.calibrated and stage is None else [last]
+        ((stage, choose),) = _choices(dial, run, run.settings(), asked).items()
+    predictor = Predictor(run_folder, stage, choose=choose, scaled_low=scaled_low)
+    lows = [None] * len(images) if low is None else list(low)
+    if len(lows) != len(images):
+        raise UsageError(f"{len(images)} images and {len(lows)} LR images were given, one each is needed")
+    used: set[str] = set()
+    for path, low_path in zip(images, lows, strict=True):
+        own_low = None if low_path is None else [low_path]
+        try:
+            if overlay_folder is None:
+                yield predictor.predict([path], own_low)[0]
+                continue
+            prediction, item = predictor.explain([path], own_low)[0]
+        except DataError as error:
+            if failed is None:
+                raise
+            failed(str(error))
+            continue
+        name = _unused(Path(path).stem, used)
+        used.add(name)
+        try:
+            overlay_folder.mkdir(parents=True, exist_ok=True)
+            overlay(item, predictor.grid).save(overlay_folder / f"{name}.png")
+        except OSError as error:
+            raise RunError(f"{overlay_folder}: cannot be written ({error.strerror}); choose another folder") from error
+        yield prediction
+
+
+def _unused(stem: str, used: Container[str]) -> str:
+    """A picture's name: the image's own, numbered where an image of another folder has taken it."""
+    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in used)
+
+
+def info(run_folder: str | Path) -> dict[str, Any]:
+    """What is in a run."""
+    run = RunFolder(run_folder).require()
+    stages = {}
+    for stage in run.stages_done():
+        config = run.stage_config(stage)
+        stages[stage] = {k: config.get(k) for k in ("parameters", "seconds", "figures", "sha256")}
+    data = run.data()
+    starts = [e for e in run.read_log() if e.get("event") == "start"]
+    settings = run.settings()
+    return {
+        "run": str(run),
+        "data": {k: data.get(k) for k in ("name", "layout", "classes", "images", "low")},
+        "grid": settings.grid,
+        "classifier": settings.classifier,
+        "networks": {
+            "hr": settings.hr_network,
+            "lr": settings.lr_network,
+            "policy": settings.policy_network,
+        },
+        "stages": stages,
+        "rows": run.results().get("rows", []),
+        "versions": starts[-1]["versions"] if starts else {},
+        "settings": to_mapping(settings),
+    }

@@ -1,0 +1,111 @@
+"""What several commands do first: check settings, load data, see that run and data belong together."""
+
+from __future__ import annotations
+
+import torch
+
+from patchdrop.cost import Cost, forward_costs
+from patchdrop.data.load import Data, load
+from patchdrop.errors import PatchDropError, RunError, UsageError, first_line
+from patchdrop.grid import Grid
+from patchdrop.networks import check_pretrained
+from patchdrop.runfolder import RunFolder
+from patchdrop.settings import TrainSettings
+from patchdrop.talk import bars, say
+
+
+def check_settings(settings: TrainSettings) -> None:
+    """Raise UsageError where settings contradict each other, before anything is loaded."""
+    grid = Grid.parse(settings.grid)
+    grid.check(*settings.high_size)
+    if settings.target_patches > grid.patches:
+        raise UsageError(
+            f"target_patches: {settings.target_patches:g} is out of range, grid {grid} has {grid.patches} patches; "
+            f"use 0 to {grid.patches}"
+        )
+    if settings.pretrained:
+        check_pretrained((settings.hr_network, settings.lr_network, settings.policy_network))
+
+
+def use_threads(settings: TrainSettings) -> None:
+    """Let torch use the settings' number of CPU threads; 0 leaves it as it is."""
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+
+
+def load_with_bar(settings: TrainSettings, only: str | None = None) -> Data:
+    """Load a data set, showing how far decoding is, and say what was skipped."""
+    seen = 0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal seen
+        bar.work = {"decoding": (total, 1.0)}
+        bar.advance("decoding", done - seen)
+        seen = done
+
+    with bars({}, "images") as bar:
+        data = load(settings, progress, only)
+    for name, reason in data.skipped.items():
+        say(f"skipped {name}: {reason}")
+    if data.skipped:
+        say(f"skipped {len(data.skipped)} images in all")
+    return data
+
+
+def judging_split(data: Data) -> str:
+    """``test``, or where there is none ``val``, with a word about what that is worth."""
+    if "test" in data.splits:
+        return "test"
+    say("there is no test split: evaluated on val, which also picked checkpoints, so figures are optimistic")
+    return "val"
+
+
+def split_to_evaluate(settings: TrainSettings, split: str) -> Data:
+    """A split as it was in training: a carved ``val`` is carved again."""
+    if split == "test":
+        return load_with_bar(settings, only="test")
+    data = load_with_bar(settings)
+    if split not in data.splits:
+        raise RunError(f"{settings.data}: has no {split} split, only {', '.join(data.splits)}")
+    return data
+
+
+def same_classes(run: RunFolder, data: Data) -> None:
+    """Raise RunError where a run was trained on other classes than the data have."""
+    trained = tuple(run.stage_config(first_stage(run))["classes"])
+    if trained != data.classes:
+        odd = sorted(set(trained) ^ set(data.classes))[:3]
+        raise RunError(
+            f"{run}: was trained on {len(trained)} classes, {data.name} has {len(data.classes)} "
+            f"(not in both: {', '.join(odd)}); evaluate it on data with the same classes"
+        )
+
+
+def same_low(run: RunFolder, data: Data, split: str) -> None:
+    """LR images of another sensor cannot be replaced by averages of HR; the other way round one may try."""
+    if run.own_low and not data.splits[split].own_low:
+        raise RunError(
+            f"{run}: was trained on LR images of their own, {data.name} has none; "
+            "name them in the column low_path of a CSV file"
+        )
+
+
+def first_stage(run: RunFolder) -> str:
+    """The first trained stage; raises RunError where there is none."""
+    done = run.stages_done()
+    if not done:
+        raise RunError(f"{run}: no stage is trained yet; go on with `patchdrop train`")
+    return done[0]
+
+
+def network_costs(settings: TrainSettings, data: Data) -> dict[str, Cost]:
+    """Cost of each network; the first time that networks and sizes meet."""
+    try:
+        return forward_costs(settings, len(data.classes))
+    except PatchDropError:
+        raise
+    except Exception as error:
+        raise UsageError(
+            f"networks {settings.hr_network}, {settings.lr_network}, {settings.policy_network} cannot take HR "
+            f"{settings.high} and LR {settings.low} px images: {first_line(error)}"
+        ) from error

@@ -1,0 +1,102 @@
+"""Times of a run's networks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchdrop.commands.shared import first_stage, split_to_evaluate, use_threads
+from patchdrop.data.low import area_average
+from patchdrop.data.sets import low_of
+from patchdrop.errors import UsageError
+from patchdrop.evaluation.dial import POLICY_STAGES
+from patchdrop.files import write_json
+from patchdrop.grid import Grid
+from patchdrop.models import ModelConfig
+from patchdrop.provenance import provenance
+from patchdrop.runfolder import RunFolder
+from patchdrop.settings import TrainSettings
+from patchdrop.talk import bars
+from patchdrop.timing import WARM_UP, straight_lines, ways_of
+from patchdrop.timing import measure as time_ways
+
+
+def bench(
+    run_folder: str | Path,
+    batches: Sequence[int] = (1, 8, 64),
+    threads: int | None = None,
+    rounds: int = 15,
+    stages: Sequence[str] | None = None,
+    data: str | None = None,
+    split: str = "test",
+) -> dict[str, Any]:
+    """Time the networks of a run's stages on the CPU, all in turns; writes ``bench.json``.
+
+    Args:
+        batches: images a batch, each timed by itself.
+        threads: of torch; by default the run's.
+        rounds: timed runs of each way.
+        stages: which; by default all that are trained, without ``patches``.
+        data: folder or CSV file whose images to use, or ``scenes``; by default noise, whose own choice of patches
+            means nothing.
+        split: of ``data``.
+
+    Raises:
+        UsageError: a number out of range, or a stage that there is not.
+        RunError: nothing is trained, or not what was asked for.
+    """
+    run = RunFolder(run_folder).require()
+    settings = run.settings()
+    if min(batches, default=0) < 1 or rounds < 1 or (threads is not None and threads < 1):
+        raise UsageError("batch, threads and rounds must be at least 1")
+    odd = sorted(set(stages or ()) - {"lr", "hr", *POLICY_STAGES})
+    if odd:
+        raise UsageError(f"stage {odd[0]!r} cannot be timed, use lr, hr, pt, ft1 or ft2")
+    use_threads(settings if threads is None else replace(settings, threads=threads))
+    first_stage(run)
+    loaded = {s: run.load(s) for s in stages or [s for s in run.stages_done() if s != "patches"]}
+    models, config = {s: model for s, (model, _) in loaded.items()}, next(iter(loaded.values()))[1]
+    high, low = _pixels_to_time(settings, config, max(batches), data, split)
+    generator = torch.Generator().manual_seed(settings.seed)
+    ways = ways_of(models, config, torch.rand(len(high), Grid.parse(config.grid).patches, generator=generator))
+    work = {f"batch {size}": ((rounds + WARM_UP) * len(ways), float(size)) for size in batches}
+    rows: list[dict[str, Any]] = []
+    with bars(work, "runs") as bar:
+        for size, name in zip(batches, work, strict=True):
+            rows += time_ways(ways, high[:size], low[:size], rounds, lambda name=name: bar.advance(name, 1))  # type: ignore[misc]
+    document = {
+        "name": run.path.name,
+        "pixels": "noise" if data is None else f"{Path(data).name}, {split} split",
+        "high": list(config.high_size),
+        "low": list(config.low_size),
+        "patches": Grid.parse(config.grid).patches,
+        "threads": torch.get_num_threads(),
+        "warm_up": WARM_UP,
+        "rounds": rounds,
+        "rows": rows,
+        "lines": straight_lines(rows),
+        "provenance": provenance(settings.seed),
+    }
+    write_json(run.path / "bench.json", document)
+    return document
+
+
+def _pixels_to_time(
+    settings: TrainSettings, config: ModelConfig, images: int, data: str | None, split: str
+) -> tuple[Tensor, Tensor]:
+    """HR and LR of ``images`` images, uint8: noise, or images of a data set, evenly over its order."""
+    if data is None:
+        generator = torch.Generator().manual_seed(settings.seed)
+        shape = (images, config.channels, *config.high_size)
+        high = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        return high, area_average(high, config.low_size)
+    other = settings if data == settings.data else replace(settings, data=data, layout="auto")
+    found = split_to_evaluate(other, split).splits[split]
+    positions = torch.linspace(0, len(found) - 1, images).round().long()
+    batch = next(found.batches([positions]))
+    return batch.high, low_of(batch, config.low_size)
