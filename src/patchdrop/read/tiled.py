@@ -1,0 +1,327 @@
+"""A tiled scene cut into cells: LR from an overview, HR patches from the tiles that cover them, and nothing else.
+
+A cell is an image of the model's HR size on the scene's own pixel grid, row by row from the top left. Where the scene
+is no multiple of it, the last row and the last column of cells end at the scene's border, so they overlap their
+neighbours and no pixel is left out.
+
+LR comes from the coarsest overview that is at least as fine as LR, averaged over area where its pixels are not LR's.
+
+Cells are taken in groups, row by row. A tile is fetched once: its bytes are held until the cells have passed its last
+row, so memory is bounded by two rows of tiles as they are stored, and by a group's pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchdrop.errors import DataError
+from patchdrop.grid import Grid, boxes, patch_size
+from patchdrop.packed import Packed
+from patchdrop.read.decode import Pixels, decode, unreadable
+from patchdrop.read.ledger import Cost, Ledger, Purpose
+from patchdrop.read.source import Reader
+from patchdrop.read.tiff import Header, Level, read_header
+from patchdrop.read.transport import Priced, Span, Transport, joined
+
+GROUP_PIXELS = 2**26
+"""Cells of a group have at most this many HR samples in all, chosen or not; one cell may have more."""
+SAME_SCALE = 1.01
+"""An overview this much coarser than LR still counts as LR's size: writers round sides differently."""
+
+Box = tuple[int, int, int, int]
+"""Top, left, bottom, right in pixels, end exclusive."""
+
+
+class Shape(NamedTuple):
+    """What a model takes."""
+
+    high: tuple[int, int]
+    low: tuple[int, int]
+    grid: Grid
+    channels: int
+
+
+class Look(NamedTuple):
+    """LR of some cells."""
+
+    low: Tensor
+    """``(B, C, h, w)`` uint8."""
+    seen: Tensor
+    """``(B,)`` bool: whether any pixel is neither nodata nor transparent."""
+
+
+class TiledScene:
+    """One scene, ready to be looked at and read.
+
+    Args:
+        transport: where its bytes come from; its ledger counts them.
+        shape: sizes, grid and bands of the model.
+        gap: ranges at most this many bytes apart are read as one.
+
+    Raises:
+        DataError: it cannot be read in parts, or does not fit the model.
+    """
+
+    def __init__(self, transport: Transport, shape: Shape, gap: int = 0) -> None:
+        self.transport = transport
+        self.name = transport.name
+        self.shape = shape
+        self.gap = gap
+        self.header = read_header(transport)
+        self.full = self.header.levels[0]
+        reason = misfit(self.header, shape)
+        if reason:
+            raise DataError(f"{self.name}: {reason}")
+        overview = low_level(self.header, shape)
+        assert overview is not None
+        self.overview = overview
+        self.rows, self.cols = (
+            -(-side // cell) for side, cell in zip((self.full.height, self.full.width), shape.high, strict=True)
+        )
+        self._patches = boxes(shape.grid, *shape.high)
+        self._high = _Tiles(self.full, self.header.start, gap)
+        self._low = _Tiles(self.overview, self.header.start, gap)
+
+    @property
+    def cells(self) -> int:
+        """Number of cells."""
+        return self.rows * self.cols
+
+    def cell_box(self, cell: int) -> Box:
+        """Where a cell lies in the scene."""
+        height, width = self.shape.high
+        top = min(cell // self.cols * height, self.full.height - height)
+        left = min(cell % self.cols * width, self.full.width - width)
+        return top, left, top + height, left + width
+
+    def patch_box(self, cell: int, patch: int) -> Box:
+        """Where a patch of a cell lies in the scene."""
+        y, x, _, _ = self.cell_box(cell)
+        top, left, bottom, right = self._patches[patch]
+        return top + y, left + x, bottom + y, right + x
+
+    def groups(self) -> Iterator[range]:
+        """The cells in their order, in groups; after a group its tiles are let go where no later cell needs them."""
+        height, width = self.shape.high
+        size = max(1, GROUP_PIXELS // (height * width * self.shape.channels))
+        for start in range(0, self.cells, size):
+            group = range(start, min(start + size, self.cells))
+            yield group
+            if group.stop < self.cells:
+                top = self.cell_box(group.stop)[0]
+                self._high.forget(top)
+                self._low.forget(int(top * self.overview.height / self.full.height))
+
+    def look(self, cells: Sequence[int]) -> Look:
+        """LR of some cells, from the overview."""
+        down, across = self.overview.height / self.full.height, self.overview.width / self.full.width
+        exact = [(t * down, x * across, b * down, r * across) for t, x, b, r in map(self.cell_box, cells)]
+        outer = [(int(t), int(x), _up(b, self.overview.height), _up(r, self.overview.width)) for t, x, b, r in exact]
+        self._low.fetch(outer, self.transport, "overview")
+        windows = self._low.windows(outer, self.name)
+        low = torch.empty(len(cells), self.shape.channels, *self.shape.low, dtype=torch.uint8)
+        for i, (box, around, window) in enumerate(zip(exact, outer, windows, strict=True)):
+            low[i] = torch.from_numpy(area_resampled(window.values, box, around, self.shape.low))
+        return Look(low, torch.tensor([w.seen is None or bool(w.seen.any()) for w in windows], dtype=torch.bool))
+
+    def reader(self, cells: Sequence[int]) -> Reader:
+        """Reads the chosen patches of some cells; fetches the tiles that cover them and no other byte."""
+
+        def read(choice: Tensor) -> Packed:
+            image, patch = choice.cpu().nonzero(as_tuple=True)
+            where = self._chosen(cells, choice)
+            self._high.fetch(where, self.transport, "patch")
+            height, width = patch_size(self.shape.grid, *self.shape.high)
+            pixels = torch.zeros(len(where), self.shape.channels, height, width, dtype=torch.uint8)
+            for i, window in enumerate(self._high.windows(where, self.name)):
+                _, h, w = window.values.shape
+                pixels[i, :, :h, :w] = torch.from_numpy(window.values)
+            return Packed(pixels, image, patch, len(cells)).to(choice.device)
+
+        return read
+
+    def price(self, cells: Sequence[int], choice: Tensor, ledger: Ledger) -> None:
+        """Count in ``ledger`` what `reader` would read for this choice; reads nothing.
+
+        A scene is either priced or read, group by group: tiles that were priced count as held.
+        """
+        self._high.fetch(self._chosen(cells, choice), Priced(self.transport, ledger), "patch")
+
+    def everything(self) -> Cost:
+        """What reading all HR tiles would cost, without the header."""
+        spans = [self.full.span(int(tile)) for tile in np.flatnonzero(self.full.counts)]
+        requests = joined([s for s in spans if s.stop > len(self.header.start)], self.gap)
+        return Cost(len(requests), sum(span.length for span in requests))
+
+    def _chosen(self, cells: Sequence[int], choice: Tensor) -> list[Box]:
+        return [self.patch_box(cells[i], p) for i, p in choice.cpu().nonzero().tolist()]
+
+
+def misfit(header: Header, shape: Shape) -> str:
+    """Why a scene cannot be read for such a model, and what to do; empty where it can."""
+    full = header.levels[0]
+    for what, level in (("it", full), *((f"its overview of {v.width} px", v) for v in header.levels[1:])):
+        reason = unreadable(level)
+        if reason:
+            return f"{what} {reason}: see `patchdrop check`"
+    if full.colours != shape.channels:
+        return f"{full.colours} bands, the model takes {shape.channels}: pick some with `gdal_translate -b`"
+    if full.height < shape.high[0] or full.width < shape.high[1]:
+        return (
+            f"{full.width} x {full.height} px is smaller than the model's HR image, {shape.high[1]} x {shape.high[0]}: "
+            "predict it as a plain image"
+        )
+    if low_level(header, shape) is None:
+        return (
+            f"has no overview between full resolution and LR ({shape.high[0] / shape.low[0]:g} times coarser): "
+            "see `patchdrop check`"
+        )
+    return ""
+
+
+def low_level(header: Header, shape: Shape) -> Level | None:
+    """The coarsest overview that is at least as fine as LR; None where there is none."""
+    full = header.levels[0]
+    wanted = min(high / low for high, low in zip(shape.high, shape.low, strict=True)) * SAME_SCALE
+    fit = [
+        level
+        for level in header.levels[1:]
+        if 1.5 < full.width / level.width <= wanted
+        and full.height / level.height <= wanted
+        and level.colours == full.colours
+    ]
+    return fit[-1] if fit else None
+
+
+def covering(level: Level, box: Box) -> list[int]:
+    """Numbers of the tiles that hold a pixel of a box, row by row; of the first band where the level is planar."""
+    assert level.tile is not None
+    height, width = level.tile
+    top, left, bottom, right = box
+    columns = level.tile_grid[1]
+    return [
+        row * columns + column
+        for row in range(top // height, -(-bottom // height))
+        for column in range(left // width, -(-right // width))
+    ]
+
+
+def area_resampled(
+    values: NDArray[np.uint8], box: tuple[float, float, float, float], around: Box, size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """A box of pixels averaged over area: each pixel of the result is the mean of what it covers.
+
+    Args:
+        values: ``(C, height, width)``, the whole pixels in ``around``.
+        box: top, left, bottom, right, in the same coordinates as ``around`` and within it.
+        size: height and width of the result.
+
+    Returns:
+        ``(C, *size)``; the pixels themselves where nothing has to be averaged.
+    """
+    if tuple(float(edge) for edge in around) == box and values.shape[1:] == size:
+        return values
+    down = _weights(box[0] - around[0], box[2] - around[0], values.shape[1], size[0])
+    across = _weights(box[1] - around[1], box[3] - around[1], values.shape[2], size[1])
+    averaged: NDArray[np.uint8] = np.rint(down @ values.astype(np.float32) @ across.T).astype(np.uint8)
+    return averaged
+
+
+def _weights(start: float, stop: float, length: int, parts: int) -> NDArray[np.float32]:
+    """``(parts, length)``: share of each pixel in each of ``parts`` equal pieces of ``start`` to ``stop``."""
+    edges = np.linspace(start, stop, parts + 1)
+    pixels = np.arange(length)
+    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
+    overlap = overlap.clip(0)
+    weights: NDArray[np.float32] = (overlap / overlap.sum(1, keepdims=True)).astype(np.float32)
+    return weights
+
+
+def _up(edge: float, most: int) -> int:
+    # A whole number that multiplication made a little larger is still that number.
+    return min(most, int(np.ceil(edge - 1e-6)))
+
+
+class _Tiles:
+    """The bytes of one level's tiles, each fetched once while it may be needed."""
+
+    def __init__(self, level: Level, start: bytes, gap: int) -> None:
+        self.level = level
+        self._start = start
+        self._gap = gap
+        self._held: dict[int, bytes] = {}
+        self._planes = level.bands if level.planar else 1
+        self._in_plane = level.tile_grid[0] * level.tile_grid[1]
+
+    def fetch(self, where: Iterable[Box], transport: Transport, purpose: Purpose) -> None:
+        """Hold the tiles that cover some boxes; the file's first bytes, read with the header, are not read again."""
+        needed = {tile for box in where for tile in covering(self.level, box)}
+        missing = [t + p * self._in_plane for t in sorted(needed) for p in range(self._planes)]
+        missing = [tile for tile in missing if tile not in self._held]
+        spans = {tile: self.level.span(tile) for tile in missing}
+        for tile, span in spans.items():
+            if span.length == 0:
+                self._held[tile] = b""
+            elif span.stop <= len(self._start):
+                self._held[tile] = self._start[span.start : span.stop]
+        absent = {tile: span for tile, span in spans.items() if tile not in self._held}
+        requests = joined(list(absent.values()), self._gap)
+        parts = transport.read(requests, purpose)
+        self._held.update(_cut(absent, requests, parts))
+
+    def forget(self, top: int) -> None:
+        """Let go of tiles that end above a row of the level."""
+        assert self.level.tile is not None
+        rows = top // self.level.tile[0] * self.level.tile_grid[1]
+        self._held = {tile: held for tile, held in self._held.items() if tile % self._in_plane >= rows}
+
+    def windows(self, where: Sequence[Box], name: str) -> list[Pixels]:
+        """The pixels of each box; each tile that covers one is decoded once."""
+        users: dict[int, list[int]] = {}
+        for i, box in enumerate(where):
+            for tile in covering(self.level, box):
+                users.setdefault(tile, []).append(i)
+        found = [np.empty((self.level.colours, box[2] - box[0], box[3] - box[1]), np.uint8) for box in where]
+        seen = [None if self._all_seen else np.ones(pixels.shape[1:], bool) for pixels in found]
+        for tile in sorted(users):
+            parts = [self._held[tile + p * self._in_plane] for p in range(self._planes)]
+            pixels = decode(self.level, parts, name)
+            for i in users[tile]:
+                self._paste(tile, pixels, where[i], found[i], seen[i])
+        return [Pixels(values, mask) for values, mask in zip(found, seen, strict=True)]
+
+    @property
+    def _all_seen(self) -> bool:
+        return self.level.nodata is None and self.level.alpha is None and bool((self.level.counts > 0).all())
+
+    def _paste(
+        self, tile: int, pixels: Pixels, box: Box, values: NDArray[np.uint8], seen: NDArray[np.bool_] | None
+    ) -> None:
+        """Copy what a tile and a box share."""
+        assert self.level.tile is not None
+        height, width = self.level.tile
+        row, column = divmod(tile, self.level.tile_grid[1])
+        y, x = row * height, column * width
+        top, left, bottom, right = max(y, box[0]), max(x, box[1]), min(y + height, box[2]), min(x + width, box[3])
+        into = slice(top - box[0], bottom - box[0]), slice(left - box[1], right - box[1])
+        out = slice(top - y, bottom - y), slice(left - x, right - x)
+        values[:, into[0], into[1]] = pixels.values[:, out[0], out[1]]
+        if seen is not None and pixels.seen is not None:
+            seen[into] = pixels.seen[out]
+
+
+def _cut(wanted: dict[int, Span], requests: Sequence[Span], parts: Sequence[bytes]) -> dict[int, bytes]:
+    """Each wanted span out of the request that covers it."""
+    starts = [request.start for request in requests]
+    found = {}
+    for tile, span in wanted.items():
+        at = int(np.searchsorted(starts, span.start, side="right")) - 1
+        offset = span.start - requests[at].start
+        found[tile] = parts[at][offset : offset + span.length]
+    return found

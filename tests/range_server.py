@@ -1,0 +1,114 @@
+"""A server of byte ranges on loopback that counts what it sends, and can be told to misbehave."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import NamedTuple
+
+
+class Asked(NamedTuple):
+    """One request: its path, and the range as ``start, stop``, stop just outside."""
+
+    path: str
+    start: int
+    stop: int
+
+
+class RangeServer(ThreadingHTTPServer):
+    """Serves ``files`` (path -> bytes).
+
+    Attributes:
+        asked: every request, in the order in which they came.
+        sent: bytes of bodies.
+        delay: seconds before each answer.
+        misbehave: if set, called with the handler and what was asked first; True: it has answered.
+    """
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[str, bytes] = {}
+        self.etags: dict[str, str] = {}
+        self.asked: list[Asked] = []
+        self.sent = 0
+        self.delay = 0.0
+        self.misbehave: Callable[[_Handler, Asked], bool] | None = None
+        self.lock = threading.Lock()
+
+    def url(self, path: str) -> str:
+        """The address of a file."""
+        return f"http://127.0.0.1:{self.server_address[1]}/{path}"
+
+    def reset(self) -> None:
+        """Forget what was asked and sent."""
+        with self.lock:
+            self.asked, self.sent = [], 0
+
+    def handle_error(self, *_: object) -> None:
+        """A client that hangs up is no news."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: RangeServer
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        path = self.path.lstrip("/").partition("?")[0]
+        first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        content = self.server.files.get(path, b"")
+        asked = Asked(path, int(first), min(int(last or len(content) - 1) + 1, len(content)))
+        with self.server.lock:
+            self.server.asked.append(asked)
+        time.sleep(self.server.delay)
+        if self.server.misbehave and self.server.misbehave(self, asked):
+            return
+        etag = self.server.etags.get(path)
+        if path not in self.server.files:
+            self.answer(404, b"no such file")
+        elif etag and self.headers.get("If-Match", etag) != etag:
+            self.answer(412, b"")
+        else:
+            self.part(asked)
+
+    def part(self, asked: Asked, **headers: str) -> None:
+        """The range that was asked for."""
+        content = self.server.files[asked.path]
+        found = {"Content-Range": f"bytes {asked.start}-{asked.stop - 1}/{len(content)}"}
+        if asked.path in self.server.etags:
+            found["ETag"] = self.server.etags[asked.path]
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        self.answer(206, content[asked.start : asked.stop], **{**found, **named})
+
+    def answer(self, status: int, body: bytes, **headers: str) -> None:
+        """Any answer, counted."""
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        with self.server.lock:
+            self.server.sent += len(body)
+        self.wfile.write(body)
+
+
+@contextmanager
+def range_server() -> Iterator[RangeServer]:
+    """A running server."""
+    server = RangeServer()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
