@@ -19,7 +19,7 @@ LAYERS: list[tuple[str, ...]] = [
     # itself; parts of one layer do not know each other.
     ("__main__",),
     ("cli",),
-    ("commands", "tables"),  # tables: documents in, nothing of ours
+    ("commands", "tables", "scenes"),  # tables: documents in, nothing of ours
     ("compare",),
     ("serve", "training", "cost", "timing"),
     ("report", "evaluation"),

@@ -27,6 +27,7 @@ from patchdrop.read.transport import HttpFile, LocalFile, Span
 from pyramids import picture, write_cog, write_painted
 from range_server import range_server
 
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 SIDE = 1024
 SHAPE = Shape((256, 256), (64, 64), Grid(4, 4), 3)
 LARGER = Shape((512, 512), (128, 128), Grid(4, 4), 3)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
+from cyclopts.validators import Number
 
 from patchdrop.compare.options import PROFILES, CompareOptions, Price, split_mapping
 from patchdrop.dial import Dial, Target
@@ -40,6 +41,7 @@ Flag = Parameter(negative="")
 Options = Annotated[CompareOptions, Parameter(name="*")]
 # A file may be called [1].png, which is no JSON list.
 Files = Parameter(json_list=False, negative="")
+Gap = Annotated[int, Parameter(validator=Number(gte=0), help="Read ranges at most this many bytes apart as one.")]
 
 
 @app.command
@@ -114,23 +116,26 @@ def evaluate(
 @app.command
 def predict(
     run: Path,
-    images: Annotated[list[Path], Files],
+    images: Annotated[list[str], Files],
     *,
     low: Annotated[list[Path] | None, Files] = None,
     stage: str | None = None,
     overlay: Path | None = None,
     scaled_low: Annotated[bool, Flag] = False,
     dial: DialFlags | None = None,
+    out: Path | None = None,
+    plan: Path | None = None,
+    gap: Gap = 0,
     as_json: Json = False,
 ) -> int:
-    """Label, probability, chosen patches and share of HR read, for each image file.
+    """Label, probability, chosen patches and share of HR read: of image files, or, with --out, of each cell of scenes.
 
     Parameters
     ----------
     run
         Run folder.
     images
-        Image files.
+        Image files; with --out, tiled GeoTIFFs or their http(s) URLs.
     low
         LR images of a sensor of their own, one for each image.
     stage
@@ -139,7 +144,19 @@ def predict(
         Folder for pictures of what was read.
     scaled_low
         Make LR by decoding a JPEG at a reduced scale: an image without a chosen patch is then never decoded whole.
+    out
+        Folder for the results of scenes; scenes that are finished there are not read again.
+    plan
+        Read what this plan.json says, rather than what the policy chooses now.
     """
+    if out is not None:
+        if low or overlay or scaled_low or dial:
+            raise UsageError("--low, --overlay, --scaled-low and budgets are for image files, not for the scenes of --out")
+        from patchdrop.scenes import work
+
+        return _scenes(lambda failed: work.predict(run, images, out, stage, gap, plan, failed), as_json)
+    if plan or gap or any("://" in name for name in images):
+        raise UsageError("URLs, --plan and --gap are for scenes: name a folder for their results with --out")
     from dataclasses import asdict
 
     from patchdrop import commands
@@ -156,6 +173,88 @@ def predict(
     _print({"predictions": found, "failed": failures}, predictions_table, as_json)
     if failures:
         return SOME_FAILED if found else BAD_INPUT
+    return DONE
+
+
+@app.command
+def check(
+    scenes: Annotated[list[str], Files],
+    *,
+    run: Path | None = None,
+    high: str = "128",
+    low: str = "32",
+    grid: str = "4",
+    as_json: Json = False,
+) -> int:
+    """Are scenes fit for reading single patches? Reads their headers, and says what to do where they are not.
+
+    Parameters
+    ----------
+    scenes
+        Tiled GeoTIFFs or their http(s) URLs.
+    run
+        Run folder of the model that is to read them; without it, sizes and grid are those given here.
+    high
+        HR size of a cell in pixels.
+    low
+        LR size of a cell in pixels.
+    grid
+        Patches of a cell.
+    """
+    from patchdrop.scenes.check import check as check_scenes
+    from patchdrop.scenes.check import shape_of
+    from patchdrop.scenes.tables import check_table
+    from patchdrop.talk import say
+
+    found = check_scenes(scenes, shape_of(run, high, low, grid), lambda reason: say(f"error: {reason}"))
+    _print({"scenes": found}, check_table, as_json)
+    fit = [scene["fit"] for scene in found]
+    return DONE if all(fit) else SOME_FAILED if any(fit) else BAD_INPUT
+
+
+@app.command
+def plan(
+    run: Path,
+    scenes: Annotated[list[str], Files],
+    *,
+    out: Path,
+    stage: str | None = None,
+    gap: Gap = 0,
+    as_json: Json = False,
+) -> int:
+    """What predicting scenes would read: looks at headers and overviews only, and prices the patches chosen.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    scenes
+        Tiled GeoTIFFs or their http(s) URLs.
+    out
+        Folder for plan.json and the chosen areas as GeoJSON.
+    stage
+        pt, ft1 or ft2; by default the last one that is trained.
+    """
+    from patchdrop.scenes import work
+
+    return _scenes(lambda failed: work.plan(run, scenes, out, stage, gap, failed), as_json)
+
+
+def _scenes(work: Callable[[Callable[[str], None]], dict[str, Any]], as_json: bool) -> int:
+    """Do something with scenes, of which some may fail, and print what came of it."""
+    from patchdrop.scenes.tables import scenes_table
+    from patchdrop.talk import say
+
+    failures: list[str] = []
+
+    def failed(reason: str) -> None:
+        failures.append(reason)
+        say(f"error: {reason}")
+
+    document = work(failed)
+    _print({**document, "failed": failures}, scenes_table, as_json)
+    if failures:
+        return SOME_FAILED if document["scenes"] else BAD_INPUT
     return DONE
 
 

@@ -9,9 +9,10 @@ import errno
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
@@ -39,6 +40,28 @@ def write_bytes(path: Path, content: bytes) -> None:
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise RunError(_why_not(path, len(content), error)) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[TextIO]:
+    """As `write_bytes`, for text that is written piece by piece; nothing is left where the block raises.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(beside, "w", encoding="utf-8", newline="\n") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RunError(_why_not(path, 1, error)) from error
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def _why_not(path: Path, size: int, error: OSError) -> str:

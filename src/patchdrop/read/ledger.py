@@ -46,8 +46,3 @@ class Ledger:
     def to_json(self) -> dict[str, dict[str, int]]:
         """``{"header": {"requests": .., "bytes": ..}, "overview": .., "patch": .., "total": ..}``."""
         return {**{p: self.of(p)._asdict() for p in PURPOSES}, "total": self.total._asdict()}
-
-
-def costs_from_json(values: dict[str, dict[str, int]]) -> dict[str, Cost]:
-    """Inverse of `Ledger.to_json`."""
-    return {name: Cost(found["requests"], found["bytes"]) for name, found in values.items()}

@@ -1,0 +1,141 @@
+"""Is a file fit for partial reading, what does a patch cost, and what makes it fit? Reads the header only."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from patchdrop.errors import DataError
+from patchdrop.grid import Grid, boxes, patch_size
+from patchdrop.read.decode import unreadable
+from patchdrop.read.tiff import COMPRESSIONS, Header, Level, read_header
+from patchdrop.read.tiled import Shape, covering, low_level, misfit
+from patchdrop.read.transport import open_transport, public_name
+from patchdrop.runfolder import RunFolder
+from patchdrop.settings import size_of
+
+SAMPLED = 512
+"""Cells, evenly spread, whose patches are priced."""
+
+
+def shape_of(run: Path | None, high: str, low: str, grid: str) -> Shape:
+    """Sizes and grid of a run's settings, or as given, for three bands.
+
+    Raises:
+        UsageError: they are none.
+    """
+    if run is not None:
+        settings = RunFolder(run).settings()
+        return Shape(settings.high_size, settings.low_size, Grid.parse(settings.grid), settings.channels)
+    return Shape(size_of(high, "high"), size_of(low, "low"), Grid.parse(grid), 3)
+
+
+def check(sources: Sequence[str], shape: Shape, failed: Callable[[str], None]) -> list[dict[str, Any]]:
+    """What each file is, and whether a model of this shape can read it in parts.
+
+    Args:
+        failed: takes the reason of each file whose header cannot be read.
+    """
+    found = []
+    for source in sources:
+        try:
+            found.append(check_one(source, shape))
+        except DataError as error:
+            failed(str(error))
+            found.append({"scene": public_name(source), "fit": False, "reasons": [str(error)], "advice": []})
+    return found
+
+
+def check_one(source: str, shape: Shape) -> dict[str, Any]:
+    """As `check`, of one file; raises DataError where its header cannot be read."""
+    transport = open_transport(source)
+    try:
+        header = read_header(transport)
+    finally:
+        transport.close()
+    full, low = header.levels[0], low_level(header, shape)
+    reason = misfit(header, shape)
+    tiled = full.tile is not None
+    patch = patch_size(shape.grid, *shape.high)
+    place = header.georeference
+    return {
+        "scene": transport.name,
+        "fit": not reason,
+        "reasons": [reason] if reason else [],
+        "advice": [command(transport.name, header, shape)] if reason or not _aligned(full, patch) else [],
+        "bytes": transport.size,
+        "size": [full.height, full.width],
+        "bands": full.colours,
+        "alpha": full.alpha is not None,
+        "dtype": full.kind,
+        "compression": COMPRESSIONS.get(full.compression, str(full.compression)),
+        "interleave": "band" if full.planar else "pixel",
+        "nodata": full.nodata,
+        "masks": header.masks,
+        "tiled": tiled,
+        "tile": list(full.tile) if full.tile else None,
+        "overviews": [_overview(full, level) for level in header.levels[1:]],
+        "low": None if low is None else {**_overview(full, low), "wanted": shape.high[1] / shape.low[1]},
+        "patch": list(patch),
+        "aligned": _aligned(full, patch),
+        **(_patch_costs(full, shape) if tiled and not reason else {"bytes_per_patch": None, "tiles_per_patch": None}),
+        "georeference": None if place is None else {"epsg": place.epsg, "matrix": list(place.matrix)},
+        "header": transport.ledger.of("header")._asdict(),
+    }
+
+
+def _overview(full: Level, level: Level) -> dict[str, Any]:
+    return {
+        "size": [level.height, level.width],
+        "factor": round(full.width / level.width, 3),
+        "tile": list(level.tile) if level.tile else None,
+        "bytes": int(level.counts.sum()),
+    }
+
+
+def _aligned(full: Level, patch: tuple[int, int]) -> bool:
+    """Whether patches are made of whole tiles."""
+    return full.tile is not None and all(side % tile == 0 for side, tile in zip(patch, full.tile, strict=True))
+
+
+def _patch_costs(full: Level, shape: Shape) -> dict[str, float]:
+    """Means over patches read one by one: a tile that several patches share counts for each."""
+    height, width = shape.high
+    rows, cols = full.height // height, full.width // width
+    cells = np.unique(np.linspace(0, rows * cols - 1, min(rows * cols, SAMPLED)).astype(int)).tolist()
+    tiles, received, patches = 0, 0, 0
+    in_plane = full.tile_grid[0] * full.tile_grid[1]
+    planes = full.bands if full.planar else 1
+    for cell in cells:
+        y, x = cell // cols * height, cell % cols * width
+        for top, left, bottom, right in boxes(shape.grid, height, width):
+            covers = covering(full, (top + y, left + x, bottom + y, right + x))
+            tiles += len(covers)
+            received += sum(int(full.counts[t + p * in_plane]) for t in covers for p in range(planes))
+            patches += 1
+    return {"bytes_per_patch": round(received / patches, 1), "tiles_per_patch": round(tiles / patches, 3)}
+
+
+def command(name: str, header: Header, shape: Shape) -> str:
+    """The gdal_translate command that makes a file fit, with tiles no larger than a patch where GDAL allows it."""
+    full = header.levels[0]
+    side = min(patch_size(shape.grid, *shape.high))
+    block = min(512, max(128, 1 << (side.bit_length() - 1)))
+    factor = min(high // low for high, low in zip(shape.high, shape.low, strict=True))
+    words = ["gdal_translate", "-of", "COG"]
+    if full.photometric == 3:
+        words += ["-expand", "rgb" if shape.channels == 3 else "gray"]
+    elif full.colours != shape.channels:
+        words += [w for band in range(1, min(full.colours, shape.channels) + 1) for w in ("-b", str(band))]
+    if full.kind not in ("uint8", "uint16"):
+        words += ["-ot", "Byte", "-scale"]
+    kept = COMPRESSIONS.get(full.compression, "none")
+    lossy = kept in ("jpeg", "webp") and not unreadable(full)
+    words += ["-co", f"COMPRESS={kept.upper()}"] if lossy else ["-co", "COMPRESS=DEFLATE", "-co", "PREDICTOR=YES"]
+    words += ["-co", f"BLOCKSIZE={block}", "-co", "OVERVIEWS=IGNORE_EXISTING", "-co", "RESAMPLING=AVERAGE"]
+    words += ["-co", f"OVERVIEW_COUNT={max(1, factor.bit_length() - 1)}"]
+    return shlex.join([*words, name, "fit.tif"])

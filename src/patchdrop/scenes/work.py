@@ -1,0 +1,413 @@
+"""`plan` and `predict` for scenes: the same walk over a scene's cells, priced or carried out.
+
+Of each group of cells: look (LR from the overview), then decide -> choose -> read -> classify by
+`patchdrop.episode.play`; a plan stops after choose and counts what would be read. Both fetch tiles in the same order,
+so a plan's requests and bytes are those of its execution, as long as no request has to be repeated.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, TextIO
+
+import torch
+from torch import Tensor
+
+from patchdrop.episode import play
+from patchdrop.errors import DataError, RunError, UsageError
+from patchdrop.files import read_json, write_json, writing
+from patchdrop.packed import Packed
+from patchdrop.policy.choice import Choose, greedy
+from patchdrop.read.ledger import Cost, Ledger
+from patchdrop.read.tiled import Box, Shape, TiledScene
+from patchdrop.read.transport import open_transport, public_name
+from patchdrop.runfolder import RunFolder
+from patchdrop.scenes.places import COLLECTION_END, Places, collection_start, feature
+from patchdrop.serve.predictor import Predictor
+from patchdrop.talk import bars
+
+CHUNK_PIXELS = 2**20
+"""Cells that go through the networks at once have at most this many HR pixels; one cell may have more."""
+
+Failed = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained stage, for batches of any size.
+
+    Attributes:
+        sha256: of its weights.
+    """
+
+    run: str
+    stage: str
+    sha256: str
+    predictor: Predictor
+
+    @property
+    def shape(self) -> Shape:
+        """What it takes."""
+        config = self.predictor.config
+        return Shape(config.high_size, config.low_size, self.predictor.grid, config.channels)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a plan, or results, were made with."""
+        return {"stage": self.stage, "sha256": self.sha256}
+
+    def policy(self, low: Tensor) -> Tensor:
+        """Patch logits ``(B, P)`` of LR ``(B, C, h, w)``."""
+        device = self.predictor.device
+        return torch.cat([self.predictor.model.policy(part.to(device)) for part in torch.split(low, self._chunk)])
+
+    def classify(self, packed: Packed, low: Tensor) -> Tensor:
+        """Class logits ``(B, K)``."""
+        found = []
+        for start in range(0, packed.batch, self._chunk):
+            keep = torch.zeros(packed.batch, dtype=torch.bool)
+            keep[start : start + self._chunk] = True
+            found.append(self.predictor.model.classifier(packed.of_images(keep), low[keep].to(self.predictor.device)))
+        return torch.cat(found)
+
+    @property
+    def _chunk(self) -> int:
+        height, width = self.shape.high
+        return max(1, CHUNK_PIXELS // (height * width))
+
+
+def load_model(run: str | Path, stage: str | None = None) -> Model:
+    """A trained stage of a run.
+
+    Raises:
+        RunError: no such run or stage.
+        UsageError: it was trained on LR images of a sensor of their own, which a scene's overview is not.
+    """
+    predictor = Predictor(run, stage)
+    if predictor.own_low:
+        raise UsageError(f"{run}: was trained on LR images of their own, a scene's overview is none; train one without")
+    return Model(str(run), predictor.stage, RunFolder(run).stage_config(predictor.stage)["sha256"], predictor)
+
+
+class CellResult(NamedTuple):
+    """What was decided about one cell; ``label`` is None where all of it is nodata."""
+
+    cell: int
+    box: Box
+    label: str | None
+    probability: float
+    patches: tuple[int, ...]
+
+
+# --- plan
+
+
+def plan(
+    run: str | Path, sources: Sequence[str], out: Path, stage: str | None, gap: int, failed: Failed
+) -> dict[str, Any]:
+    """Look at scenes, choose, and price the choice.
+
+    Writes ``plan.json`` and, for each scene, the chosen areas as GeoJSON into ``out``.
+
+    Args:
+        failed: takes the reason of each scene that cannot be planned; the others are.
+
+    Returns:
+        The document of ``plan.json``.
+    """
+    model = load_model(run, stage)
+    planned = []
+    for source in _each_once(sources):
+        try:
+            planned.append(_plan_scene(model, source, out, gap))
+        except DataError as error:
+            failed(str(error))
+    document = {"run": model.run, **model.identity, "gap": gap, "scenes": planned, "total": _total(planned)}
+    if planned:
+        write_json(out / "plan.json", document)
+    return document
+
+
+def _plan_scene(model: Model, source: str, out: Path, gap: int) -> dict[str, Any]:
+    with _opened(source, model, gap) as scene, bars({"looking": (scene.cells, 1.0)}, "cells") as bar:
+        places = Places(scene.header.georeference, scene.name)
+        priced = Ledger()
+        chosen: list[tuple[int, list[int]]] = []
+        skipped = 0
+        for group in scene.groups():
+            cells, low = _seen(scene, group)
+            skipped += len(group) - len(cells)
+            if cells:
+                with torch.inference_mode():
+                    choice = greedy(model.policy(low)).cpu()
+                scene.price(cells, choice, priced)
+                rows = [row.nonzero().flatten().tolist() for row in choice]
+                chosen += [(cell, patches) for cell, patches in zip(cells, rows, strict=True) if patches]
+            bar.advance("looking", len(group))
+        areas = out / f"{_file_name(source)}.areas.geojson"
+        with writing(areas) as file:
+            _write_features(file, places, _areas(scene, chosen))
+        spent = scene.transport.ledger
+        return {
+            **_described(scene, places),
+            "skipped": skipped,
+            "patches": sum(len(patches) for _, patches in chosen),
+            "areas": areas.name,
+            "planning": spent.to_json(),
+            "execution": _with_total(
+                {"header": spent.of("header"), "overview": spent.of("overview"), "patch": priced.of("patch")}
+            ),
+            "everything": spent.of("header").plus(scene.everything())._asdict(),
+            "chosen": chosen,
+        }
+
+
+def _areas(scene: TiledScene, chosen: Sequence[tuple[int, Sequence[int]]]) -> Iterator[tuple[Box, dict[str, Any]]]:
+    """The chosen patches of each cell, those beside one another as one box."""
+    columns = scene.shape.grid.cols
+    for cell, patches in chosen:
+        runs: list[list[int]] = []
+        for patch in patches:
+            if runs and patch == runs[-1][-1] + 1 and patch % columns:
+                runs[-1].append(patch)
+            else:
+                runs.append([patch])
+        for run in runs:
+            first, last = scene.patch_box(cell, run[0]), scene.patch_box(cell, run[-1])
+            yield (first[0], first[1], last[2], last[3]), {"cell": cell, "patches": run}
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """A ``plan.json``.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        document = read_json(path)
+        scenes = {
+            scene["scene"]: {int(cell): [int(p) for p in patches] for cell, patches in scene["chosen"]}
+            for scene in document["scenes"]
+        }
+        versions = {scene["scene"]: str(scene["version"]) for scene in document["scenes"]}
+        identity = {name: str(document[name]) for name in ("stage", "sha256")}
+        return {"identity": identity, "gap": int(document["gap"]), "chosen": scenes, "versions": versions}
+    except RunError as error:
+        raise UsageError(f"--plan {path}: cannot be read; make one with `patchdrop plan`") from error
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UsageError(f"--plan {path}: is no plan.json of `patchdrop plan`, or is damaged; make it again") from error
+
+
+# --- predict
+
+
+def predict(
+    run: str | Path,
+    sources: Sequence[str],
+    out: Path,
+    stage: str | None,
+    gap: int,
+    plan_file: Path | None,
+    failed: Failed,
+) -> dict[str, Any]:
+    """Read what the policy, or a plan, chooses, and classify every cell.
+
+    Writes for each scene ``NAME.jsonl``, ``NAME.csv``, ``NAME.geojson`` and, when it is finished, ``NAME.json`` with
+    the ledger. A scene that is finished in ``out`` is not read again.
+
+    Args:
+        failed: takes the reason of each scene that cannot be read; the others are.
+
+    Returns:
+        ``scenes``: the ``NAME.json`` of each; ``total``.
+    """
+    planned = None if plan_file is None else read_plan(plan_file)
+    model = load_model(run, stage or (planned["identity"]["stage"] if planned else None))
+    if planned is not None and planned["identity"] != model.identity:
+        raise UsageError(f"--plan {plan_file}: was made with another training of {run}; make it again")
+    finished = []
+    for source in _each_once(sources):
+        name = public_name(source)
+        try:
+            if planned is not None and name not in planned["chosen"]:
+                raise DataError(f"{name}: is not in {plan_file}; plan it first")
+            chosen = planned["chosen"][name] if planned else None
+            key = {**model.identity, "choice": _digest(chosen)}
+            summary = _finished(out / f"{_file_name(source)}.json", key)
+            if summary is None:
+                version = planned["versions"][name] if planned else None
+                summary = _predict_scene(model, source, out, planned["gap"] if planned else gap, chosen, version, key)
+            finished.append(summary)
+        except DataError as error:
+            failed(str(error))
+    return {"run": model.run, **model.identity, "scenes": finished, "total": _total(finished)}
+
+
+def _predict_scene(
+    model: Model,
+    source: str,
+    out: Path,
+    gap: int,
+    chosen: dict[int, list[int]] | None,
+    version: str | None,
+    key: dict[str, str],
+) -> dict[str, Any]:
+    with ExitStack() as stack:
+        scene = stack.enter_context(_opened(source, model, gap))
+        if version is not None and version != scene.transport.version:
+            raise DataError(f"{scene.name}: is not the file that was planned; plan it again")
+        places = Places(scene.header.georeference, scene.name)
+        bar = stack.enter_context(bars({"cells": (scene.cells, 1.0)}, "cells"))
+        path = out / _file_name(source)
+        lines = stack.enter_context(writing(path.with_name(path.name + ".jsonl")))
+        table = csv.writer(stack.enter_context(writing(path.with_name(path.name + ".csv"))))
+        shapes = stack.enter_context(writing(path.with_name(path.name + ".geojson")))
+        table.writerow(("cell", "top", "left", "bottom", "right", "label", "probability", "patches"))
+        counts: dict[str, int] = {}
+        patches = 0
+
+        def told() -> Iterator[tuple[Box, dict[str, Any]]]:
+            nonlocal patches
+            for group in scene.groups():
+                for found in _predict_group(model, scene, group, chosen):
+                    patches += len(found.patches)
+                    counts[found.label or ""] = counts.get(found.label or "", 0) + 1
+                    values = {"label": found.label, "probability": found.probability, "patches": found.patches}
+                    lines.write(json.dumps({"cell": found.cell, "box": found.box, **values}) + "\n")
+                    joined = " ".join(map(str, found.patches))
+                    table.writerow((found.cell, *found.box, found.label, f"{found.probability:.6f}", joined))
+                    yield found.box, {"cell": found.cell, **values}
+                bar.advance("cells", len(group))
+
+        _write_features(shapes, places, told())
+        summary = {
+            **_described(scene, places),
+            **key,
+            "gap": gap,
+            "skipped": counts.pop("", 0),
+            "patches": patches,
+            "classes": counts,
+            "files": {kind: f"{path.name}.{kind}" for kind in ("jsonl", "csv", "geojson")},
+            "execution": scene.transport.ledger.to_json(),
+            "everything": scene.transport.ledger.of("header").plus(scene.everything())._asdict(),
+        }
+    write_json(path.with_name(path.name + ".json"), summary)
+    return summary
+
+
+def _predict_group(
+    model: Model, scene: TiledScene, group: range, chosen: dict[int, list[int]] | None
+) -> Iterator[CellResult]:
+    cells, low = _seen(scene, group)
+    labels: dict[int, tuple[str, float, tuple[int, ...]]] = {}
+    if cells:
+        choose = greedy if chosen is None else _as_planned(cells, chosen)
+        with torch.inference_mode():
+            episode = play(model.policy, choose, scene.reader(cells), model.classify, low)
+        best = episode.logits.float().softmax(1).max(1)
+        names = model.predictor.config.classes
+        for cell, value, index, row in zip(
+            cells, best.values.tolist(), best.indices.tolist(), episode.choice, strict=True
+        ):
+            labels[cell] = names[index], value, tuple(row.nonzero().flatten().tolist())
+    for cell in group:
+        yield CellResult(cell, scene.cell_box(cell), *labels.get(cell, (None, 0.0, ())))
+
+
+def _as_planned(cells: Sequence[int], chosen: dict[int, list[int]]) -> Choose:
+    """The plan's choice for these cells, whatever the policy says now."""
+
+    def choose(scores: Tensor) -> Tensor:
+        choice = torch.zeros(scores.shape, dtype=torch.bool)
+        for row, cell in enumerate(cells):
+            for patch in chosen.get(cell, ()):
+                if not 0 <= patch < scores.shape[1]:
+                    raise UsageError(f"the plan names patch {patch} of cell {cell}, the grid has {scores.shape[1]}")
+                choice[row, patch] = True
+        return choice.to(scores.device)
+
+    return choose
+
+
+def _finished(path: Path, key: dict[str, str]) -> dict[str, Any] | None:
+    """The summary of a scene that was finished before.
+
+    Raises:
+        UsageError: with another model or another plan.
+    """
+    if not path.exists():
+        return None
+    found = read_json(path)
+    if not isinstance(found, dict) or {name: found.get(name) for name in key} != key:
+        raise UsageError(f"{path}: holds results of another run, stage or plan; choose another --out")
+    return found
+
+
+# --- shared
+
+
+@contextmanager
+def _opened(source: str, model: Model, gap: int) -> Iterator[TiledScene]:
+    with closing(open_transport(source)) as transport:
+        yield TiledScene(transport, model.shape, gap)
+
+
+def _seen(scene: TiledScene, group: range) -> tuple[list[int], Tensor]:
+    """The cells that hold more than nodata, and their LR."""
+    look = scene.look(group)
+    return [cell for cell, seen in zip(group, look.seen.tolist(), strict=True) if seen], look.low[look.seen]
+
+
+def _described(scene: TiledScene, places: Places) -> dict[str, Any]:
+    return {
+        "scene": scene.name,
+        "version": scene.transport.version,
+        "size": [scene.full.height, scene.full.width],
+        "coordinates": places.kind,
+        "cells": scene.cells,
+    }
+
+
+def _write_features(file: TextIO, places: Places, boxes: Iterable[tuple[Box, dict[str, Any]]]) -> None:
+    file.write(collection_start(places.kind))
+    separator = "\n"
+    for box, properties in boxes:
+        file.write(separator + json.dumps(feature(places.polygon(box), properties)))
+        separator = ",\n"
+    file.write(COLLECTION_END)
+
+
+def _with_total(costs: dict[str, Cost]) -> dict[str, dict[str, int]]:
+    total = Cost(*(sum(column) for column in zip(*costs.values(), strict=True)))
+    return {name: cost._asdict() for name, cost in {**costs, "total": total}.items()}
+
+
+def _total(scenes: Sequence[dict[str, Any]]) -> dict[str, int]:
+    """Sums over scenes: what was, or would be, read, and what reading everything costs."""
+    sums = {name: sum(scene[name] for scene in scenes) for name in ("cells", "skipped", "patches")}
+    costs = {name: sum(scene["execution"]["total"][name] for scene in scenes) for name in ("requests", "bytes")}
+    everything = {f"everything_{name}": sum(scene["everything"][name] for scene in scenes) for name in costs}
+    return {**sums, **costs, **everything}
+
+
+def _each_once(sources: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys(sources))
+
+
+def _file_name(source: str) -> str:
+    """What a scene's files are called: its own name, and enough of a digest to tell it from others of that name."""
+    name = public_name(source)
+    stem = PurePosixPath(name).stem or "scene"
+    return f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
+def _digest(chosen: dict[int, list[int]] | None) -> str:
+    if chosen is None:
+        return "policy"
+    return "plan " + hashlib.sha256(json.dumps(sorted(chosen.items())).encode()).hexdigest()[:16]

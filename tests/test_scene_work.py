@@ -1,0 +1,368 @@
+"""Scenes from the command line: check, plan, predict; what is planned is what is read, and what is read is counted."""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rasterio
+import rasterio.warp
+import torch
+from rasterio.shutil import copy
+
+from patchdrop.cli import app, main
+from patchdrop.episode import PatchDrop
+from patchdrop.grid import Grid
+from patchdrop.models import ModelConfig, build_stage
+from patchdrop.policy.choice import greedy
+from patchdrop.read import tiff, tiled
+from patchdrop.read.source import from_memory
+from patchdrop.read.tiff import Georeference
+from patchdrop.read.tiled import Shape, TiledScene
+from patchdrop.read.transport import LocalFile
+from patchdrop.runfolder import RunFolder
+from patchdrop.scenes import work
+from patchdrop.scenes.places import Places
+from pyramids import picture, write_cog
+from range_server import RangeServer, range_server
+from tiny import CLASSES, tiny_settings, unsettle
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+SHAPE = Shape((64, 64), (16, 16), Grid(4, 4), 3)
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was not trained: random networks choose, and see, something different in each cell."""
+    folder = RunFolder(tmp_path_factory.mktemp("model"))
+    settings = tiny_settings(high="64", low="16", policy_head="global")
+    folder.start(settings)
+    config = ModelConfig.of(settings, CLASSES)
+    for seed, stage in enumerate(("pt", "ft2")):
+        torch.manual_seed(seed)
+        module = unsettle(build_stage(stage, config), seed)
+        for name, tensor in module.state_dict().items():
+            if name.endswith(("normalise.mean", "normalise.std")):
+                tensor.fill_(100.0 if name.endswith("mean") else 50.0)
+        folder.finish(stage, module, config, {"figures": {}, "seconds": 0.0})
+    return folder.path
+
+
+@pytest.fixture(scope="module")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A scene of 5 x 7 cells of 64 px, the last ones overlapping, and one of 4 x 4 without a georeference."""
+    root = tmp_path_factory.mktemp("scenes")
+    black = picture(300, 420, seed=1).clip(1)
+    black[:, :64, 64:192] = 0
+    return {
+        "utm": write_cog(root / "utm.tif", black, profile={"nodata": 0}),
+        "plain": write_cog(root / "plain.tif", picture(256, 256, seed=2), "JPEG", where={}),
+    }
+
+
+@pytest.fixture(autouse=True)
+def _small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """First reads and groups small enough that these scenes need several."""
+    monkeypatch.setattr(tiff, "HEADER_BYTES", 1024)
+    monkeypatch.setattr(tiled, "GROUP_PIXELS", 64 * 64 * 3 * 10)
+
+
+@pytest.fixture
+def server(scenes: dict[str, Path]) -> Iterator[RangeServer]:
+    with range_server() as running:
+        for name, path in scenes.items():
+            running.files[f"{name}.tif"] = path.read_bytes()
+            running.etags[f"{name}.tif"] = f'"{name}"'
+        yield running
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    def of(*arguments: object) -> tuple[int, str, str]:
+        capsys.readouterr()
+        app.config = ()
+        code = main([str(a) for a in arguments])
+        found = capsys.readouterr()
+        return code, found.out, found.err
+
+    return of
+
+
+def results(folder: Path, scene: dict[str, Any]) -> list[dict[str, Any]]:
+    lines = (folder / scene["files"]["jsonl"]).read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+# --- plan and predict
+
+
+@pytest.mark.parametrize("gap", [0, 1000])
+def test_a_plan_states_what_its_execution_reads_and_the_server_counts_the_same(
+    model: Path, server: RangeServer, run: Run, tmp_path: Path, gap: int
+) -> None:
+    urls = [server.url("utm.tif"), server.url("plain.tif")]
+    code, out, _ = run("plan", model, *urls, "--out", tmp_path / "plan", "--gap", gap, "--json")
+    assert code == 0
+    planned = json.loads(out)
+    spent = [scene["planning"]["total"] for scene in planned["scenes"]]
+    assert sum(s["requests"] for s in spent) == len(server.asked)
+    assert sum(s["bytes"] for s in spent) == server.sent
+    assert all(scene["planning"]["patch"] == {"requests": 0, "bytes": 0} for scene in planned["scenes"])
+    server.reset()
+    code, out, _ = run("predict", model, *urls, "--out", tmp_path / "out", "--gap", gap, "--json")
+    assert code == 0
+    read = json.loads(out)
+    assert read["total"] == planned["total"]
+    assert [s["execution"] for s in read["scenes"]] == [s["execution"] for s in planned["scenes"]]
+    assert read["total"]["requests"] == len(server.asked)
+    assert read["total"]["bytes"] == server.sent
+    assert 0 < read["total"]["patches"] < (35 + 16) * 16
+    if gap == 0:
+        patches = sum(s["execution"]["patch"]["bytes"] for s in read["scenes"])
+        headers = sum(s["execution"]["header"]["bytes"] for s in read["scenes"])
+        assert patches + headers <= read["total"]["everything_bytes"]
+
+
+@pytest.mark.parametrize("stage", ["pt", "ft2"])
+def test_a_scenes_cells_are_predicted_as_images_of_their_pixels(
+    model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path, stage: str
+) -> None:
+    code, out, _ = run("predict", model, scenes["utm"], "--out", tmp_path, "--stage", stage, "--json")
+    assert code == 0
+    (scene,) = json.loads(out)["scenes"]
+    found = results(tmp_path, scene)
+    with rasterio.open(scenes["utm"], driver="GTiff") as file:
+        whole = torch.from_numpy(file.read())
+    geometry = TiledScene(LocalFile(scenes["utm"]), SHAPE)
+    boxes = [geometry.cell_box(cell) for cell in range(geometry.cells)]
+    high = torch.stack([whole[:, t:b, x:r] for t, x, b, r in boxes])
+    loaded, _ = RunFolder(model).load(stage)
+    assert isinstance(loaded, PatchDrop)
+    with torch.inference_mode():
+        episode = loaded(geometry.look(range(geometry.cells)).low, greedy, from_memory(high, Grid(4, 4)))
+    assert [line["cell"] for line in found] == list(range(35))
+    assert [tuple(line["box"]) for line in found] == boxes
+    for cell, line in enumerate(found):
+        if cell in (1, 2):  # nodata all over
+            assert line["label"] is None and line["patches"] == []
+            continue
+        assert line["label"] == CLASSES[int(episode.logits[cell].argmax())]
+        assert line["probability"] == pytest.approx(float(episode.logits[cell].softmax(0).max()), abs=1e-5)
+        assert line["patches"] == episode.choice[cell].nonzero().flatten().tolist()
+    assert scene["skipped"] == 2 and sum(scene["classes"].values()) == 33
+    assert len({tuple(line["patches"]) for line in found}) > 3
+    with open(tmp_path / scene["files"]["csv"], encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["label"] or None for row in rows] == [line["label"] for line in found]
+    assert [[int(p) for p in row["patches"].split()] for row in rows] == [line["patches"] for line in found]
+    shapes = json.loads((tmp_path / scene["files"]["geojson"]).read_text())["features"]
+    assert [f["properties"]["patches"] for f in shapes] == [line["patches"] for line in found]
+
+
+def test_a_plan_is_carried_out_as_it_stands_in_the_file(
+    model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path
+) -> None:
+    assert run("plan", model, scenes["plain"], "--out", tmp_path)[0] == 0
+    document = json.loads((tmp_path / "plan.json").read_text())
+    document["scenes"][0]["chosen"] = [[3, [0, 5]], [7, [15]]]
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    flags = ("--out", tmp_path / "out", "--plan", tmp_path / "plan.json", "--json")
+    code, out, _ = run("predict", model, scenes["plain"], *flags)
+    (scene,) = json.loads(out)["scenes"]
+    assert code == 0 and scene["patches"] == 3
+    chosen = {line["cell"]: line["patches"] for line in results(tmp_path / "out", scene) if line["patches"]}
+    assert chosen == {3: [0, 5], 7: [15]}
+    code, _, err = run("predict", model, scenes["utm"], *flags)
+    assert code == 3 and "utm.tif: is not in" in err
+    code, _, err = run("predict", model, scenes["plain"], "--stage", "pt", *flags)
+    assert code == 2 and "was made with another training" in err
+    document["scenes"][0]["version"] = "another"
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    code, _, err = run("predict", model, scenes["plain"], "--out", tmp_path / "new", *flags[2:])
+    assert code == 3 and "is not the file that was planned" in err
+    (tmp_path / "plan.json").write_text("{}")
+    code, _, err = run("predict", model, scenes["plain"], *flags)
+    assert code == 2 and "is no plan.json of `patchdrop plan`" in err
+
+
+def test_a_finished_scene_is_never_read_again_and_one_that_was_stopped_begins_anew(
+    model: Path, server: RangeServer, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    urls = [server.url("utm.tif"), server.url("plain.tif")]
+    with monkeypatch.context() as broken:
+        predict_group = work._predict_group
+
+        def stop(model: Any, scene: TiledScene, group: range, chosen: Any) -> Any:
+            if "plain" in scene.name and group.start:
+                raise KeyboardInterrupt
+            return predict_group(model, scene, group, chosen)
+
+        broken.setattr(work, "_predict_group", stop)
+        assert run("predict", model, *urls, "--out", tmp_path)[0] == 130
+    assert {p.name.partition("-")[0] for p in tmp_path.iterdir()} == {"utm"}
+    server.reset()
+    code, out, _ = run("predict", model, *urls, "--out", tmp_path, "--json")
+    assert code == 0 and {a.path for a in server.asked} == {"plain.tif"}
+    first = json.loads(out)
+    server.reset()
+    code, out, _ = run("predict", model, *urls, "--out", tmp_path, "--json")
+    assert code == 0 and server.asked == [] and json.loads(out) == first
+    code, _, err = run("predict", model, urls[0], "--out", tmp_path, "--stage", "pt")
+    assert code == 2 and "holds results of another run, stage or plan" in err
+
+
+def test_one_bad_scene_is_reported_and_the_others_finish(
+    model: Path, server: RangeServer, run: Run, tmp_path: Path
+) -> None:
+    server.files["bad.tif"] = b"<VRTDataset/>" + bytes(100)
+    urls = [server.url("bad.tif"), server.url("plain.tif"), server.url("missing.tif")]
+    for command in ("plan", "predict"):
+        code, out, err = run(command, model, *urls, "--out", tmp_path / command, "--json")
+        document = json.loads(out)
+        assert code == 4 and [Path(s["scene"]).name for s in document["scenes"]] == ["plain.tif"]
+        assert len(document["failed"]) == 2
+        assert "bad.tif: no TIFF file" in err and "missing.tif: no such file" in err
+    code, out, _ = run("predict", model, urls[0], "--out", tmp_path / "none", "--json")
+    assert code == 3 and json.loads(out)["scenes"] == []
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_scene_replaced_in_mid_run_leaves_no_result(
+    model: Path, server: RangeServer, run: Run, tmp_path: Path
+) -> None:
+    def swap(handler: Any, _: Any) -> bool:
+        if len(server.asked) >= 4:
+            server.etags["plain.tif"] = '"newer"'
+        return False
+
+    server.misbehave = swap
+    code, _, err = run("predict", model, server.url("plain.tif"), "--out", tmp_path)
+    assert code == 3 and "was replaced while it was being read" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["predict", "RUN", "http://h/a.tif"], "name a folder for their results with --out"),
+        (["predict", "RUN", "a.png", "--gap", "5"], "name a folder for their results with --out"),
+        (["predict", "RUN", "a.tif", "--out", "o", "--overlay", "p"], "--low and --overlay are for image files"),
+        (["predict", "RUN", "ftp://h/a.tif", "--out", "o"], "begins with http:// or https://"),
+        (["plan", "RUN", "a.tif"], "--out"),
+        (["plan", "RUN", "a.tif", "--out", "o", "--gap", "-1"], "gap"),
+        (["check", "a.tif", "--high", "x"], "high"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_wrong_call_is_one_line_and_exits_with_2(
+    model: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(*[str(model) if a == "RUN" else a for a in arguments])
+    assert code == 2 and out == "" and err.count("\n") == 1 and words in err
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- areas
+
+
+def area(ring: list[list[float]]) -> float:
+    return sum(x * v - u * y for (x, y), (u, v) in itertools.pairwise(ring)) / 2
+
+
+def test_areas_are_in_crs84_counter_clockwise_and_cover_the_chosen_patches(
+    model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path
+) -> None:
+    assert run("plan", model, *scenes.values(), "--out", tmp_path)[0] == 0
+    planned = json.loads((tmp_path / "plan.json").read_text())["scenes"]
+    for scene, kind in zip(planned, ("CRS84", "pixels"), strict=True):
+        collection = json.loads((tmp_path / scene["areas"]).read_text())
+        assert collection["type"] == "FeatureCollection"
+        assert collection.get("coordinates") == (None if kind == "CRS84" else "pixels")
+        assert scene["coordinates"] == kind
+        found: dict[int, list[int]] = {}
+        for shape in collection["features"]:
+            (ring,) = shape["geometry"]["coordinates"]
+            assert shape["type"] == "Feature" and shape["geometry"]["type"] == "Polygon"
+            assert ring[0] == ring[-1] and len(ring) == 5 and area(ring) > 0
+            if kind == "CRS84":
+                assert all(13.7 < x < 13.8 and 45.1 < y < 45.2 for x, y in ring)
+            else:
+                assert area(ring) == 256 * len(shape["properties"]["patches"])
+            found.setdefault(shape["properties"]["cell"], []).extend(shape["properties"]["patches"])
+        assert sorted(found.items()) == [(cell, patches) for cell, patches in scene["chosen"]]
+
+
+def test_corners_lie_where_rasterio_says() -> None:
+    matrix = (2.0, 0.5, 400_000.0, 0.25, -2.0, 5_000_000.0)  # rotated
+    (ring,) = Places(Georeference(matrix, 32633), "a").polygon((10, 20, 30, 60))["coordinates"]
+    transform = rasterio.Affine(*matrix)
+    xs, ys = zip(*(transform @ corner for corner in ((20, 10), (20, 30), (60, 30), (60, 10))), strict=True)
+    theirs = rasterio.warp.transform("EPSG:32633", "OGC:CRS84", xs, ys)
+    assert np.allclose(ring[:4], np.array(theirs).T, atol=1e-7)
+
+
+# --- check
+
+
+def test_check_reads_the_header_only_and_says_what_a_patch_costs(
+    server: RangeServer, scenes: dict[str, Path], run: Run
+) -> None:
+    code, out, _ = run("check", server.url("utm.tif"), "--high", 512, "--low", 128, "--json")
+    assert code == 3  # smaller than one cell
+    server.reset()
+    code, out, _ = run("check", server.url("plain.tif"), "--high", 256, "--low", 64, "--grid", 2, "--json")
+    (found,) = json.loads(out)["scenes"]
+    assert code == 0 and found["fit"] and found["aligned"] and found["advice"] == []
+    assert found["header"] == {"requests": len(server.asked), "bytes": server.sent}
+    full = TiledScene(LocalFile(scenes["plain"]), SHAPE).full
+    assert found["bytes_per_patch"] == pytest.approx(full.counts.mean(), abs=0.1)
+    assert found["tiles_per_patch"] == 1
+    assert (
+        found["low"] == {**found["overviews"][0], "wanted": 4}
+        and found["compression"] == "jpeg"
+        and found["georeference"] is None
+    )
+
+
+def test_checks_advice_makes_a_file_fit(run: Run, tmp_path: Path) -> None:
+    """The options it gives to gdal_translate, given to the same driver here."""
+    path = tmp_path / "strips.tif"
+    bands4 = {"count": 4, "height": 700, "width": 900, "dtype": "uint8", "photometric": "MINISBLACK", "ALPHA": "NO"}
+    with rasterio.open(path, "w", driver="GTiff", **bands4) as file:
+        file.write(picture(700, 900, 4))
+    flags = ("--high", "512", "--low", "128", "--json")
+    code, out, _ = run("check", path, *flags)
+    (found,) = json.loads(out)["scenes"]
+    assert code == 3 and not found["fit"] and "strips" in found["reasons"][0]
+    words = shlex.split(found["advice"][0])
+    assert words[:3] == ["gdal_translate", "-of", "COG"] and words[-2:] == [str(path), "fit.tif"]
+    options = dict(w.split("=") for flag, w in itertools.pairwise(words) if flag == "-co")
+    bands = [int(w) for flag, w in itertools.pairwise(words) if flag == "-b"]
+    with rasterio.open(path) as file:
+        pixels = file.read(bands)
+    with rasterio.open(tmp_path / "b.tif", "w", driver="GTiff", count=3, height=700, width=900, dtype="uint8") as file:
+        file.write(pixels)
+    copy(tmp_path / "b.tif", tmp_path / "fit.tif", driver="COG", **options)
+    code, out, _ = run("check", tmp_path / "fit.tif", *flags)
+    (found,) = json.loads(out)["scenes"]
+    assert code == 0 and found["fit"] and found["aligned"] and found["low"]["factor"] == pytest.approx(4, rel=0.01)
+
+
+def test_checks_exit_code_tells_all_some_and_none(
+    scenes: dict[str, Path], model: Path, run: Run, tmp_path: Path
+) -> None:
+    bad = tmp_path / "bad.tif"
+    bad.write_bytes(b"not a picture at all")
+    assert run("check", *scenes.values(), "--run", model)[0] == 0
+    code, out, err = run("check", scenes["utm"], bad, "--run", model)
+    assert code == 4 and "no TIFF file" in out and "bad.tif" in err
+    assert run("check", bad, "--run", model)[0] == 3
