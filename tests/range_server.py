@@ -62,6 +62,13 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *_: object) -> None:
         pass
 
+    def do_HEAD(self) -> None:
+        """Asked by GDAL; not counted, because it has no body."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(self.server.files[self.path.lstrip("/")])))
+        self.send_header("Accept-Ranges", "bytes")
+        self.end_headers()
+
     def do_GET(self) -> None:
         path = self.path.lstrip("/").partition("?")[0]
         first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
