@@ -235,6 +235,14 @@ def test_one_bad_scene_is_reported_and_the_others_finish(
     assert not (tmp_path / "none").exists()
 
 
+def test_a_slow_server_ends_at_the_limit_that_was_given(
+    model: Path, server: RangeServer, run: Run, tmp_path: Path
+) -> None:
+    server.delay = 1.0
+    code, _, err = run("predict", model, server.url("plain.tif"), "--out", tmp_path, "--limit", "0.2")
+    assert code == 3 and "took more than 0.2 s" in err and "--limit" in err
+
+
 def test_a_scene_replaced_in_mid_run_leaves_no_result(
     model: Path, server: RangeServer, run: Run, tmp_path: Path
 ) -> None:
@@ -258,6 +266,7 @@ def test_a_scene_replaced_in_mid_run_leaves_no_result(
         (["predict", "RUN", "ftp://h/a.tif", "--out", "o"], "begins with http:// or https://"),
         (["plan", "RUN", "a.tif"], "--out"),
         (["plan", "RUN", "a.tif", "--out", "o", "--gap", "-1"], "gap"),
+        (["plan", "RUN", "a.tif", "--out", "o", "--limit", "0"], "limit"),
         (["check", "a.tif", "--high", "x"], "high"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,

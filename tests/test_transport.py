@@ -130,7 +130,7 @@ def test_many_requests_are_in_flight_at_once(server: RangeServer, remote: HttpFi
         return False
 
     server.misbehave = slowly
-    remote.read([Span(i, i + 1) for i in range(32)], "patch")
+    remote.read([Span(i, i + 1) for i in range(64)], "patch")
     assert 4 < most <= module.IN_FLIGHT
 
 

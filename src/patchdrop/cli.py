@@ -42,6 +42,7 @@ Options = Annotated[CompareOptions, Parameter(name="*")]
 # A file may be called [1].png, which is no JSON list.
 Files = Parameter(json_list=False, negative="")
 Gap = Annotated[int, Parameter(validator=Number(gte=0), help="Read ranges at most this many bytes apart as one.")]
+Limit = Annotated[float, Parameter(validator=Number(gt=0), help="Seconds a range may take over HTTP.")]
 
 
 @app.command
@@ -126,6 +127,7 @@ def predict(
     out: Path | None = None,
     plan: Path | None = None,
     gap: Gap = 0,
+    limit: Limit = 15,
     as_json: Json = False,
 ) -> int:
     """Label, probability, chosen patches and share of HR read: of image files, or, with --out, of each cell of scenes.
@@ -154,7 +156,8 @@ def predict(
             raise UsageError("--low, --overlay, --scaled-low and budgets are for image files, not for the scenes of --out")
         from patchdrop.scenes import work
 
-        return _scenes(lambda failed: work.predict(run, images, out, stage, gap, plan, failed), as_json)
+        reading = work.Reading(gap, limit)
+        return _scenes(lambda failed: work.predict(run, images, out, stage, reading, plan, failed), as_json)
     if plan or gap or any("://" in name for name in images):
         raise UsageError("URLs, --plan and --gap are for scenes: name a folder for their results with --out")
     from dataclasses import asdict
@@ -220,6 +223,7 @@ def plan(
     out: Path,
     stage: str | None = None,
     gap: Gap = 0,
+    limit: Limit = 15,
     as_json: Json = False,
 ) -> int:
     """What predicting scenes would read: looks at headers and overviews only, and prices the patches chosen.
@@ -237,7 +241,7 @@ def plan(
     """
     from patchdrop.scenes import work
 
-    return _scenes(lambda failed: work.plan(run, scenes, out, stage, gap, failed), as_json)
+    return _scenes(lambda failed: work.plan(run, scenes, out, stage, work.Reading(gap, limit), failed), as_json)
 
 
 def _scenes(work: Callable[[Callable[[str], None]], dict[str, Any]], as_json: bool) -> int:

@@ -29,7 +29,7 @@ from patchdrop.read.source import Reader
 from patchdrop.read.tiff import Header, Level, read_header
 from patchdrop.read.transport import Priced, Span, Transport, joined
 
-GROUP_PIXELS = 2**26
+GROUP_PIXELS = 2**27
 """Cells of a group have at most this many HR samples in all, chosen or not; one cell may have more."""
 SAME_SCALE = 1.01
 """An overview this much coarser than LR still counts as LR's size: writers round sides differently."""
@@ -139,9 +139,8 @@ class TiledScene:
             self._high.fetch(where, self.transport, "patch")
             height, width = patch_size(self.shape.grid, *self.shape.high)
             pixels = torch.zeros(len(where), self.shape.channels, height, width, dtype=torch.uint8)
-            for i, window in enumerate(self._high.windows(where, self.name)):
-                _, h, w = window.values.shape
-                pixels[i, :, :h, :w] = torch.from_numpy(window.values)
+            into = [v[:, : b - t, : r - x] for v, (t, x, b, r) in zip(pixels.numpy(), where, strict=True)]
+            self._high.windows(where, self.name, into)
             return Packed(pixels, image, patch, len(cells)).to(choice.device)
 
         return read
@@ -281,13 +280,13 @@ class _Tiles:
         rows = top // self.level.tile[0] * self.level.tile_grid[1]
         self._held = {tile: held for tile, held in self._held.items() if tile % self._in_plane >= rows}
 
-    def windows(self, where: Sequence[Box], name: str) -> list[Pixels]:
-        """The pixels of each box; each tile that covers one is decoded once."""
+    def windows(self, where: Sequence[Box], name: str, into: list[NDArray[np.uint8]] | None = None) -> list[Pixels]:
+        """The pixels of each box, in new arrays or in those given; each tile that covers one is decoded once."""
         users: dict[int, list[int]] = {}
         for i, box in enumerate(where):
             for tile in covering(self.level, box):
                 users.setdefault(tile, []).append(i)
-        found = [np.empty((self.level.colours, box[2] - box[0], box[3] - box[1]), np.uint8) for box in where]
+        found = into or [np.empty((self.level.colours, box[2] - box[0], box[3] - box[1]), np.uint8) for box in where]
         seen = [None if self._all_seen else np.ones(pixels.shape[1:], bool) for pixels in found]
         for tile in sorted(users):
             parts = [self._held[tile + p * self._in_plane] for p in range(self._planes)]

@@ -41,7 +41,7 @@ from patchdrop.version import VERSION
 ATTEMPTS = 4
 FIRST_PAUSE = 0.2
 """Seconds before the second attempt, doubled for each further one, times 0.5 to 1.5 at random."""
-IN_FLIGHT = 16
+IN_FLIGHT = 32
 LIMIT = 15.0
 REDIRECTS = 5
 MAX_JOINED = 2**24
@@ -304,7 +304,7 @@ class HttpFile:
             raise DataError(f"{self.name}: {reason}, {ATTEMPTS} times in a row; try again later")
         raise DataError(
             f"{self.name}: bytes {span.start} to {span.stop} took more than {self._limit:g} s"
-            f"{f' ({reason})' if reason else ''}; try again later, or allow more time"
+            f"{f' ({reason})' if reason else ''}; try again later, or allow more with --limit"
         )
 
     def _follow(self, span: Span, purpose: Purpose, deadline: float) -> bytes:

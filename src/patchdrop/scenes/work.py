@@ -26,7 +26,7 @@ from patchdrop.packed import Packed
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.read.ledger import Cost, Ledger
 from patchdrop.read.tiled import Box, Shape, TiledScene
-from patchdrop.read.transport import open_transport, public_name
+from patchdrop.read.transport import LIMIT, open_transport, public_name
 from patchdrop.runfolder import RunFolder
 from patchdrop.scenes.places import COLLECTION_END, Places, collection_start, feature
 from patchdrop.serve.predictor import Predictor
@@ -36,6 +36,15 @@ CHUNK_PIXELS = 2**20
 """Cells that go through the networks at once have at most this many HR pixels; one cell may have more."""
 
 Failed = Callable[[str], None]
+
+
+class Reading(NamedTuple):
+    """How scenes are read."""
+
+    gap: int = 0
+    """Ranges at most this many bytes apart are read as one."""
+    limit: float = LIMIT
+    """Seconds a range may take over HTTP, all attempts together."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +118,7 @@ class CellResult(NamedTuple):
 
 
 def plan(
-    run: str | Path, sources: Sequence[str], out: Path, stage: str | None, gap: int, failed: Failed
+    run: str | Path, sources: Sequence[str], out: Path, stage: str | None, reading: Reading, failed: Failed
 ) -> dict[str, Any]:
     """Look at scenes, choose, and price the choice.
 
@@ -125,17 +134,17 @@ def plan(
     planned = []
     for source in _each_once(sources):
         try:
-            planned.append(_plan_scene(model, source, out, gap))
+            planned.append(_plan_scene(model, source, out, reading))
         except DataError as error:
             failed(str(error))
-    document = {"run": model.run, **model.identity, "gap": gap, "scenes": planned, "total": _total(planned)}
+    document = {"run": model.run, **model.identity, "gap": reading.gap, "scenes": planned, "total": _total(planned)}
     if planned:
         write_json(out / "plan.json", document)
     return document
 
 
-def _plan_scene(model: Model, source: str, out: Path, gap: int) -> dict[str, Any]:
-    with _opened(source, model, gap) as scene, bars({"looking": (scene.cells, 1.0)}, "cells") as bar:
+def _plan_scene(model: Model, source: str, out: Path, reading: Reading) -> dict[str, Any]:
+    with _opened(source, model, reading) as scene, bars({"looking": (scene.cells, 1.0)}, "cells") as bar:
         places = Places(scene.header.georeference, scene.name)
         priced = Ledger()
         chosen: list[tuple[int, list[int]]] = []
@@ -212,7 +221,7 @@ def predict(
     sources: Sequence[str],
     out: Path,
     stage: str | None,
-    gap: int,
+    reading: Reading,
     plan_file: Path | None,
     failed: Failed,
 ) -> dict[str, Any]:
@@ -222,12 +231,15 @@ def predict(
     the ledger. A scene that is finished in ``out`` is not read again.
 
     Args:
+        plan_file: a ``plan.json``, whose choice and gap are used instead of the policy's and ``reading``'s.
         failed: takes the reason of each scene that cannot be read; the others are.
 
     Returns:
         ``scenes``: the ``NAME.json`` of each; ``total``.
     """
     planned = None if plan_file is None else read_plan(plan_file)
+    if planned is not None:
+        reading = reading._replace(gap=planned["gap"])
     model = load_model(run, stage or (planned["identity"]["stage"] if planned else None))
     if planned is not None and planned["identity"] != model.identity:
         raise UsageError(f"--plan {plan_file}: was made with another training of {run}; make it again")
@@ -242,7 +254,7 @@ def predict(
             summary = _finished(out / f"{_file_name(source)}.json", key)
             if summary is None:
                 version = planned["versions"][name] if planned else None
-                summary = _predict_scene(model, source, out, planned["gap"] if planned else gap, chosen, version, key)
+                summary = _predict_scene(model, source, out, reading, chosen, version, key)
             finished.append(summary)
         except DataError as error:
             failed(str(error))
@@ -253,13 +265,13 @@ def _predict_scene(
     model: Model,
     source: str,
     out: Path,
-    gap: int,
+    reading: Reading,
     chosen: dict[int, list[int]] | None,
     version: str | None,
     key: dict[str, str],
 ) -> dict[str, Any]:
     with ExitStack() as stack:
-        scene = stack.enter_context(_opened(source, model, gap))
+        scene = stack.enter_context(_opened(source, model, reading))
         if version is not None and version != scene.transport.version:
             raise DataError(f"{scene.name}: is not the file that was planned; plan it again")
         places = Places(scene.header.georeference, scene.name)
@@ -289,7 +301,7 @@ def _predict_scene(
         summary = {
             **_described(scene, places),
             **key,
-            "gap": gap,
+            "gap": reading.gap,
             "skipped": counts.pop("", 0),
             "patches": patches,
             "classes": counts,
@@ -353,9 +365,9 @@ def _finished(path: Path, key: dict[str, str]) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _opened(source: str, model: Model, gap: int) -> Iterator[TiledScene]:
-    with closing(open_transport(source)) as transport:
-        yield TiledScene(transport, model.shape, gap)
+def _opened(source: str, model: Model, reading: Reading) -> Iterator[TiledScene]:
+    with closing(open_transport(source, reading.limit)) as transport:
+        yield TiledScene(transport, model.shape, reading.gap)
 
 
 def _seen(scene: TiledScene, group: range) -> tuple[list[int], Tensor]:
