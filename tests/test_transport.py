@@ -359,7 +359,7 @@ def test_a_redirect_to_a_private_address_is_refused_before_anything_is_asked_the
         file.close()
 
 
-@pytest.mark.parametrize("location", ["ftp://example.org/a.tif", "file:///etc/passwd", ""])
+@pytest.mark.parametrize("location", ["ftp://example.org/a.tif", "file:///etc/passwd", "http://[::1", ""])
 def test_a_redirect_to_something_else_than_http_is_refused(server: RangeServer, location: str) -> None:
     server.misbehave = lambda h, _: (h.answer(302, b"", Location=location), True)[1]
     file = HttpFile(server.url("a.tif"))
@@ -391,7 +391,13 @@ def test_passwords_and_tokens_are_used_but_never_shown(server: RangeServer) -> N
     file.close()
 
 
-@pytest.mark.parametrize("url", ["ftp://host/a.tif", "file:///etc/passwd", "s3://bucket/a.tif", "/vsicurl/http://h/a"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ftp://host/a.tif", "file:///etc/passwd", "s3://bucket/a.tif", "/vsicurl/http://h/a"),
+        *("http://", "http:///a.tif", "http://[::1", "http://u:p@[x]/a", "http://h:99999/a", "http://h:x/a"),
+    ],
+)
 def test_nothing_but_files_and_http_is_opened(url: str) -> None:
     with pytest.raises((UsageError, DataError), match=r"http:// or https://|No such file"):
         open_transport(url)

@@ -21,6 +21,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import random
+import re
 import stat
 import threading
 import time
@@ -110,17 +111,26 @@ def open_transport(source: str, limit: float = LIMIT) -> Transport:
     """
     if not is_url(source):
         return LocalFile(Path(source))
-    if urlsplit(source).scheme not in ("http", "https"):
-        raise UsageError(f"{public_name(source)}: give a file, or a URL that begins with http:// or https://")
+    if not _is_http(source):
+        raise UsageError(f"{public_name(source)}: give a file, or a whole URL that begins with http:// or https://")
     return HttpFile(source, limit)
+
+
+def _is_http(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # brackets or a port that make no sense
+        return False
 
 
 def public_name(source: str) -> str:
     """A URL without user, password, query and fragment, which may be secrets; a path as it is."""
     if not is_url(source):
         return source
-    parts = urlsplit(source)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+    scheme, _, rest = re.split("[?#]", source, maxsplit=1)[0].partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
 
 
 def joined(spans: Sequence[Span], gap: int) -> list[Span]:
@@ -327,10 +337,13 @@ class HttpFile:
         raise DataError(f"{self.name}: redirects more than {REDIRECTS} times; give the address it leads to")
 
     def _next(self, place: str, location: str) -> str:
-        following = urljoin(place, location)
-        kinds = urlsplit(place).scheme, urlsplit(following).scheme
-        if not location or kinds[1] not in ("http", "https") or kinds == ("https", "http"):
-            raise DataError(f"{self.name}: redirects to {public_name(following)}, which is not followed")
+        try:
+            following = urljoin(place, location)
+        except ValueError:
+            following = ""
+        downgrade = place.lower().startswith("https:") and not following.lower().startswith("https:")
+        if not location or not _is_http(following) or downgrade:
+            raise DataError(f"{self.name}: redirects to {public_name(following)!r}, which is not followed")
         return following
 
     def _ask(self, place: str, span: Span, deadline: float, purpose: Purpose) -> urllib3.BaseHTTPResponse:
@@ -360,8 +373,10 @@ class HttpFile:
             raise DataError(
                 f"{self.name}: redirects to {public_name(place)}, a private address, which is not followed"
             ) from None
-        except (SSLError, LocationValueError) as error:
+        except SSLError as error:
             raise DataError(f"{self.name}: no secure connection ({_reason(error)}): check the address") from error
+        except LocationValueError as error:
+            raise DataError(f"{self.name}: no address of a server: check it") from error
         except HTTPError as error:
             raise _Again(f"no answer ({_reason(error)})") from error
         self.ledger.add(purpose, 1, 0)
