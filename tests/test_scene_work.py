@@ -262,7 +262,7 @@ def test_a_scene_replaced_in_mid_run_leaves_no_result(
     [
         (["predict", "RUN", "http://h/a.tif"], "name a folder for their results with --out"),
         (["predict", "RUN", "a.png", "--gap", "5"], "name a folder for their results with --out"),
-        (["predict", "RUN", "a.tif", "--out", "o", "--overlay", "p"], "--low and --overlay are for image files"),
+        (["predict", "RUN", "a.tif", "--out", "o", "--overlay", "p"], "are for image files, not for scenes"),
         (["predict", "RUN", "ftp://h/a.tif", "--out", "o"], "begins with http:// or https://"),
         (["plan", "RUN", "a.tif"], "--out"),
         (["plan", "RUN", "a.tif", "--out", "o", "--gap", "-1"], "gap"),

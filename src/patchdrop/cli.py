@@ -153,7 +153,7 @@ def predict(
     """
     if out is not None:
         if low or overlay or scaled_low or dial:
-            raise UsageError("--low, --overlay, --scaled-low and budgets are for image files, not for the scenes of --out")
+            raise UsageError("--low, --overlay, --scaled-low and the dial are for image files, not for scenes (--out)")
         from patchdrop.scenes import work
 
         reading = work.Reading(gap, limit)
