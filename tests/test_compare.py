@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,23 +22,22 @@ from patchdrop import commands
 from patchdrop.classify.bagnet import BagNet
 from patchdrop.cli import app, main
 from patchdrop.commands.shared import check_settings, load_with_bar
-from patchdrop.compare.bench import CHAIN, Bench
+from patchdrop.compare.bench import Bench
 from patchdrop.compare.costs import Player, flops, pixels_read, times_in_turns
 from patchdrop.compare.form import seed_form
 from patchdrop.compare.judge import oracle, spread_over_classes
-from patchdrop.compare.options import PROFILES, CompareOptions, Price
+from patchdrop.compare.options import PROFILES, CompareOptions, Price, to_yaml
 from patchdrop.compare.results import markdown_table, over_seeds
 from patchdrop.compare.rows import CHOOSERS
 from patchdrop.compare.table import FORMS
-from patchdrop.cost import forward_costs, step_flops
+from patchdrop.cost import forward_costs
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError, UsageError
 from patchdrop.grid import Grid
 from patchdrop.networks import Normalise
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TrainSettings, from_mapping, read_profile
-from patchdrop.training.batches import steps_in
-from patchdrop.training.run import Stopper, stage_steps
+from patchdrop.training.run import Stopper
 from tiny import tiny_flags, tiny_settings, write_folder
 
 GRID = Grid(4, 4)
@@ -190,6 +191,27 @@ def test_a_comparison_that_was_stopped_equals_an_unbroken_one(
         assert digests[0] == digests[1]
     unbroken = [row for row in document(fmow)["rows"] if row["method"] in SOME]
     assert without_times(found["rows"]) == without_times(unbroken)
+
+
+def test_rows_side_by_side_end_as_one_after_the_other_and_stop_when_asked(
+    fmow: Path, settings: TrainSettings, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    rows = ("KD", "PCN", "Fixed-H", "PatchDrop")
+    out.mkdir()
+    (out / "asked.yaml").write_text(to_yaml(CompareOptions(table="fmow", rows=rows, jobs=2), settings))
+    command = [sys.executable, "-m", "patchdrop", "compare", "--config", str(out / "asked.yaml"), "--out", str(out)]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while first.poll() is None and not (out / "seed-0" / "pcn" / "lr").exists():
+        time.sleep(0.02)
+    first.send_signal(signal.SIGTERM)
+    assert "goes on" in first.communicate()[1]
+    assert first.returncode == 143
+    assert not (out / "results.json").exists()
+    subprocess.run(command, check=True, capture_output=True)
+    unbroken = [row for row in document(fmow)["rows"] if row["method"] in rows]
+    priced = [{k: v for k, v in row.items() if k != "price"} for row in without_times(unbroken)]
+    assert [{k: v for k, v in row.items() if k != "price"} for row in without_times(document(out)["rows"])] == priced
 
 
 def test_what_is_trained_is_not_trained_again_and_a_finished_run_may_be_dropped_in(
@@ -387,16 +409,11 @@ def test_the_oracle_is_never_below_any_of_its_candidates_and_reads_no_more_where
         assert (found.outcome.choice.sum(1) <= alone.choice.sum(1))[both].all()
 
 
-def test_an_equal_budget_is_the_training_flops_of_ft_2s_chain(fmow: Path, settings: TrainSettings) -> None:
-    longer = replace(settings, epochs_patches=7, epochs_ft2=5)
+def test_an_equal_budget_is_as_many_epochs_as_ft_2s_chain(settings: TrainSettings, fmow: Path) -> None:
+    longer = replace(settings, epochs_lr=2, epochs_hr=3, epochs_patches=7, epochs_pt=1, epochs_ft1=4, epochs_ft2=5)
     bench = Bench(CompareOptions(table="fmow"), longer, load_with_bar(longer), fmow / "seed-0")
-    steps = steps_in(bench.data.splits["fit"], longer.batch)
-    for stage in ("hr", "lr"):
-        given = getattr(bench.with_budget(stage), f"epochs_{stage}")
-        spent = steps * step_flops(stage, bench.costs, longer)
-        chain = sum(stage_steps(longer, bench.data, s) * step_flops(s, bench.costs, longer) for s in CHAIN)
-        assert abs(given * spent - (spent + chain)) <= spent / 2
-        assert given > 5
+    assert bench.with_budget("lr").epochs_lr == 2 + 7 + 1 + 4 + 5
+    assert bench.with_budget("hr").epochs_hr == 3 + 7 + 1 + 4 + 5
 
 
 def test_fixed_rows_keep_a_whole_s_and_the_others_a_mean() -> None:

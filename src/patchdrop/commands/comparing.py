@@ -12,6 +12,7 @@ from patchdrop.compare import results as comparison
 from patchdrop.compare.bench import Bench
 from patchdrop.compare.options import CompareOptions, Price, bind, to_yaml
 from patchdrop.compare.rows import Row
+from patchdrop.compare.side_by_side import train_side_by_side
 from patchdrop.compare.table import FORMS, chosen_rows
 from patchdrop.compare.train import plan as comparison_plan
 from patchdrop.compare.train import train_rows
@@ -92,7 +93,10 @@ def _train_comparison(bench: Bench, rows: Sequence[Row]) -> None:
         steps = comparison_plan(replace(bench, planned=True), rows, measured=False)
         work = {f"{w.row} {w.stage}": (0 if w.done else w.steps, 1.0) for w in steps}
         with Stopper().listening() as stop, bars(work, "steps") as progress:
-            train_rows(bench, rows, progress.advance, stop)
+            if bench.options.jobs == 1:
+                train_rows(bench, rows, progress.advance, stop)
+            else:
+                train_side_by_side(bench, rows, bench.options.jobs, progress.advance, stop)
 
 
 def _bench(options: CompareOptions, settings: TrainSettings, folder: Path) -> Bench:

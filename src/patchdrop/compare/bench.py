@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from patchdrop.compare.options import CompareOptions
-from patchdrop.cost import Cost, forward_costs, step_flops
+from patchdrop.cost import Cost, forward_costs
 from patchdrop.data.load import Data, Statistics, statistics
 from patchdrop.errors import RunError
 from patchdrop.grid import Grid
@@ -19,8 +19,7 @@ from patchdrop.models import ModelConfig, build_stage
 from patchdrop.networks import Normalise
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import TrainSettings
-from patchdrop.training.batches import steps_in
-from patchdrop.training.run import active_stages, device_of, stage_steps
+from patchdrop.training.run import active_stages, device_of
 
 POLICY_STAGES = ("pt", "ft1", "ft2")
 CHAIN = ("patches", *POLICY_STAGES)
@@ -121,16 +120,7 @@ class Bench:
         return policy
 
     def with_budget(self, stage: str) -> TrainSettings:
-        """Settings by which the run's ``lr`` or ``hr`` costs as much training as Ft-2: its own epochs and the chain's.
-
-        A step's FLOPs are counted (`patchdrop.cost.step_flops`); epochs are rounded to a whole number.
-        """
+        """Settings by which the run's ``lr`` or ``hr`` trains as long as Ft-2 did: its own epochs and the chain's."""
         settings = self.settings
-        chain = sum(
-            stage_steps(settings, self.data, s) * step_flops(s, self.costs, settings)
-            for s in CHAIN
-            if s in active_stages(settings)
-        )
-        epoch = steps_in(self.data.splits["fit"], settings.batch) * step_flops(stage, self.costs, settings)
-        name = f"epochs_{stage}"
-        return replace(settings, **{name: round(getattr(settings, name) + chain / epoch)})
+        stages = [stage, *(s for s in CHAIN if s in active_stages(settings))]
+        return replace(settings, **{f"epochs_{stage}": sum(getattr(settings, f"epochs_{s}") for s in stages)})

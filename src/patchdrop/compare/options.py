@@ -29,7 +29,7 @@ PROFILES = {
 """Table and profile to the settings' name."""
 NEEDED: tuple[Stage, ...] = ("lr", "hr", "pt", "ft1", "ft2")
 """Stages without which there is no table; ``patches`` may be left out."""
-FREE_OPTIONS = ("seeds", "rows")
+FREE_OPTIONS = ("seeds", "rows", "jobs")
 """These may differ from call to call: more seeds are more folders, rows are what is trained and shown now."""
 
 
@@ -59,6 +59,8 @@ class CompareOptions:
     """Methods to train and show; none is all of the table's."""
     patches: float | None = None
     """S of the other choosers in every stage; without it, PatchDrop's own mean of each stage on val."""
+    jobs: int = 1
+    """Rows trained side by side, each in a process of its own with its share of the threads."""
 
     @property
     def sizes(self) -> Sizes:
@@ -69,6 +71,8 @@ class CompareOptions:
         """Raise UsageError where the options make no sense, or not with these settings."""
         if self.seeds < 1:
             raise UsageError(f"seeds: {self.seeds} is out of range, use 1 or more")
+        if self.jobs < 1:
+            raise UsageError(f"jobs: {self.jobs} is out of range, use 1 or more")
         count = Grid.parse(settings.grid).patches
         if self.patches is not None and not 0 <= self.patches <= count:
             raise UsageError(

@@ -192,11 +192,11 @@ def _of_rows(bench: Bench, rows: Sequence[Row], shown: Rows) -> list[str]:
             stage = row.stages[0]
             epochs = row.folder(bench).stage_config(stage).get("epochs")
             own = getattr(bench.settings, f"epochs_{stage}")
-            lines.append(f"{row.method}: {epochs} epochs in place of {own}, the training FLOPs of Ft-2's whole chain.")
+            lines.append(f"{row.method}: {epochs} epochs in place of {own}, as many as Ft-2's whole chain had.")
         if row.own == "oracle":
             lines.append(
-                f"{row.method}: the first {entry['n']} images spread over the classes, {entry['candidates']} masks "
-                f"each ({ORACLE_MASKS} of them random); PatchDrop on these: "
+                f"{row.method}: PatchDrop's own classifier, the first {entry['n']} images spread over the classes, "
+                f"{entry['candidates']} masks each ({ORACLE_MASKS} of them random); PatchDrop on these: "
                 + ", ".join(
                     f"{STAGE_NAMES[r['stage']]} {100 * r['patchdrop_accuracy_on_these']:.1f} %"
                     for r in shown

@@ -74,6 +74,7 @@ class Row:
         build: makes the model that a stage's weights are loaded into.
         settings: by which it is trained.
         chooser: of a row that chooses patches in another way than PatchDrop.
+        independent: whether it starts from nothing that the run trains.
     """
 
     method: str
@@ -84,6 +85,7 @@ class Row:
     build: Callable[[Bench, str, ModelConfig], nn.Module] = lambda bench, stage, config: build_stage(stage, config)
     settings: Callable[[Bench], TrainSettings] = lambda bench: bench.settings
     chooser: Chooser | None = None
+    independent: bool = False
 
     def folder(self, bench: Bench) -> RunFolder:
         """Where its stages are kept."""
@@ -261,10 +263,11 @@ def _chooser_row(method: str) -> Row:
 def _budget_row(method: str, stage: str) -> Row:
     return Row(
         method,
-        "the same network and recipe for as many FLOPs of training as Ft-2 had in all",
+        "the same network and recipe for as many epochs as Ft-2 was trained in all",
         stages=(stage,),
         task=_plain,
         settings=partial(Bench.with_budget, stage=stage),
+        independent=True,
     )
 
 
@@ -305,6 +308,7 @@ FULL_ROWS = (
         stages=("lr",),
         task=_coupled,
         build=_build_coupled,
+        independent=True,
     ),
     HR_CNN,
     *CHOOSER_ROWS,
@@ -317,6 +321,7 @@ FULL_ROWS = (
         "HR-CNN trained with a random square hidden in every second image",
         stages=("hr",),
         task=_hidden(lambda bench: cut_out(bench.statistics.mean)),
+        independent=True,
     ),
     Row(
         "HR-CNN + hard positives",
@@ -333,6 +338,7 @@ BAGNET_ROWS = (
         stages=("hr",),
         task=_plain,
         settings=_cnn_settings,
+        independent=True,
     ),
     *CHOOSER_ROWS,
     replace(PATCHDROP, method="BagNet + PatchDrop", about="the policy and BagNet"),

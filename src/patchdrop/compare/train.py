@@ -47,27 +47,37 @@ def train_rows(bench: Bench, rows: Sequence[Row], advance: Advance, stop: Stoppe
     Raises:
         RunError, TrainingError, Interrupted: as `patchdrop.training.run.train_stages`.
     """
-    train_stages(bench.settings, bench.data, bench.run, lambda stage, n: advance(f"run {stage}", n), stop)
+    train_run(bench, advance, stop)
     for row in rows:
-        folder = row.folder(bench)
-        for stage in row.trains(bench):
-            if folder.done(stage):
-                clear_state(folder.stage(stage))
-                continue
-            task = start(row, bench, stage)
-            name = f"{row.method} {stage}"
-            more = {"patches": row.chooser.count(bench.patches(stage))} if row.chooser else {}
-            train_stage(
-                task,
-                folder,
-                row.config(bench),
-                row.settings(bench),
-                lambda n, name=name: advance(name, n),  # type: ignore[misc]
-                stop,
-                {"epochs": task.epochs, **more},
-            )
-            if stop():
-                raise Interrupted(stop())
+        train_row(row, bench, advance, stop)
+
+
+def train_run(bench: Bench, advance: Advance, stop: Stopper) -> None:
+    """Train the run that all rows start from; as `train_rows`."""
+    train_stages(bench.settings, bench.data, bench.run, lambda stage, n: advance(f"run {stage}", n), stop)
+
+
+def train_row(row: Row, bench: Bench, advance: Advance, stop: Stopper) -> None:
+    """Train the stages of one row; as `train_rows`."""
+    folder = row.folder(bench)
+    for stage in row.trains(bench):
+        if folder.done(stage):
+            clear_state(folder.stage(stage))
+            continue
+        task = start(row, bench, stage)
+        name = f"{row.method} {stage}"
+        more = {"patches": row.chooser.count(bench.patches(stage))} if row.chooser else {}
+        train_stage(
+            task,
+            folder,
+            row.config(bench),
+            row.settings(bench),
+            lambda n, name=name: advance(name, n),  # type: ignore[misc]
+            stop,
+            {"epochs": task.epochs, **more},
+        )
+        if stop():
+            raise Interrupted(stop())
 
 
 def start(row: Row, bench: Bench, stage: str) -> Task:
