@@ -18,6 +18,7 @@ from torch import Tensor
 from patchdrop.policy.choice import greedy, mixed
 from patchdrop.reward import gain, reward, soft_reward
 from patchdrop.training.estimator import (
+    Exact,
     LeaveOneOut,
     SelfCritical,
     StraightThrough,
@@ -331,7 +332,19 @@ def test_straight_through_has_the_gradient_of_the_relaxed_reward_at_its_sample()
     torch.testing.assert_close(ours, by_hand, rtol=1e-5, atol=1e-8)  # the reward is float32
 
 
+@pytest.mark.parametrize("alpha", [0.7, 1.0])
+def test_the_exact_estimators_gradient_is_the_true_one_whatever_was_sampled(alpha: float) -> None:
+    world = World.drawn(4, seed=3)
+    choices = Exact().propose(world.logits[None], alpha)
+    assert choices.shape == (17, 1, 4)
+    assert torch.equal(choices[1:, 0], every_choice(4))
+    paid = torch.cat([torch.full((1,), torch.nan, dtype=torch.float64), world.true_rewards()])
+    found = gradient_of(Exact().loss, world, choices[:, 0], paid, alpha)
+    assert torch.allclose(found, world.true_gradient(alpha), atol=1e-12)
+
+
 def test_estimators_are_found_by_name() -> None:
+    assert estimator("exact", 4) == Exact()
     assert estimator("self-critical", 4) == SelfCritical()
     assert estimator("rloo", 4) == LeaveOneOut(4)
     assert estimator("straight-through", 4) == StraightThrough()

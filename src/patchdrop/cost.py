@@ -63,7 +63,13 @@ def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> f
     teacher = hr if settings.distill > 0 and stage in TAUGHT else 0
     if stage in ("hr", "patches"):
         return 3 * hr + teacher
-    plays = {"self-critical": 2, "rloo": settings.samples, "straight-through": 1}[settings.estimator]
+    if stage == "pt" and settings.pt_views:
+        # Evidence is computed once for each view, so its cost is shared by the epochs.
+        return 3 * policy + hr * min(settings.pt_views, settings.epochs_pt) / max(1, settings.epochs_pt)
+    patches = Grid.parse(settings.grid).patches
+    plays = {"self-critical": 2, "rloo": settings.samples, "straight-through": 1, "exact": 1 + 2**patches}[
+        settings.estimator
+    ]
     low = lr if stage == "ft2" else 0
     judging = 3 * policy + plays * (hr + low)
     # Backward to the weights costs one more forward pass, backward to the input another.

@@ -116,10 +116,14 @@ class TrainSettings:
     """Label smoothing of the classifiers' cross-entropy."""
     distill: float = 0.0
     """Share of HR-CNN's softened outputs, for all of HR, in the classifier's loss of ``patches``, Ft-1 and Ft-2."""
-    estimator: Literal["straight-through", "rloo", "self-critical"] = "straight-through"
-    """Policy gradient: ``self-critical`` (the paper), ``rloo``, or ``straight-through``; see docs/estimators.md."""
+    estimator: Literal["straight-through", "rloo", "self-critical", "exact"] = "straight-through"
+    """Policy gradient: ``self-critical`` (the paper), ``rloo``, ``straight-through``, or, for a grid of at most 10
+    patches, ``exact``; see docs/estimators.md."""
     samples: int = 2
     """Masks sampled per image by ``rloo``."""
+    pt_views: int = 0
+    """If above 0, for ``classifier: bagnet``: Pt keeps what the frozen classifier says of each patch in this many
+    augmented views of each image, and its network runs no more (`patchdrop.training.cached`)."""
     reward: Literal["hard", "soft"] = "hard"
     """``hard``: the classifier's best class is right or wrong (the paper); ``soft``: the expected reward when the class
     is drawn from the classifier's probabilities. ``straight-through`` is always paid the soft one."""
@@ -183,6 +187,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("label_smoothing", 0.0, 0.99),
     ("distill", 0.0, 1.0),
     ("samples", 2, 1000),
+    ("pt_views", 0, 1000),
     ("sigma", 0.0, 1000.0),
     ("target_patches", 0.0, 1_000_000),
     ("alpha_start", 0.5, 1.0),

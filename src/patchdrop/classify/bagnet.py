@@ -59,10 +59,25 @@ class BagNet(nn.Module):
         total = self.head.weight.new_zeros(packed.batch, self.head.in_features)
         if len(packed.image) == 0:
             return total
-        found: Tensor = self.network(channels_last(self.normalise(packed.pixels)))
-        if self.positions is not None:
-            found = found * (1 + self.positions[packed.patch])
+        found = self._of_patches(packed)
         weight = found.new_ones(len(found)) if packed.weight is None else packed.weight
         total = total.index_add(0, packed.image, (found * weight[:, None]).to(total.dtype))
         mass = total.new_zeros(packed.batch).index_add(0, packed.image, weight.to(total.dtype))
         return total / torch.where(mass > 0, mass, 1)[:, None]
+
+    def evidence(self, packed: Packed) -> Tensor:
+        """What each patch of whole images says by itself: ``(B, P, K)``, logits without the head's bias."""
+        found = self._of_patches(packed) @ self.head.weight.T
+        return found.view(packed.batch, self.grid.patches, -1)
+
+    def of_evidence(self, evidence: Tensor, choice: Tensor) -> Tensor:
+        """Class logits ``(B, K)`` of a choice ``(B, P)``, bool or relaxed to 0..1, from `evidence`."""
+        weight = choice.to(evidence.dtype)
+        mass = weight.sum(1, keepdim=True)
+        total = torch.einsum("bp,bpk->bk", weight, evidence)
+        return total / torch.where(mass > 0, mass, 1) + self.head.bias
+
+    def _of_patches(self, packed: Packed) -> Tensor:
+        """Features of each patch ``(N, F)``."""
+        found: Tensor = self.network(channels_last(self.normalise(packed.pixels)))
+        return found if self.positions is None else found * (1 + self.positions[packed.patch])

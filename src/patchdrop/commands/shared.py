@@ -13,6 +13,8 @@ from patchdrop.runfolder import RunFolder
 from patchdrop.settings import TrainSettings
 from patchdrop.talk import bars, say
 
+EXACT_PATCHES = 10
+
 
 def check_settings(settings: TrainSettings) -> None:
     """Raise UsageError where settings contradict each other, before anything is loaded."""
@@ -22,6 +24,16 @@ def check_settings(settings: TrainSettings) -> None:
         raise UsageError(
             f"target_patches: {settings.target_patches:g} is out of range, grid {grid} has {grid.patches} patches; "
             f"use 0 to {grid.patches}"
+        )
+    if settings.estimator == "exact" and grid.patches > EXACT_PATCHES:
+        raise UsageError(
+            f"estimator: exact takes all 2^P masks, grid {grid} has {grid.patches} patches; use a grid of at most "
+            f"{EXACT_PATCHES} patches, or rloo with more --samples"
+        )
+    if settings.pt_views and settings.classifier != "bagnet":
+        raise UsageError(
+            f"pt_views: classifier {settings.classifier} looks at the whole canvas, so nothing can be kept; "
+            "use --classifier bagnet, or --pt-views 0"
         )
     if settings.pretrained:
         check_pretrained((settings.hr_network, settings.lr_network, settings.policy_network))

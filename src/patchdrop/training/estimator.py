@@ -5,6 +5,7 @@ Each one proposes K choices for a batch, is paid the reward of each, and gives a
 
 * ``self-critical`` (the paper, after Rennie et al. 2017): one sample; the baseline is the greedy choice's reward.
 * ``rloo`` (Kool et al. 2019): K samples; each one's baseline is the mean reward of the others.
+* ``exact``: all 2^P choices, each weighted by its probability; no variance, for a small P only.
 * ``straight-through`` (Bengio et al. 2013): one sample whose gradient passes as if it were its probability;
   it needs a reward that is differentiable in the choice, and reads all of HR while training. Biased.
 """
@@ -97,11 +98,31 @@ class StraightThrough:
         return -rewards.mean()
 
 
+@dataclass(frozen=True)
+class Exact:
+    """Every choice there is; a sample comes first, for the classifier to learn from, and is not paid."""
+
+    relaxed: bool = False
+
+    def propose(self, logits: Tensor, alpha: float) -> Tensor:
+        """``(1 + 2^P, B, P)``."""
+        images, patches = logits.shape
+        numbers = torch.arange(2**patches, device=logits.device)
+        every = (numbers[:, None] >> torch.arange(patches, device=logits.device)) & 1 == 1
+        return torch.cat([sampled(logits.detach(), alpha)[None], every[:, None].expand(-1, images, -1)])
+
+    def loss(self, logits: Tensor, choices: Tensor, rewards: Tensor, alpha: float) -> Tensor:
+        """The negative expected reward itself."""
+        chance = log_probability(logits, choices[1:], alpha).exp()
+        return -(chance * rewards[1:].detach()).sum(0).mean()
+
+
 def estimator(name: str, samples: int) -> Estimator:
     """The estimator of that name (see the top of this file)."""
     estimators: dict[str, Estimator] = {
         "self-critical": SelfCritical(),
         "rloo": LeaveOneOut(samples),
         "straight-through": StraightThrough(),
+        "exact": Exact(),
     }
     return estimators[name]

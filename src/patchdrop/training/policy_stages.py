@@ -120,7 +120,7 @@ class PolicyTask:
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Policy loss, and in Ft the cross-entropy on the sampled mask."""
         settings = self.settings
-        views = training_views(batch, settings, self.device)
+        views = self._views(batch)
         alpha = settings.alpha_start + (settings.alpha_end - settings.alpha_start) * progress
         n_fit = len(views.target) - (0 if self.judged is None else min(settings.batch, len(self.judged)))
         policy_views = views if self.judged is None else Views(*(v[n_fit:] for v in views))
@@ -151,6 +151,9 @@ class PolicyTask:
             loss = loss + classifier_loss(fit_logits, fit_views, settings.label_smoothing, self.teacher)
             figures["accuracy"] = float((fit_logits.argmax(1) == fit_views.target).float().mean())
         return loss, figures
+
+    def _views(self, batch: Batch) -> Views:
+        return training_views(batch, self.settings, self.device)
 
     def _classify(self, choice: Tensor, views: Views, with_gradient: bool) -> Tensor:
         read = from_memory(views.high, self.grid)

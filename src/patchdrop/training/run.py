@@ -21,6 +21,7 @@ from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TAUGHT, TrainSettings
 from patchdrop.talk import warnings_told
 from patchdrop.training.batches import steps_in
+from patchdrop.training.cached import CachedPolicyTask
 from patchdrop.training.loop import Task, clear_state, derived_seed, make_optimizer, saved_step, train, train_step
 from patchdrop.training.objectives import Teacher
 from patchdrop.training.policy_stages import PolicyTask
@@ -145,6 +146,8 @@ def make_task(
     judged = data.splits.get("policy")
     if stage == "pt" and judged is not None:
         fit, judged = judged, None
+    if stage == "pt" and settings.pt_views:
+        return CachedPolicyTask(model, fit, val, settings, device)
     return PolicyTask(stage, model, fit, judged, val, settings, device, teacher)
 
 

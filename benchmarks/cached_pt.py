@@ -1,0 +1,99 @@
+"""Time of Pt on kept evidence against Pt through the network, to the same validation reward.
+
+    python benchmarks/cached_pt.py RUN [--epochs N] [--json]
+
+RUN is a run with ``classifier: bagnet`` whose stages ``lr``, ``hr`` and, where it has one, ``patches`` are trained. All
+ways start from the same policy and classifier and train for N epochs: through the network with the paper's estimator and
+with the run's own, on kept evidence with the run's own and with RLOO of 32 samples. A ratio is the time of one way to its
+best validation reward over that of the other to the same. Seconds are those of training steps, with what keeping the
+evidence takes; validation is left out on both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from patchdrop.data.load import load, statistics
+from patchdrop.models import ModelConfig
+from patchdrop.provenance import machine
+from patchdrop.runfolder import RunFolder
+from patchdrop.settings import TrainSettings
+from patchdrop.training.loop import derived_seed, make_optimizer, train_step
+from patchdrop.training.run import make_task, on_device, starting_model
+
+
+def main() -> None:
+    """Print seconds and validation reward after each epoch of each way, and the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--json", action="store_true")
+    asked = parser.parse_args()
+    run = RunFolder(asked.run).require()
+    settings = replace(run.settings(), epochs_pt=asked.epochs, target_patches=0.0)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    data = load(settings, lambda done, total: None)
+    ways = {
+        "network, self-critical": replace(settings, estimator="self-critical", pt_views=0),
+        f"network, {settings.estimator}": replace(settings, pt_views=0),
+        f"evidence, {settings.estimator}": replace(settings, pt_views=1),
+        "evidence, rloo 32": replace(settings, pt_views=1, estimator="rloo", samples=32),
+    }
+    curves = {name: list(curve(run, data, way)) for name, way in ways.items()}
+    document: dict[str, Any] = {"machine": machine(), "threads": torch.get_num_threads(), "curves": curves}
+    document["ratios"] = {
+        f"{slow} / {fast}": ratio(curves[slow], curves[fast])
+        for slow in curves
+        for fast in curves
+        if slow.startswith("network") and fast.startswith("evidence")
+    }
+    if asked.json:
+        print(json.dumps(document))
+        return
+    print(f"{document['machine']}, {document['threads']} threads")
+    for name, points in curves.items():
+        print(name, ", ".join(f"{p['seconds']:.1f} s {p['reward']:.4f} (S {p['patches']:.2f})" for p in points))
+    for name, value in document["ratios"].items():
+        print(f"{name}: " + ("not reached" if value is None else f"{value:.1f}"))
+
+
+def curve(run: RunFolder, data: Any, settings: TrainSettings) -> Iterator[dict[str, float]]:
+    """Seconds of training so far and validation figures, after each epoch."""
+    torch.manual_seed(derived_seed(settings.seed, "pt", "weights"))
+    config = ModelConfig.of(settings, data.classes)
+    found = statistics(data.splits["fit"], settings.low_size)
+    device = torch.device("cpu")
+    model = on_device(starting_model("pt", settings, config, found, lambda stage: run.load(stage)[0]), device)
+    task = make_task("pt", model, data, settings, device)
+    optimizer = make_optimizer(task.groups(), settings.optimizer)
+    total, step, seconds = task.epochs * task.steps_per_epoch, 0, 0.0
+    for epoch in range(task.epochs):
+        started = time.perf_counter()
+        for batch in task.batches(epoch, 0):
+            task.train_mode()
+            torch.manual_seed(derived_seed(settings.seed, "pt", "step", step))
+            train_step(task, optimizer, batch, step, total)
+            step += 1
+        seconds += time.perf_counter() - started
+        with torch.inference_mode():
+            figures = task.validate(step / total)
+        yield {"seconds": seconds, "reward": figures["reward"], "patches": figures["mean_patches"]}
+
+
+def ratio(slow: list[dict[str, float]], fast: list[dict[str, float]]) -> float | None:
+    """Time of the slow way to its best reward over that of the fast way to the same; None where it is not reached."""
+    best = max(slow, key=lambda point: point["reward"])
+    reached = [point["seconds"] for point in fast if point["reward"] >= best["reward"]]
+    return best["seconds"] / reached[0] if reached else None
+
+
+if __name__ == "__main__":
+    main()
