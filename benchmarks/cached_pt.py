@@ -3,10 +3,10 @@
     python benchmarks/cached_pt.py RUN [--epochs N] [--json]
 
 RUN is a run with ``classifier: bagnet`` whose stages ``lr``, ``hr`` and, where it has one, ``patches`` are trained. All
-ways start from the same policy and classifier and train for N epochs: through the network with the paper's estimator and
-with the run's own, on kept evidence with the run's own and with RLOO of 32 samples. A ratio is the time of one way to its
-best validation reward over that of the other to the same. Seconds are those of training steps, with what keeping the
-evidence takes; validation is left out on both sides.
+ways start from the same policy and classifier and train for N epochs: through the network with the paper's estimator
+and with the run's own, on kept evidence with the run's own and with RLOO of 32 samples. A ratio is the time of one way
+to its best validation reward over that of the other to the same. Seconds are those of training steps, with what keeping
+the evidence takes; validation is left out on both sides.
 """
 
 from __future__ import annotations
