@@ -67,7 +67,7 @@ def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> f
         # Evidence is computed once for each view, so its cost is shared by the epochs.
         return 3 * policy + hr * min(settings.pt_views, settings.epochs_pt) / max(1, settings.epochs_pt)
     patches = Grid.parse(settings.grid).patches
-    plays = {"self-critical": 2, "rloo": settings.samples, "straight-through": 1, "exact": 1 + 2**patches}[
+    plays = {"self-critical": 2, "rloo": settings.samples, "straight-through": 1, "exact": 1 + (1 << patches)}[
         settings.estimator
     ]
     low = lr if stage == "ft2" else 0
