@@ -9,9 +9,10 @@ from torch import nn
 from patchdrop.cost import Cost, forward_costs
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
-from patchdrop.networks import Normalise, build, feature_map
+from patchdrop.networks import Normalise, build, feature_map, folded
 from patchdrop.policy.network import Policy
 from patchdrop.settings import TrainSettings
+from tiny import unsettle
 
 
 def parameters(network: nn.Module) -> int:
@@ -157,3 +158,19 @@ def test_costs_are_counted() -> None:
 
     assert costs["hr"] == Cost(parameters(build("resnet8-w4", 10)), flops(32, 10))
     assert costs["lr"] == Cost(parameters(build("resnet8-w4", 10)), flops(8, 10))
+
+
+@pytest.mark.parametrize("name", ["resnet8-w4", "resnet10-w8-d", "resnet18"])
+def test_a_folded_copy_gives_the_same_logits_without_batch_norms_and_leaves_the_original(name: str) -> None:
+    network = unsettle(build(name, 3)).train()
+    copy = folded(network)
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in copy.modules())
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
+    assert network.training and any(isinstance(module, nn.BatchNorm2d) for module in network.modules())
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(copy(images), network.eval()(images), rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_that_is_no_resnet_is_copied_as_it_is() -> None:
+    network = build("mobilenetv3_small_050", 3)
+    assert torch.equal(folded(network)(torch.ones(1, 3, 32, 32)), network.eval()(torch.ones(1, 3, 32, 32)))

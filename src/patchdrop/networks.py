@@ -15,12 +15,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from copy import deepcopy
+from itertools import pairwise
 from typing import Any
 
 import timm
 import torch
 from timm.models.resnet import BasicBlock, Bottleneck
+from timm.models.resnet import ResNet as TimmResNet
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from patchdrop.errors import UsageError, first_line
 from patchdrop.settings import nearest
@@ -178,6 +182,28 @@ def feature_map(network: nn.Module, images: Tensor) -> Tensor:
     if features.ndim != 4 or features.shape[1] != network.num_features:
         raise UsageError(f"{type(network).__name__} gives no feature map: use --policy-head global")
     return features
+
+
+def folded(model: nn.Module) -> nn.Module:
+    """A frozen copy in evaluation mode whose ResNets' batch norms are part of the convolutions before them.
+
+    The same function up to rounding, with a third less memory to move. Other networks are copied as they are.
+    """
+    copy = deepcopy(model).eval()
+    for module in list(copy.modules()):
+        names = [name for name, _ in module.named_children()]
+        if isinstance(module, (BasicBlock, Bottleneck, TimmResNet)):
+            pairs = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3) if f"conv{i}" in names]
+        elif isinstance(module, nn.Sequential):
+            pairs = list(pairwise(names))
+        else:
+            continue
+        for first, second in pairs:
+            convolution, norm = getattr(module, first), getattr(module, second)
+            if type(convolution) is nn.Conv2d and type(norm) is nn.BatchNorm2d:
+                setattr(module, first, fuse_conv_bn_eval(convolution, norm))
+                setattr(module, second, nn.Identity())
+    return copy.requires_grad_(False)
 
 
 class Normalise(nn.Module):

@@ -92,6 +92,11 @@ def scatter(packed: Packed, pixels: Tensor, canvas: Tensor, grid: Grid) -> Tenso
     return laid[:, :, ys.to(laid.device)][:, :, :, xs.to(laid.device)]
 
 
+def at_patches(packed: Packed, images: Tensor, grid: Grid) -> Tensor:
+    """What ``images (B, C, H, W)`` hold where each packed patch lies: ``(N, C, p, q)``."""
+    return _blocks(images, grid)[packed.image, packed.patch // grid.cols, packed.patch % grid.cols]
+
+
 def _blocks(images: Tensor, grid: Grid) -> Tensor:
     """``(B, C, H, W)`` as ``(B, rows, cols, C, p, q)``: a view where the grid divides the image."""
     b, c, height, width = images.shape

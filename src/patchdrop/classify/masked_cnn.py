@@ -7,13 +7,12 @@ mask, so that no value of an unread pixel can reach the classifier.
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchdrop.grid import Grid
 from patchdrop.networks import Normalise, build, channels_last
-from patchdrop.packed import Packed, scatter
+from patchdrop.packed import Packed, at_patches, scatter
 
 
 class MaskedCNN(nn.Module):
@@ -56,9 +55,7 @@ class MaskedCNN(nn.Module):
             empty = F.interpolate(self.normalise(low), self.size, mode="bilinear", align_corners=False)
         else:
             empty = pixels.new_zeros(packed.batch, self.channels, *self.size)
-        canvas = scatter(packed, pixels, empty, self.grid)
-        if packed.weight is None:
-            return canvas
-        weights = packed.weight.view(-1, 1, 1, 1).expand_as(pixels)
-        share = scatter(packed, weights, torch.ones_like(empty), self.grid)
-        return empty + share * (canvas - empty)
+        if packed.weight is not None:
+            unread = at_patches(packed, empty, self.grid)
+            pixels = unread + packed.weight.view(-1, 1, 1, 1) * (pixels - unread)
+        return scatter(packed, pixels, empty, self.grid)

@@ -33,6 +33,7 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import CollapsedPolicyWarning
 from patchdrop.evaluation.metrics import distinct_masks, entropy, spread
 from patchdrop.grid import Grid
+from patchdrop.networks import folded
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import greedy, sampled, shuffled
 from patchdrop.read.source import from_memory
@@ -75,6 +76,7 @@ class PolicyTask:
         self.steps_per_epoch = steps_in(fit, settings.batch)
         self.memory = {"log_sigma": math.log(max(settings.sigma, 1e-6))}
         freeze(model.classifier, not self.trains_classifier)
+        self.judge = model.classifier if self.trains_classifier else folded(model.classifier)
         if stage == "ft2":
             freeze(model.classifier.low, True)  # type: ignore[arg-type]
 
@@ -160,11 +162,11 @@ class PolicyTask:
         if choice.is_floating_point():
             packed = read(torch.ones_like(choice, dtype=torch.bool))
             weighted = Packed(packed.pixels, packed.image, packed.patch, packed.batch, choice.flatten())
-            with weights_out_of_graph(self.model.classifier, not with_gradient):
-                relaxed: Tensor = self.model.classifier(weighted, views.low)
+            with weights_out_of_graph(self.judge, not with_gradient):
+                relaxed: Tensor = self.judge(weighted, views.low)
             return relaxed
         with torch.set_grad_enabled(with_gradient and self.trains_classifier):
-            logits: Tensor = self.model.classifier(read(choice), views.low)
+            logits: Tensor = self.judge(read(choice), views.low)
         return logits
 
     def _reward(self, choice: Tensor, class_logits: Tensor, target: Tensor) -> Tensor:
