@@ -38,7 +38,7 @@ class Packed:
     @property
     def counts(self) -> Tensor:
         """S, patches kept by each image: ``(batch,)`` int64."""
-        return torch.bincount(self.image, minlength=self.batch)
+        return self.image.new_zeros(self.batch).index_add(0, self.image, torch.ones_like(self.image))
 
     def to(self, device: torch.device | str) -> Packed:
         """The same patches on another device."""

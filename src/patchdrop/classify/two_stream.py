@@ -31,6 +31,8 @@ class TwoStream(nn.Module):
     def forward(self, packed: Packed, low: Tensor) -> Tensor:
         """Class logits ``(B, K)``; images that keep no patch never reach the HR network."""
         logits: Tensor = self.low(low)
+        if torch.compiler.is_exporting():
+            return self._in_a_graph(packed, low, logits)
         zoomed = packed.counts > 0
         if not bool(zoomed.any()):
             return logits
@@ -41,6 +43,17 @@ class TwoStream(nn.Module):
         if bool(zoomed.all()):
             return fused
         return logits.index_put((zoomed.nonzero(as_tuple=True)[0],), fused.to(logits.dtype))
+
+    def _in_a_graph(self, packed: Packed, low: Tensor, logits: Tensor) -> Tensor:
+        """The same for `torch.export`, which cannot leave images out: all of them reach the HR network, or none."""
+
+        def zoom() -> Tensor:
+            weight = self.weight(packed).unsqueeze(1)
+            high: Tensor = self.high(packed, low)
+            return weight * high + (1 - weight) * logits
+
+        fused: Tensor = torch.cond((packed.counts > 0).any(), zoom, lambda: logits.clone())
+        return fused
 
     def weight(self, packed: Packed) -> Tensor:
         """w of each image, ``(B,)`` in 0..1: exactly 0 at S = 0 and 1 at S = P."""
