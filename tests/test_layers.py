@@ -21,7 +21,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("cli",),
     ("commands", "tables", "scenes"),  # tables: documents in, nothing of ours
     ("compare",),
-    ("serve", "training", "cost", "timing"),
+    ("serve", "training", "cost", "timing", "export"),
     ("report", "evaluation"),
     ("runfolder",),
     ("models",),

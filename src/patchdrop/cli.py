@@ -337,6 +337,26 @@ def bench(
 
 
 @app.command
+def export(run: Path, *, onnx: Path, stage: str | None = None, as_json: Json = False) -> int:
+    """Policy and classifier as two ONNX graphs, written once ONNX Runtime is seen to give what torch gives.
+
+    Parameters
+    ----------
+    run
+        Run folder.
+    onnx
+        Folder for policy.onnx, classifier.onnx and model.json.
+    stage
+        pt, ft1 or ft2; by default the last one that is trained.
+    """
+    from patchdrop import commands
+    from patchdrop.tables import export_table
+
+    _print(commands.export(run, onnx, stage), export_table, as_json)
+    return DONE
+
+
+@app.command
 def compare(
     *,
     options: Options,

@@ -185,6 +185,24 @@ def predictions_table(document: dict[str, Any]) -> RenderableType:
     return table
 
 
+def export_table(document: dict[str, Any]) -> RenderableType:
+    """The graphs of an export, and how far ONNX Runtime was from torch."""
+    title = f"{document['folder']}: stage {document['stage']} of {document['run']}"
+    table = Table("graph", "inputs", "output", "bytes", title=escape(title), title_justify="left")
+    for name in ("policy", "classifier"):
+        graph = document[name]
+        inputs = "\n".join(_tensor(value) for value in graph["inputs"])
+        table.add_row(graph["file"], escape(inputs), escape(_tensor(graph["outputs"][0])), f"{graph['bytes']:,}")
+    check = document["check"]
+    differences = ", ".join(f"{name} {value:.1g}" for name, value in check["difference"].items())
+    table.caption = f"ONNX Runtime against torch on {check['pixels']}: same choices, largest difference {differences}"
+    return table
+
+
+def _tensor(value: dict[str, Any]) -> str:
+    return f"{value['name']} ({', '.join(map(str, value['shape']))}) {value['type']}"
+
+
 def info_table(document: dict[str, Any]) -> RenderableType:
     """What is in a run."""
     data = document["data"]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from patchdrop.commands.calibrating import calibrate
 from patchdrop.commands.comparing import compare, compare_list
+from patchdrop.commands.exporting import export
 from patchdrop.commands.planning import plan
 from patchdrop.commands.runs import evaluate, info, predict, train
 from patchdrop.commands.timing import bench
 
-__all__ = ["bench", "calibrate", "compare", "compare_list", "evaluate", "info", "plan", "predict", "train"]
+__all__ = ["bench", "calibrate", "compare", "compare_list", "evaluate", "export", "info", "plan", "predict", "train"]

@@ -1,0 +1,179 @@
+"""Export: ONNX Runtime gives what torch gives, what does not is not written, and no torch is needed afterwards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+from patchdrop import export as exporter
+from patchdrop.cli import main
+from patchdrop.commands import exporting
+from patchdrop.episode import PatchDrop
+from patchdrop.export import Graphs, Runtime, check, to_graphs
+from patchdrop.grid import Grid
+from patchdrop.models import ModelConfig, build_stage
+from patchdrop.runfolder import RunFolder
+from patchdrop.serve.predictor import Predictor
+from tiny import CLASSES, tiny_images, tiny_settings, unsettle, write_folder
+
+EXAMPLE = Path(__file__).parent.parent / "examples" / "onnx_predict.py"
+
+
+def write_run(folder: Path, data: Path, stages: tuple[str, ...], seed: int = 0) -> Path:
+    """A run of networks that were not trained: two streams with learned fusion, a grid that does not divide HR."""
+    run = RunFolder(folder)
+    settings = tiny_settings(data=str(data), high="18", grid="4", fusion="learned", fill="low")
+    run.start(settings)
+    config = ModelConfig.of(settings, CLASSES)
+    for stage in stages:
+        torch.manual_seed(seed)
+        run.finish(stage, unsettle(build_stage(stage, config), seed), config, {"figures": {}, "seconds": 0.0})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run. Read only."""
+    root = tmp_path_factory.mktemp("export")
+    return write_run(root / "run", write_folder(root / "images", train=9, test=3, side=18), ("lr", "ft2"))
+
+
+@pytest.fixture(scope="module")
+def exported(made: Path) -> Path:
+    """Its export. Read only: a test that changes it takes a copy."""
+    folder = made.parent / "onnx"
+    assert main(["export", str(made), "--onnx", str(folder)]) == 0
+    return folder
+
+
+def description(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "model.json").read_text())
+    return found
+
+
+def test_the_description_says_what_the_graphs_take_and_vouches_for_them(made: Path, exported: Path) -> None:
+    found = description(exported)
+    low = {"name": "low", "type": "uint8", "shape": ["batch", 3, 8, 8]}
+    assert found["policy"]["inputs"] == [low]
+    assert found["policy"]["outputs"] == [{"name": "scores", "type": "float32", "shape": ["batch", 16]}]
+    assert found["classifier"]["inputs"] == [
+        {"name": "pixels", "type": "uint8", "shape": ["patches", 3, 5, 5]},
+        {"name": "image", "type": "int64", "shape": ["patches"]},
+        {"name": "patch", "type": "int64", "shape": ["patches"]},
+        low,
+    ]
+    assert found["classifier"]["outputs"] == [{"name": "logits", "type": "float32", "shape": ["batch", 3]}]
+    assert (found["stage"], found["classes"], found["grid"]) == ("ft2", list(CLASSES), [4, 4])
+    assert found["sha256"] == RunFolder(made).stage_config("ft2")["sha256"]
+    assert found["check"]["pixels"] == "images of the training data"
+    for name in ("policy", "classifier"):
+        graph = (exported / found[name]["file"]).read_bytes()
+        assert hashlib.sha256(graph).hexdigest() == found[name]["sha256"]
+        assert str(Path(exporter.__file__).parent).encode() not in graph
+        onnx.checker.check_model(graph)
+
+
+def test_the_hr_network_is_in_a_branch_that_runs_only_where_a_patch_is_chosen(exported: Path) -> None:
+    graph = onnx.load(exported / "classifier.onnx").graph
+    (branch,) = [node for node in graph.node if node.op_type == "If"]
+    inside = {a.name: [n.op_type for n in a.g.node].count("Conv") for a in branch.attribute}
+    assert inside["then_branch"] > 0 and inside["else_branch"] == 0
+
+
+def test_bagnet_exports_without_a_line_of_its_own() -> None:
+    settings = tiny_settings(classifier="bagnet")
+    config = ModelConfig.of(settings, CLASSES)
+    model = unsettle(build_stage("pt", config))
+    assert isinstance(model, PatchDrop)
+    found = check(model, Runtime(to_graphs(model, config), 1), Grid(4, 4), *images(16))
+    assert max(found.values()) > 0
+
+
+def images(side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    high = tiny_images(7, 5, side)[0]
+    return high, high[:, :, :8, :8].contiguous()
+
+
+def test_other_weights_are_seen_and_leave_no_graph(
+    made: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The graphs of this run, passed off as those of another one."""
+    graphs = Graphs(*((exported / f"{name}.onnx").read_bytes() for name in exporting.GRAPHS))
+    other = write_run(tmp_path / "other", made.parent / "nowhere", ("ft2",), seed=1)
+    monkeypatch.setattr(exporting, "to_graphs", lambda model, config: graphs)
+    assert main(["export", str(other), "--onnx", str(tmp_path / "new")]) == 3
+    said = capsys.readouterr().err.splitlines()
+    assert "checked on noise, because the run's data cannot be read" in said[0]
+    assert said[-1].startswith("error: a batch of 1, own choice: ") and "nothing is exported" in said[-1]
+    assert not (tmp_path / "new").exists()
+    assert main(["export", str(other), "--onnx", str(exported)]) == 3
+    assert "holds the export of other weights (stage ft2 of run); choose another" in capsys.readouterr().err
+
+
+def test_a_classifier_that_is_off_by_a_little_is_seen(made: Path, exported: Path) -> None:
+    model, config = RunFolder(made).load("ft2")
+    assert isinstance(model, PatchDrop)
+    graphs = Graphs(*((exported / f"{name}.onnx").read_bytes() for name in exporting.GRAPHS))
+    with torch.no_grad():
+        model.classifier.low.network.fc.bias[0] += 1  # type: ignore[union-attr,index,operator]
+    with pytest.raises(exporter.RunError, match="logits differ by"):
+        check(model, Runtime(graphs, 1), Grid.parse(config.grid), *images(18))
+
+
+def blocked(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """The example in a process in which neither torch nor this package can be imported."""
+    code = (
+        "import runpy, sys\nsys.modules['torch'] = sys.modules['patchdrop'] = None\n"
+        "sys.argv = sys.argv[1:]\nrunpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    command = [sys.executable, "-c", code, str(EXAMPLE), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_the_example_predicts_without_torch_what_the_predictor_predicts(made: Path, exported: Path) -> None:
+    path = made.parent / "images" / "test" / "red" / "002.png"
+    (expected,) = Predictor(made).predict([path])
+    found = blocked(exported, path)
+    assert found.stdout.split() == [expected.label, "patches", *map(str, expected.patches)], found.stderr
+
+
+def test_the_example_names_a_wrong_shape(exported: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(exported, tmp_path / "copy")
+    (copy / "model.json").write_text(json.dumps({**description(exported), "low": [9, 8]}))
+    Image.fromarray(np.zeros((18, 18, 3), np.uint8)).save(tmp_path / "a.png")
+    found = blocked(copy, tmp_path / "a.png")
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr == "error: low has the shape [1, 3, 9, 8], the model takes ['batch', 3, 8, 8]\n"
+
+
+def test_bad_input_is_named_in_one_line_before_anything_is_exported(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(code: int, *arguments: object) -> str:
+        assert main(["export", *map(str, arguments)]) == code
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1
+        return said
+
+    blank = write_run(tmp_path / "blank", made.parent / "images", ("lr",))
+    file = tmp_path / "file"
+    file.write_text("")
+    assert "no policy is trained yet" in refused(3, blank, "--onnx", tmp_path / "x")
+    assert "has no policy" in refused(2, made, "--onnx", tmp_path / "x", "--stage", "lr")
+    assert "cannot be written" in refused(3, made, "--onnx", file / "x")
+    (tmp_path / "model.json").write_text("{}")
+    assert "holds a model.json of something else; choose" in refused(3, made, "--onnx", tmp_path)
+    monkeypatch.setattr(exporter, "PACKAGES", ("onnx", "no_such_package"))
+    assert "needs no_such_package; install" in refused(2, made, "--onnx", tmp_path / "x")
+    assert not (tmp_path / "x").exists()
