@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, NamedTuple
@@ -169,7 +169,7 @@ def interface(graph: bytes) -> dict[str, Any]:
     return {"opset": opset, "inputs": _values(model.graph.input), "outputs": _values(model.graph.output)}
 
 
-def _values(found: Sequence[Any]) -> list[dict[str, Any]]:
+def _values(found: Iterable[Any]) -> list[dict[str, Any]]:
     import onnx
 
     return [
