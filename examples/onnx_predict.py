@@ -44,6 +44,7 @@ def main(folder, path, low_path=None):
     model = json.loads((Path(folder) / "model.json").read_text(encoding="utf-8"))
     if low_path is None and model["low_from"] == "own":
         sys.exit("error: the model takes LR images of their own; give one as the third argument")
+    onnxruntime.set_default_logger_severity(3)  # errors; it remarks on weights that it drops as unused
     files = (Path(folder) / model[name]["file"] for name in ("policy", "classifier"))
     policy, classifier = (onnxruntime.InferenceSession(file) for file in files)
     channels, high = model["channels"], None
