@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from patchdrop.cli import app, main
 from patchdrop.episode import PatchDrop
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
+from patchdrop.policy import budget
 from patchdrop.policy.choice import greedy
 from patchdrop.read import tiff, tiled
 from patchdrop.read.source import from_memory
@@ -193,6 +195,59 @@ def test_a_plan_is_carried_out_as_it_stands_in_the_file(
     assert code == 2 and "is no plan.json of `patchdrop plan`" in err
 
 
+def test_the_dial_caps_each_cell_and_plan_and_prediction_agree_under_it(
+    model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path
+) -> None:
+    def of(command: str, name: str, *flags: object) -> dict[str, Any]:
+        code, out, err = run(command, model, scenes["plain"], "--out", tmp_path / name, "--json", *flags)
+        assert code == 0, err
+        return json.loads(out)
+
+    planned = of("plan", "plan", "--budget", 3, "--threshold", 0)
+    assert planned["choice"] == "at most 3 patches, threshold 0"
+    assert [len(patches) for _, patches in planned["scenes"][0]["chosen"]] == [3] * 16
+    read = of("predict", "out", "--budget", 3, "--threshold", 0)
+    assert read["total"] == planned["total"]
+    by_plan = of("predict", "by_plan", "--plan", tmp_path / "plan" / "plan.json")
+    same = [results(tmp_path / name, d["scenes"][0]) for name, d in (("out", read), ("by_plan", by_plan))]
+    assert same[0] == same[1]
+    assert of("plan", "none", "--threshold", 1)["total"]["patches"] == 0
+    with_plan = ("predict", model, scenes["plain"], "--out", tmp_path / "out", "--budget", 2)
+    code, _, err = run(*with_plan, "--plan", tmp_path / "plan" / "plan.json")
+    assert code == 2 and "says what is read" in err
+    code, _, err = run(*with_plan)
+    assert code == 2 and "holds results of another run, stage, dial or plan" in err
+
+
+def test_scenes_take_the_calibrated_point_and_its_stage(
+    model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path
+) -> None:
+    calibrated = Path(shutil.copytree(model, tmp_path / "model"))
+    flags = (scenes["plain"], "--out", tmp_path / "plan", "--calibrated", "--json")
+    code, _, err = run("plan", calibrated, *flags)
+    assert code == 3 and "make one with `patchdrop calibrate`" in err
+    curve = dict.fromkeys(("mean_patches", "hr_fraction", "accuracy"), 0.5) | {"ci95": [0.4, 0.6]}
+    points = [curve | {"cut": cut, "threshold": budget.probability_of(cut)} for cut in (budget.NONE, 0.4)]
+    document = {
+        "stage": "pt",
+        "sha256": RunFolder(calibrated).stage_config("pt")["sha256"],
+        "points": points,
+        "target": {"mean_budget": 4},
+        "chosen": {"kind": "mean-budget", "point": 1},
+        "images": {"data": "a", "split": "test", "sha256": "b", "seed": 0, "n": 9, "fraction": 1},
+    }
+    (calibrated / "calibration.json").write_text(json.dumps(document))
+    code, out, _ = run("plan", calibrated, *flags)
+    planned = json.loads(out)
+    assert code == 0 and planned["stage"] == "pt" and planned["choice"] == "calibrated, threshold 0.59868766"
+    scene = TiledScene(LocalFile(scenes["plain"]), SHAPE)
+    loaded, _ = RunFolder(model).load("pt")
+    with torch.inference_mode():
+        expected = loaded.policy(scene.look(range(scene.cells)).low) >= 0.4
+    chosen = dict(planned["scenes"][0]["chosen"])
+    assert chosen == {i: row.nonzero().flatten().tolist() for i, row in enumerate(expected) if row.any()}
+
+
 def test_a_finished_scene_is_never_read_again_and_one_that_was_stopped_begins_anew(
     model: Path, server: RangeServer, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,7 +271,7 @@ def test_a_finished_scene_is_never_read_again_and_one_that_was_stopped_begins_an
     code, out, _ = run("predict", model, *urls, "--out", tmp_path, "--json")
     assert code == 0 and server.asked == [] and json.loads(out) == first
     code, _, err = run("predict", model, urls[0], "--out", tmp_path, "--stage", "pt")
-    assert code == 2 and "holds results of another run, stage or plan" in err
+    assert code == 2 and "holds results of another run, stage, dial or plan" in err
 
 
 def test_one_bad_scene_is_reported_and_the_others_finish(
@@ -265,6 +320,8 @@ def test_a_scene_replaced_in_mid_run_leaves_no_result(
         (["predict", "RUN", "a.tif", "--out", "o", "--overlay", "p"], "are for image files, not for scenes"),
         (["predict", "RUN", "ftp://h/a.tif", "--out", "o"], "begins with http:// or https://"),
         (["plan", "RUN", "a.tif"], "--out"),
+        (["plan", "RUN", "a.tif", "--out", "o", "--budget", "17"], "budget: 17 is out of range"),
+        (["plan", "RUN", "a.tif", "--out", "o", "--mean-budget", "3"], "calibrate the run with it once"),
         (["plan", "RUN", "a.tif", "--out", "o", "--gap", "-1"], "gap"),
         (["plan", "RUN", "a.tif", "--out", "o", "--limit", "0"], "limit"),
         (["check", "a.tif", "--high", "x"], "high"),

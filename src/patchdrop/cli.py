@@ -152,12 +152,12 @@ def predict(
         Read what this plan.json says, rather than what the policy chooses now.
     """
     if out is not None:
-        if low or overlay or scaled_low or dial:
-            raise UsageError("--low, --overlay, --scaled-low and the dial are for image files, not for scenes (--out)")
+        if low or overlay or scaled_low:
+            raise UsageError("--low, --overlay and --scaled-low are for image files, not for scenes (--out)")
         from patchdrop.scenes import work
 
         reading = work.Reading(gap, limit)
-        return _scenes(lambda failed: work.predict(run, images, out, stage, reading, plan, failed), as_json)
+        return _scenes(lambda failed: work.predict(run, images, out, stage, reading, plan, failed, dial), as_json)
     if plan or gap or any("://" in name for name in images):
         raise UsageError("URLs, --plan and --gap are for scenes: name a folder for their results with --out")
     from dataclasses import asdict
@@ -222,6 +222,7 @@ def plan(
     *,
     out: Path,
     stage: str | None = None,
+    dial: DialFlags | None = None,
     gap: Gap = 0,
     limit: Limit = 15,
     as_json: Json = False,
@@ -241,7 +242,8 @@ def plan(
     """
     from patchdrop.scenes import work
 
-    return _scenes(lambda failed: work.plan(run, scenes, out, stage, work.Reading(gap, limit), failed), as_json)
+    reading = work.Reading(gap, limit)
+    return _scenes(lambda failed: work.plan(run, scenes, out, stage, reading, failed, dial), as_json)
 
 
 def _scenes(work: Callable[[Callable[[str], None]], dict[str, Any]], as_json: bool) -> int:

@@ -28,7 +28,7 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.evaluation.calibrate import without_calibration
 from patchdrop.evaluation.dial import FILE as CALIBRATION
-from patchdrop.evaluation.dial import choices_of, policy_stage, policy_stages, read_calibration
+from patchdrop.evaluation.dial import choices_of, policy_stage, policy_stages, read_calibration, stage_and_choice
 from patchdrop.evaluation.evaluate import evaluate as evaluate_stages
 from patchdrop.evaluation.evaluate import example_positions
 from patchdrop.evaluation.evaluate import results as results_document
@@ -99,7 +99,7 @@ def evaluate(
 
 def _evaluate_dial(run: RunFolder, settings: TrainSettings, data: str | None, split: str, dial: Dial) -> dict[str, Any]:
     policy_stage(run)
-    choices = _choices(dial, run, settings, policy_stages(run))
+    choices = choices_of(dial, run, policy_stages(run), _validation(settings), device_of(settings))
     elsewhere = data is not None and data != settings.data
     shown = replace(settings, data=str(data), layout="auto") if elsewhere else settings
     loaded = split_to_evaluate(shown, split)
@@ -110,9 +110,8 @@ def _evaluate_dial(run: RunFolder, settings: TrainSettings, data: str | None, sp
     return {**_results(run, loaded, split, shown, choices)[0], "dial": str(dial)}
 
 
-def _choices(dial: Dial, run: RunFolder, settings: TrainSettings, stages: Sequence[str]) -> dict[str, Choose]:
-    dial.check(Grid.parse(settings.grid).patches)
-    return choices_of(dial, run, stages, lambda: split_to_evaluate(settings, "val").splits["val"], device_of(settings))
+def _validation(settings: TrainSettings) -> Callable[[], Split]:
+    return lambda: split_to_evaluate(settings, "val").splits["val"]
 
 
 def _results(
@@ -195,9 +194,8 @@ def predict(
     choose: Choose = greedy
     if dial is not None and dial.turned:
         run = RunFolder(run_folder).require()
-        last = policy_stage(run, stage)
-        asked = policy_stages(run) if dial.calibrated and stage is None else [last]
-        ((stage, choose),) = _choices(dial, run, run.settings(), asked).items()
+        settings = run.settings()
+        stage, choose = stage_and_choice(dial, run, stage, _validation(settings), device_of(settings))
     predictor = Predictor(run_folder, stage, choose=choose, scaled_low=scaled_low)
     lows = [None] * len(images) if low is None else list(low)
     if len(lows) != len(images):

@@ -15,6 +15,7 @@ from patchdrop.dial import Dial
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError, UsageError
 from patchdrop.files import read_json
+from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig
 from patchdrop.policy.budget import above, at_most, cut_for_mean, logit_of
 from patchdrop.policy.choice import Choose
@@ -70,6 +71,7 @@ def choices_of(
         UsageError: a budget above the number of patches, or a calibrated point of another stage than the one asked for.
         RunError: no calibrated point, or one made with other weights.
     """
+    dial.check(Grid.parse(run.settings().grid).patches)
     if dial.calibrated:
         calibration = read_calibration(run)
         stage = calibration["stage"]
@@ -89,6 +91,20 @@ def choices_of(
             partial(above, cut=cut) if dial.budget is None else partial(at_most, budget=dial.budget, cut=cut)
         )
     return choices
+
+
+def stage_and_choice(
+    dial: Dial, run: RunFolder, stage: str | None, validation: Callable[[], Split], device: torch.device
+) -> tuple[str, Choose]:
+    """The stage that is to predict, and how it chooses under a dial that is turned; else as `choices_of`.
+
+    Args:
+        stage: the one asked for; by default the calibrated one, or the last that is trained.
+    """
+    last = policy_stage(run, stage)
+    asked = policy_stages(run) if dial.calibrated and stage is None else [last]
+    ((found, choose),) = choices_of(dial, run, asked, validation, device).items()
+    return found, choose
 
 
 def read_calibration(run: RunFolder) -> dict[str, Any]:

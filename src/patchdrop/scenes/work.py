@@ -19,8 +19,11 @@ from typing import Any, NamedTuple, TextIO
 import torch
 from torch import Tensor
 
+from patchdrop.data.sets import Split
+from patchdrop.dial import Dial
 from patchdrop.episode import play
 from patchdrop.errors import DataError, RunError, UsageError
+from patchdrop.evaluation.dial import chosen_point, read_calibration, stage_and_choice
 from patchdrop.files import read_json, write_json, writing
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import Choose, greedy
@@ -53,12 +56,14 @@ class Model:
 
     Attributes:
         sha256: of its weights.
+        choice: how patches are chosen, in words: ``policy``, or what the dial says.
     """
 
     run: str
     stage: str
     sha256: str
     predictor: Predictor
+    choice: str = "policy"
 
     @property
     def shape(self) -> Shape:
@@ -91,17 +96,34 @@ class Model:
         return max(1, CHUNK_PIXELS // (height * width))
 
 
-def load_model(run: str | Path, stage: str | None = None) -> Model:
+def load_model(run: str | Path, stage: str | None = None, dial: Dial | None = None) -> Model:
     """A trained stage of a run.
 
+    Args:
+        dial: how many patches of a cell may be read; by default what the policy chooses.
+
     Raises:
-        RunError: no such run or stage.
-        UsageError: it was trained on LR images of a sensor of their own, which a scene's overview is not.
+        RunError: no such run or stage, or no calibrated point.
+        UsageError: it was trained on LR images of a sensor of their own, which a scene's overview is not, or the dial
+            is out of range or needs the validation split.
     """
-    predictor = Predictor(run, stage)
+    choose: Choose = greedy
+    choice = "policy"
+    if dial is not None and dial.turned:
+        folder = RunFolder(run).require()
+        stage, choose = stage_and_choice(dial, folder, stage, _no_validation, torch.device("cpu"))
+        choice = str(dial)
+        if dial.calibrated:
+            choice += f", threshold {chosen_point(folder, read_calibration(folder))['threshold']:.8g}"
+    predictor = Predictor(run, stage, choose=choose)
     if predictor.own_low:
         raise UsageError(f"{run}: was trained on LR images of their own, a scene's overview is none; train one without")
-    return Model(str(run), predictor.stage, RunFolder(run).stage_config(predictor.stage)["sha256"], predictor)
+    sha256 = RunFolder(run).stage_config(predictor.stage)["sha256"]
+    return Model(str(run), predictor.stage, sha256, predictor, choice)
+
+
+def _no_validation() -> Split:
+    raise UsageError("--mean-budget: needs images; calibrate the run with it once, then give scenes --calibrated")
 
 
 class CellResult(NamedTuple):
@@ -118,7 +140,13 @@ class CellResult(NamedTuple):
 
 
 def plan(
-    run: str | Path, sources: Sequence[str], out: Path, stage: str | None, reading: Reading, failed: Failed
+    run: str | Path,
+    sources: Sequence[str],
+    out: Path,
+    stage: str | None,
+    reading: Reading,
+    failed: Failed,
+    dial: Dial | None = None,
 ) -> dict[str, Any]:
     """Look at scenes, choose, and price the choice.
 
@@ -126,18 +154,20 @@ def plan(
 
     Args:
         failed: takes the reason of each scene that cannot be planned; the others are.
+        dial: as in `load_model`; the plan records it.
 
     Returns:
         The document of ``plan.json``.
     """
-    model = load_model(run, stage)
+    model = load_model(run, stage, dial)
     planned = []
     for source in _each_once(sources):
         try:
             planned.append(_plan_scene(model, source, out, reading))
         except DataError as error:
             failed(str(error))
-    document = {"run": model.run, **model.identity, "gap": reading.gap, "scenes": planned, "total": _total(planned)}
+    how = {"choice": model.choice, "gap": reading.gap}
+    document = {"run": model.run, **model.identity, **how, "scenes": planned, "total": _total(planned)}
     if planned:
         write_json(out / "plan.json", document)
     return document
@@ -154,7 +184,7 @@ def _plan_scene(model: Model, source: str, out: Path, reading: Reading) -> dict[
             skipped += len(group) - len(cells)
             if cells:
                 with torch.inference_mode():
-                    choice = greedy(model.policy(low)).cpu()
+                    choice = model.predictor.choose(model.policy(low)).cpu()
                 scene.price(cells, choice, priced)
                 rows = [row.nonzero().flatten().tolist() for row in choice]
                 chosen += [(cell, patches) for cell, patches in zip(cells, rows, strict=True) if patches]
@@ -224,6 +254,7 @@ def predict(
     reading: Reading,
     plan_file: Path | None,
     failed: Failed,
+    dial: Dial | None = None,
 ) -> dict[str, Any]:
     """Read what the policy, or a plan, chooses, and classify every cell.
 
@@ -233,14 +264,17 @@ def predict(
     Args:
         plan_file: a ``plan.json``, whose choice and gap are used instead of the policy's and ``reading``'s.
         failed: takes the reason of each scene that cannot be read; the others are.
+        dial: as in `load_model`.
 
     Returns:
         ``scenes``: the ``NAME.json`` of each; ``total``.
     """
+    if plan_file is not None and dial is not None and dial.turned:
+        raise UsageError(f"--plan {plan_file}: says what is read; turn the dial of `patchdrop plan` instead")
     planned = None if plan_file is None else read_plan(plan_file)
     if planned is not None:
         reading = reading._replace(gap=planned["gap"])
-    model = load_model(run, stage or (planned["identity"]["stage"] if planned else None))
+    model = load_model(run, stage or (planned["identity"]["stage"] if planned else None), dial)
     if planned is not None and planned["identity"] != model.identity:
         raise UsageError(f"--plan {plan_file}: was made with another training of {run}; make it again")
     finished = []
@@ -250,7 +284,7 @@ def predict(
             if planned is not None and name not in planned["chosen"]:
                 raise DataError(f"{name}: is not in {plan_file}; plan it first")
             chosen = planned["chosen"][name] if planned else None
-            key = {**model.identity, "choice": _digest(chosen)}
+            key = {**model.identity, "choice": model.choice if chosen is None else _digest(chosen)}
             summary = _finished(out / f"{_file_name(source)}.json", key)
             if summary is None:
                 version = planned["versions"][name] if planned else None
@@ -319,7 +353,7 @@ def _predict_group(
     cells, low = _seen(scene, group)
     labels: dict[int, tuple[str, float, tuple[int, ...]]] = {}
     if cells:
-        choose = greedy if chosen is None else _as_planned(cells, chosen)
+        choose = model.predictor.choose if chosen is None else _as_planned(cells, chosen)
         with torch.inference_mode():
             episode = play(model.policy, choose, scene.reader(cells), model.classify, low)
         best = episode.logits.float().softmax(1).max(1)
@@ -357,7 +391,7 @@ def _finished(path: Path, key: dict[str, str]) -> dict[str, Any] | None:
         return None
     found = read_json(path)
     if not isinstance(found, dict) or {name: found.get(name) for name in key} != key:
-        raise UsageError(f"{path}: holds results of another run, stage or plan; choose another --out")
+        raise UsageError(f"{path}: holds results of another run, stage, dial or plan; choose another --out")
     return found
 
 
@@ -419,7 +453,5 @@ def _file_name(source: str) -> str:
     return f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _digest(chosen: dict[int, list[int]] | None) -> str:
-    if chosen is None:
-        return "policy"
+def _digest(chosen: dict[int, list[int]]) -> str:
     return "plan " + hashlib.sha256(json.dumps(sorted(chosen.items())).encode()).hexdigest()[:16]
