@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import itertools
 import json
 import shlex
@@ -16,6 +17,7 @@ import pytest
 import rasterio
 import rasterio.warp
 import torch
+from PIL import Image
 from rasterio.shutil import copy
 
 from patchdrop.cli import app, main
@@ -30,7 +32,7 @@ from patchdrop.read.tiff import Georeference
 from patchdrop.read.tiled import Shape, TiledScene
 from patchdrop.read.transport import LocalFile
 from patchdrop.runfolder import RunFolder
-from patchdrop.scenes import work
+from patchdrop.scenes import outputs, work
 from patchdrop.scenes.places import Places
 from pyramids import picture, write_cog
 from range_server import RangeServer, range_server
@@ -167,6 +169,86 @@ def test_a_scenes_cells_are_predicted_as_images_of_their_pixels(
     assert [[int(p) for p in row["patches"].split()] for row in rows] == [line["patches"] for line in found]
     shapes = json.loads((tmp_path / scene["files"]["geojson"]).read_text())["features"]
     assert [f["properties"]["patches"] for f in shapes] == [line["patches"] for line in found]
+
+
+def test_every_kind_of_file_tells_of_the_same_cells_and_costs_nothing_more(
+    model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = pytest.importorskip("pyogrio.raw").read
+    monkeypatch.setattr(outputs, "BATCH", 10)
+    kinds = ("jsonl", "gpkg", "map", "png")
+    code, out, _ = run("predict", model, *scenes.values(), "--out", tmp_path / "all", "--format", *kinds, "--json")
+    assert code == 0
+    found = json.loads(out)["scenes"]
+    code, out, _ = run("predict", model, *scenes.values(), "--out", tmp_path / "usual", "--json")
+    assert [s["execution"] for s in found] == [s["execution"] for s in json.loads(out)["scenes"]]
+    for scene, path in zip(found, scenes.values(), strict=True):
+        there = {p.name for p in (tmp_path / "all").glob(f"{path.stem}-*")}
+        assert there == {*scene["files"].values(), scene["files"]["jsonl"].removesuffix("l")}
+        lines = results(tmp_path / "all", scene)
+        with rasterio.open(path, driver="GTiff") as file:
+            where, crs = file.transform, file.crs
+        # the GeoPackage
+        about, _, shapes, columns = read(tmp_path / "all" / scene["files"]["gpkg"])
+        assert (about["crs"] == "EPSG:32633") == (crs is not None)
+        table = dict(zip(about["fields"], columns, strict=True))
+        assert [v or None for v in table["label"]] == [line["label"] for line in lines]
+        assert [[int(p) for p in v.split()] for v in table["patches"]] == [line["patches"] for line in lines]
+        assert np.allclose(table["probability"], [line["probability"] for line in lines])
+        for line, shape in zip(lines, shapes, strict=True):
+            ring = np.frombuffer(shape, "<f8", offset=13).reshape(5, 2)
+            top, left, bottom, right = line["box"]
+            corners = [where @ (x, y) for x, y in ((left, top), (right, bottom))]
+            assert np.allclose(sorted({*ring[:, 0]}), sorted(c[0] for c in corners))
+            assert np.allclose(sorted({*ring[:, 1]}), sorted(c[1] for c in corners))
+        # the map: where a pixel's centre lies in cells, it has the first one's class
+        with rasterio.open(tmp_path / "all" / scene["files"]["map"], driver="GTiff") as file:
+            values, nodata = file.read(1), file.nodata
+            assert file.crs == crs and file.transform == where @ rasterio.Affine.scale(16)
+            assert json.loads(file.tags()["CLASSES"]) == list(CLASSES)
+            colours = [file.colormap(1)[i][:3] for i in range(len(CLASSES))]
+            assert file.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
+        height, width = scene["size"]
+        assert values.shape == (-(-height // 16), -(-width // 16))
+        expected = np.full(values.shape, -1)
+        for line in reversed(lines):
+            top, left, bottom, right = line["box"]
+            number = nodata if line["label"] is None else CLASSES.index(line["label"])
+            expected[-(-(top - 8) // 16) : -(-(bottom - 8) // 16), -(-(left - 8) // 16) : -(-(right - 8) // 16)] = (
+                number
+            )
+        inside = expected >= 0
+        assert inside[:-1, :-1].all() and np.array_equal(values[inside], expected[inside])
+        # the picture: read patches have their colours, others are grey
+        picture = np.asarray(Image.open(tmp_path / "all" / scene["files"]["png"])).astype(int)
+        assert max(picture.shape) < 2000
+        for number, line in enumerate(lines[:3]):
+            scale = 1200 / max(scene["size"])
+            for patch in range(16):
+                y, x = 16 * (patch // 4) + 8, 64 * number + 16 * (patch % 4) + 8
+                pixel = picture[round(112 + y * scale), round(48 + x * scale)]
+                if line["label"] is None:
+                    assert pixel.tolist() == [0xEE, 0xF1, 0xF4]
+                else:
+                    assert (np.ptp(pixel) > 0) == (patch in line["patches"])
+            if line["label"] is not None:
+                edge = picture[round(112 + 32 * scale), round(48 + 64 * number * scale) + 2]
+                assert tuple(edge) == colours[CLASSES.index(line["label"])]
+
+
+def test_files_that_need_a_package_or_another_folder_are_refused_in_a_line(
+    model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = ("predict", model, scenes["plain"], "--out", tmp_path / "out", "--format")
+    with monkeypatch.context() as lacking:
+        lacking.setattr(importlib.util, "find_spec", lambda _: None)
+        code, out, err = run(*call, "csv", "gpkg")
+        assert code == 2 and out == "" and err.count("\n") == 1 and "--format gpkg needs pyogrio: install" in err
+    assert not (tmp_path / "out").exists()
+    assert run(*call, "csv")[0] == 0
+    assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".csv", ".json"}
+    code, _, err = run(*call, "csv", "png")
+    assert code == 2 and "was finished without --format png; choose another --out" in err
 
 
 def test_a_plan_is_carried_out_as_it_stands_in_the_file(
@@ -325,6 +407,8 @@ def test_a_scene_replaced_in_mid_run_leaves_no_result(
         (["plan", "RUN", "a.tif", "--out", "o", "--gap", "-1"], "gap"),
         (["plan", "RUN", "a.tif", "--out", "o", "--limit", "0"], "limit"),
         (["check", "a.tif", "--high", "x"], "high"),
+        (["predict", "RUN", "a.tif", "--out", "o", "--format", "shp"], "format"),
+        (["predict", "RUN", "a.png", "--format", "csv"], "name a folder for their results with --out"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

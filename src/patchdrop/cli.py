@@ -17,6 +17,7 @@ from cyclopts.validators import Number
 from patchdrop.compare.options import PROFILES, CompareOptions, Price, split_mapping
 from patchdrop.dial import Dial, Target
 from patchdrop.errors import Interrupted, PatchDropError, UsageError
+from patchdrop.scenes.formats import DEFAULT, Format
 from patchdrop.settings import TrainSettings, from_mapping, read_profile
 from patchdrop.version import VERSION
 
@@ -42,6 +43,7 @@ Options = Annotated[CompareOptions, Parameter(name="*")]
 # A file may be called [1].png, which is no JSON list.
 Files = Parameter(json_list=False, negative="")
 Gap = Annotated[int, Parameter(validator=Number(gte=0), help="Read ranges at most this many bytes apart as one.")]
+Formats = Annotated[tuple[Format, ...], Parameter(name="--format", negative="")]
 Limit = Annotated[float, Parameter(validator=Number(gt=0), help="Seconds a range may take over HTTP.")]
 
 
@@ -126,6 +128,7 @@ def predict(
     dial: DialFlags | None = None,
     out: Path | None = None,
     plan: Path | None = None,
+    formats: Formats = DEFAULT,
     gap: Gap = 0,
     limit: Limit = 15,
     as_json: Json = False,
@@ -150,6 +153,8 @@ def predict(
         Folder for the results of scenes; scenes that are finished there are not read again.
     plan
         Read what this plan.json says, rather than what the policy chooses now.
+    formats
+        Files to write for each scene: jsonl, csv, geojson, gpkg (GeoPackage), map (of classes, a COG), png (a picture).
     """
     if out is not None:
         if low or overlay or scaled_low:
@@ -157,9 +162,11 @@ def predict(
         from patchdrop.scenes import work
 
         reading = work.Reading(gap, limit)
-        return _scenes(lambda failed: work.predict(run, images, out, stage, reading, plan, failed, dial), as_json)
-    if plan or gap or any("://" in name for name in images):
-        raise UsageError("URLs, --plan and --gap are for scenes: name a folder for their results with --out")
+        return _scenes(
+            lambda failed: work.predict(run, images, out, stage, reading, plan, failed, dial, formats), as_json
+        )
+    if plan or gap or formats != DEFAULT or any("://" in name for name in images):
+        raise UsageError("URLs, --plan, --format and --gap are for scenes: name a folder for their results with --out")
     from dataclasses import asdict
 
     from patchdrop import commands

@@ -64,6 +64,28 @@ def writing(path: Path) -> Iterator[TextIO]:
         beside.unlink(missing_ok=True)
 
 
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """As `writing`, for a file that another library writes: the path to give it, renamed to ``path`` at the end.
+
+    Raises:
+        RunError: the disk is full or the folder cannot be written.
+    """
+    other = path.with_name(f"{path.stem}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        other.unlink(missing_ok=True)
+        yield other
+        with open(other, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(other, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise RunError(_why_not(path, 1, error)) from error
+    finally:
+        other.unlink(missing_ok=True)
+
+
 def _why_not(path: Path, size: int, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         stat = os.statvfs(path.parent)

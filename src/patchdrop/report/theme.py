@@ -7,6 +7,7 @@ own. Fonts in images are the ones that come with matplotlib, the same on every m
 
 from __future__ import annotations
 
+import colorsys
 import math
 from dataclasses import dataclass
 from numbers import Real
@@ -46,6 +47,13 @@ METHODS = {
 }
 OTHER = Mark("#7a5c00", "P", "✚")
 
+CLASS_COLOURS = (
+    *("#2f9be6", "#ff8c3b", "#22c08a", "#e873c4", "#f3cb2e", "#9c8bff"),
+    *("#4fd8de", "#ff6b66", "#a6d63f", "#d19d63", "#d3dae2", "#c98bd9"),
+)
+"""Colours of the first classes: the methods' hues, bright enough for a line on a photograph."""
+GOLDEN = (math.sqrt(5) - 1) / 2
+
 POLICY_STAGES = {"pt": "Pt", "ft1": "Ft-1", "ft2": "Ft-2"}
 STAGES = {"lr": "LR-CNN", "hr": "HR-CNN", "patches": "HR-CNN on patches", **POLICY_STAGES}
 
@@ -53,6 +61,15 @@ STAGES = {"lr": "LR-CNN", "hr": "HR-CNN", "patches": "HR-CNN on patches", **POLI
 def mark(method: str) -> Mark:
     """The look of a method; one for all that have none of their own."""
     return METHODS.get(method, OTHER)
+
+
+def class_colour(number: int) -> str:
+    """The colour of a class by its number from 0, as ``#rrggbb``; after the first twelve, hues far apart."""
+    if number < len(CLASS_COLOURS):
+        return CLASS_COLOURS[number]
+    light = (0.55, 0.68, 0.45)[number % 3]
+    parts = colorsys.hls_to_rgb(number * GOLDEN % 1, light, 0.75)
+    return "#" + "".join(f"{round(255 * part):02x}" for part in parts)
 
 
 def stage_name(stage: str) -> str:

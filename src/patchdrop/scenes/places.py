@@ -24,12 +24,15 @@ class Places:
     """Turns boxes of one scene into polygons.
 
     Attributes:
-        kind: ``CRS84`` or ``pixels``.
+        kind: ``CRS84`` or ``pixels``: what `polygon` gives.
+        matrix: from pixels to the scene's own coordinates, as in `Georeference`; None without one.
+        crs: those coordinates' system, such as ``EPSG:32633``; None where the header gives no code.
     """
 
     def __init__(self, georeference: Georeference | None, name: str) -> None:
         self._name = name
-        self._matrix = None
+        self.matrix = None if georeference is None else georeference.matrix
+        self.crs: str | None = None
         self._to_crs84: Callable[..., tuple[Sequence[float], Sequence[float]]] | None = None
         if georeference is not None and georeference.epsg is not None:
             from pyproj import CRS, Transformer
@@ -41,7 +44,7 @@ class Places:
                 raise DataError(
                     f"{name}: EPSG:{georeference.epsg} is no known coordinate system: correct it with gdal_edit -a_srs"
                 ) from error
-            self._matrix = georeference.matrix
+            self.crs = f"EPSG:{georeference.epsg}"
             self._to_crs84 = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True).transform
         self.kind = "pixels" if self._to_crs84 is None else "CRS84"
 
@@ -51,17 +54,34 @@ class Places:
         Raises:
             DataError: it lies where its coordinate system has no meaning.
         """
-        top, left, bottom, right = box
-        corners: list[Point] = [(left, top), (left, bottom), (right, bottom), (right, top)]
-        if self._to_crs84 is not None and self._matrix is not None:
-            a, b, c, d, e, f = self._matrix
-            xs, ys = self._to_crs84([a * x + b * y + c for x, y in corners], [d * x + e * y + f for x, y in corners])
+        corners = _corners(box)
+        if self._to_crs84 is not None and self.matrix is not None:
+            xs, ys = self._to_crs84(*zip(*_moved(corners, self.matrix), strict=True))
             if not all(map(math.isfinite, [*xs, *ys])):
                 raise DataError(f"{self._name}: its georeference leads off the Earth: correct it")
             corners = [(round(x, DIGITS), round(y, DIGITS)) for x, y in zip(xs, ys, strict=True)]
-        if _area(corners) < 0:
-            corners.reverse()
-        return {"type": "Polygon", "coordinates": [[list(p) for p in (*corners, corners[0])]]}
+        return {"type": "Polygon", "coordinates": [[list(p) for p in _ring(corners)]]}
+
+    def ring(self, box: Box) -> list[Point]:
+        """The closed outline of a box of pixels in the scene's own coordinates; in pixels where it has none."""
+        corners = _corners(box)
+        return _ring(corners if self.matrix is None else _moved(corners, self.matrix))
+
+
+def _corners(box: Box) -> list[Point]:
+    top, left, bottom, right = box
+    return [(left, top), (left, bottom), (right, bottom), (right, top)]
+
+
+def _moved(points: Sequence[Point], matrix: tuple[float, float, float, float, float, float]) -> list[Point]:
+    a, b, c, d, e, f = matrix
+    return [(a * x + b * y + c, d * x + e * y + f) for x, y in points]
+
+
+def _ring(corners: Sequence[Point]) -> list[Point]:
+    """Closed and counter-clockwise."""
+    ordered = list(corners) if _area(corners) >= 0 else list(reversed(corners))
+    return [*ordered, ordered[0]]
 
 
 def collection_start(kind: str) -> str:

@@ -7,16 +7,17 @@ so a plan's requests and bytes are those of its execution, as long as no request
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from patchdrop.data.sets import Split
@@ -31,7 +32,9 @@ from patchdrop.read.ledger import Cost, Ledger
 from patchdrop.read.tiled import Box, Shape, TiledScene
 from patchdrop.read.transport import LIMIT, open_transport, public_name
 from patchdrop.runfolder import RunFolder
-from patchdrop.scenes.places import COLLECTION_END, Places, collection_start, feature
+from patchdrop.scenes.formats import DEFAULT, Format
+from patchdrop.scenes.outputs import CellResult, Features, check_formats, file_name, outputs
+from patchdrop.scenes.places import Places
 from patchdrop.serve.predictor import Predictor
 from patchdrop.talk import bars
 
@@ -126,16 +129,6 @@ def _no_validation() -> Split:
     raise UsageError("--mean-budget: needs images; calibrate the run with it once, then give scenes --calibrated")
 
 
-class CellResult(NamedTuple):
-    """What was decided about one cell; ``label`` is None where all of it is nodata."""
-
-    cell: int
-    box: Box
-    label: str | None
-    probability: float
-    patches: tuple[int, ...]
-
-
 # --- plan
 
 
@@ -191,7 +184,10 @@ def _plan_scene(model: Model, source: str, out: Path, reading: Reading) -> dict[
             bar.advance("looking", len(group))
         areas = out / f"{_file_name(source)}.areas.geojson"
         with writing(areas) as file:
-            _write_features(file, places, _areas(scene, chosen))
+            features = Features(file, places)
+            for box, properties in _areas(scene, chosen):
+                features.add(box, properties)
+            features.end()
         spent = scene.transport.ledger
         return {
             **_described(scene, places),
@@ -255,20 +251,23 @@ def predict(
     plan_file: Path | None,
     failed: Failed,
     dial: Dial | None = None,
+    formats: Sequence[Format] = DEFAULT,
 ) -> dict[str, Any]:
     """Read what the policy, or a plan, chooses, and classify every cell.
 
-    Writes for each scene ``NAME.jsonl``, ``NAME.csv``, ``NAME.geojson`` and, when it is finished, ``NAME.json`` with
-    the ledger. A scene that is finished in ``out`` is not read again.
+    Writes for each scene its files of ``formats`` and, when it is finished, ``NAME.json`` with the ledger. A scene that
+    is finished in ``out`` is not read again.
 
     Args:
         plan_file: a ``plan.json``, whose choice and gap are used instead of the policy's and ``reading``'s.
         failed: takes the reason of each scene that cannot be read; the others are.
         dial: as in `load_model`.
+        formats: kinds of files to write.
 
     Returns:
         ``scenes``: the ``NAME.json`` of each; ``total``.
     """
+    check_formats(formats)
     if plan_file is not None and dial is not None and dial.turned:
         raise UsageError(f"--plan {plan_file}: says what is read; turn the dial of `patchdrop plan` instead")
     planned = None if plan_file is None else read_plan(plan_file)
@@ -285,10 +284,10 @@ def predict(
                 raise DataError(f"{name}: is not in {plan_file}; plan it first")
             chosen = planned["chosen"][name] if planned else None
             key = {**model.identity, "choice": model.choice if chosen is None else _digest(chosen)}
-            summary = _finished(out / f"{_file_name(source)}.json", key)
+            summary = _finished(out / f"{_file_name(source)}.json", key, formats)
             if summary is None:
                 version = planned["versions"][name] if planned else None
-                summary = _predict_scene(model, source, out, reading, chosen, version, key)
+                summary = _predict_scene(model, source, out, reading, chosen, version, key, formats)
             finished.append(summary)
         except DataError as error:
             failed(str(error))
@@ -303,6 +302,7 @@ def _predict_scene(
     chosen: dict[int, list[int]] | None,
     version: str | None,
     key: dict[str, str],
+    formats: Sequence[Format],
 ) -> dict[str, Any]:
     with ExitStack() as stack:
         scene = stack.enter_context(_opened(source, model, reading))
@@ -311,27 +311,16 @@ def _predict_scene(
         places = Places(scene.header.georeference, scene.name)
         bar = stack.enter_context(bars({"cells": (scene.cells, 1.0)}, "cells"))
         path = out / _file_name(source)
-        lines = stack.enter_context(writing(path.with_name(path.name + ".jsonl")))
-        table = csv.writer(stack.enter_context(writing(path.with_name(path.name + ".csv"))))
-        shapes = stack.enter_context(writing(path.with_name(path.name + ".geojson")))
-        table.writerow(("cell", "top", "left", "bottom", "right", "label", "probability", "patches"))
+        writers = stack.enter_context(outputs(formats, path, scene, places, model.predictor.config.classes))
         counts: dict[str, int] = {}
         patches = 0
-
-        def told() -> Iterator[tuple[Box, dict[str, Any]]]:
-            nonlocal patches
-            for group in scene.groups():
-                for found in _predict_group(model, scene, group, chosen):
-                    patches += len(found.patches)
-                    counts[found.label or ""] = counts.get(found.label or "", 0) + 1
-                    values = {"label": found.label, "probability": found.probability, "patches": found.patches}
-                    lines.write(json.dumps({"cell": found.cell, "box": found.box, **values}) + "\n")
-                    joined = " ".join(map(str, found.patches))
-                    table.writerow((found.cell, *found.box, found.label, f"{found.probability:.6f}", joined))
-                    yield found.box, {"cell": found.cell, **values}
-                bar.advance("cells", len(group))
-
-        _write_features(shapes, places, told())
+        for group in scene.groups():
+            for found in _predict_group(model, scene, group, chosen):
+                patches += len(found.patches)
+                counts[found.label or ""] = counts.get(found.label or "", 0) + 1
+                for writer in writers:
+                    writer.add(found)
+            bar.advance("cells", len(group))
         summary = {
             **_described(scene, places),
             **key,
@@ -339,10 +328,12 @@ def _predict_scene(
             "skipped": counts.pop("", 0),
             "patches": patches,
             "classes": counts,
-            "files": {kind: f"{path.name}.{kind}" for kind in ("jsonl", "csv", "geojson")},
+            "files": {kind: file_name(path.name, kind) for kind in formats},
             "execution": scene.transport.ledger.to_json(),
             "everything": scene.transport.ledger.of("header").plus(scene.everything())._asdict(),
         }
+        for writer in writers:
+            writer.finish(summary)
     write_json(path.with_name(path.name + ".json"), summary)
     return summary
 
@@ -351,19 +342,19 @@ def _predict_group(
     model: Model, scene: TiledScene, group: range, chosen: dict[int, list[int]] | None
 ) -> Iterator[CellResult]:
     cells, low = _seen(scene, group)
-    labels: dict[int, tuple[str, float, tuple[int, ...]]] = {}
+    decided: dict[int, tuple[str, float, tuple[int, ...], NDArray[np.uint8]]] = {}
     if cells:
         choose = model.predictor.choose if chosen is None else _as_planned(cells, chosen)
         with torch.inference_mode():
             episode = play(model.policy, choose, scene.reader(cells), model.classify, low)
         best = episode.logits.float().softmax(1).max(1)
         names = model.predictor.config.classes
-        for cell, value, index, row in zip(
-            cells, best.values.tolist(), best.indices.tolist(), episode.choice, strict=True
+        for cell, value, index, row, seen in zip(
+            cells, best.values.tolist(), best.indices.tolist(), episode.choice, low.numpy(), strict=True
         ):
-            labels[cell] = names[index], value, tuple(row.nonzero().flatten().tolist())
+            decided[cell] = names[index], value, tuple(row.nonzero().flatten().tolist()), seen
     for cell in group:
-        yield CellResult(cell, scene.cell_box(cell), *labels.get(cell, (None, 0.0, ())))
+        yield CellResult(cell, scene.cell_box(cell), *decided.get(cell, (None, 0.0, ())))
 
 
 def _as_planned(cells: Sequence[int], chosen: dict[int, list[int]]) -> Choose:
@@ -381,17 +372,20 @@ def _as_planned(cells: Sequence[int], chosen: dict[int, list[int]]) -> Choose:
     return choose
 
 
-def _finished(path: Path, key: dict[str, str]) -> dict[str, Any] | None:
+def _finished(path: Path, key: dict[str, str], formats: Sequence[Format]) -> dict[str, Any] | None:
     """The summary of a scene that was finished before.
 
     Raises:
-        UsageError: with another model or another plan.
+        UsageError: with another model or another plan, or without a kind of file that is asked for now.
     """
     if not path.exists():
         return None
     found = read_json(path)
     if not isinstance(found, dict) or {name: found.get(name) for name in key} != key:
         raise UsageError(f"{path}: holds results of another run, stage, dial or plan; choose another --out")
+    lacking = [kind for kind in formats if kind not in found["files"]]
+    if lacking:
+        raise UsageError(f"{path}: was finished without --format {' '.join(lacking)}; choose another --out")
     return found
 
 
@@ -418,15 +412,6 @@ def _described(scene: TiledScene, places: Places) -> dict[str, Any]:
         "coordinates": places.kind,
         "cells": scene.cells,
     }
-
-
-def _write_features(file: TextIO, places: Places, boxes: Iterable[tuple[Box, dict[str, Any]]]) -> None:
-    file.write(collection_start(places.kind))
-    separator = "\n"
-    for box, properties in boxes:
-        file.write(separator + json.dumps(feature(places.polygon(box), properties)))
-        separator = ",\n"
-    file.write(COLLECTION_END)
 
 
 def _with_total(costs: dict[str, Cost]) -> dict[str, dict[str, int]]:

@@ -1,0 +1,321 @@
+"""What is decided about a scene's cells, written while it is decided: a writer for each kind of file.
+
+Text files are written cell by cell, the GeoPackage in batches. The class map holds a number for each cell, the picture
+is bounded in size; both are written when the scene is finished. No file appears before.
+
+GDAL only writes here: it opens nothing that comes from a user.
+"""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import struct
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, TextIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from patchdrop.errors import RunError, UsageError, first_line
+from patchdrop.files import beside, write_bytes, writing
+from patchdrop.read.tiled import Box, TiledScene
+from patchdrop.report import theme
+from patchdrop.report.scene import ScenePicture, png
+from patchdrop.scenes.formats import ENDINGS, PACKAGES, Format
+from patchdrop.scenes.places import COLLECTION_END, Places, collection_start, feature
+
+BATCH = 4096
+"""Cells that are handed to the GeoPackage at once."""
+_COLUMNS = ("cell", "top", "left", "bottom", "right", "label", "probability", "patches")
+
+
+class CellResult(NamedTuple):
+    """What was decided about one cell; ``label`` and ``low`` are None where all of it is nodata."""
+
+    cell: int
+    box: Box
+    label: str | None
+    probability: float
+    patches: tuple[int, ...]
+    low: NDArray[np.uint8] | None = None
+    """LR, ``(C, h, w)``."""
+
+
+class Writer(Protocol):
+    """Takes a scene's cells in their order."""
+
+    def add(self, found: CellResult) -> None:
+        """One more cell."""
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """All cells were added; ``summary`` is the document of ``NAME.json``."""
+
+
+def check_formats(formats: Sequence[Format]) -> None:
+    """Raise UsageError where a kind of file needs a package that is not installed."""
+    for kind in formats:
+        package = PACKAGES.get(kind)
+        if package is not None and importlib.util.find_spec(package) is None:
+            raise UsageError(f"--format {kind} needs {package}: install it with `pip install 'patchdrop[geo]'`")
+
+
+def file_name(name: str, kind: Format) -> str:
+    """What a scene's file of a kind is called; ``name`` is the scene's."""
+    return name + ENDINGS[kind]
+
+
+@contextmanager
+def outputs(
+    formats: Sequence[Format], path: Path, scene: TiledScene, places: Places, classes: Sequence[str]
+) -> Iterator[list[Writer]]:
+    """A writer for each kind of file; the files are there when the block ends, and none where it raises.
+
+    Args:
+        path: folder and scene's name, without an ending.
+        classes: the model's, in its order.
+
+    Raises:
+        RunError: a file cannot be written.
+    """
+    with ExitStack() as stack:
+        writers: list[Writer] = []
+        for kind in dict.fromkeys(formats):
+            at = path.with_name(file_name(path.name, kind))
+            if kind == "jsonl":
+                writers.append(JsonLines(stack.enter_context(writing(at))))
+            elif kind == "csv":
+                writers.append(Csv(stack.enter_context(writing(at))))
+            elif kind == "geojson":
+                writers.append(GeoJson(stack.enter_context(writing(at)), places))
+            elif kind == "gpkg":
+                writers.append(GeoPackage(stack.enter_context(beside(at)), places))
+            elif kind == "map":
+                writers.append(ClassMap(at, scene, places, classes))
+            else:
+                writers.append(Picture(at, scene, classes))
+        yield writers
+
+
+class JsonLines:
+    """A line of JSON for each cell."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def add(self, found: CellResult) -> None:
+        """One more line."""
+        self._file.write(json.dumps({"cell": found.cell, "box": found.box, **_decided(found)}) + "\n")
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Nothing is left to do."""
+
+
+class Csv:
+    """A row for each cell; the numbers of its patches are parted by spaces."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._table = csv.writer(file)
+        self._table.writerow(_COLUMNS)
+
+    def add(self, found: CellResult) -> None:
+        """One more row."""
+        self._table.writerow((found.cell, *found.box, found.label, f"{found.probability:.6f}", _joined(found.patches)))
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Nothing is left to do."""
+
+
+class Features:
+    """A collection of GeoJSON features, written one by one."""
+
+    def __init__(self, file: TextIO, places: Places) -> None:
+        self._file, self._places = file, places
+        self._separator = "\n"
+        file.write(collection_start(places.kind))
+
+    def add(self, box: Box, properties: dict[str, Any]) -> None:
+        """One more feature."""
+        self._file.write(self._separator + json.dumps(feature(self._places.polygon(box), properties)))
+        self._separator = ",\n"
+
+    def end(self) -> None:
+        """There are no more."""
+        self._file.write(COLLECTION_END)
+
+
+class GeoJson:
+    """A feature for each cell."""
+
+    def __init__(self, file: TextIO, places: Places) -> None:
+        self._features = Features(file, places)
+
+    def add(self, found: CellResult) -> None:
+        """One more feature."""
+        self._features.add(found.box, {"cell": found.cell, **_decided(found)})
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """End the collection."""
+        self._features.end()
+
+
+class GeoPackage:
+    """A layer ``cells`` in the scene's own coordinates, with the columns of the CSV file."""
+
+    def __init__(self, path: Path, places: Places) -> None:
+        self._path, self._places = path.resolve(), places
+        self._held: list[CellResult] = []
+        self._begun = False
+
+    def add(self, found: CellResult) -> None:
+        """One more feature."""
+        self._held.append(found._replace(low=None))
+        if len(self._held) == BATCH:
+            self._write()
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write what is held."""
+        if self._held or not self._begun:
+            self._write()
+
+    def _write(self) -> None:
+        from pyogrio.errors import DataLayerError, DataSourceError
+        from pyogrio.raw import write
+
+        held, self._held = self._held, []
+        shapes = np.array([_wkb(self._places.ring(c.box)) for c in held], dtype=object)
+        boxes = np.array([c.box for c in held]).reshape(-1, 4)
+        columns: list[NDArray[Any]] = [
+            np.array([c.cell for c in held], dtype=np.int64),
+            *boxes.T,
+            np.array([c.label for c in held], dtype=object),
+            np.array([c.probability for c in held], dtype=np.float64),
+            np.array([_joined(c.patches) for c in held], dtype=object),
+        ]
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # that there is no coordinate system
+                write(
+                    self._path,
+                    shapes,
+                    columns,
+                    np.array(_COLUMNS, dtype=object),
+                    layer="cells",
+                    driver="GPKG",
+                    geometry_type="Polygon",
+                    crs=self._places.crs,
+                    append=self._begun,
+                )
+        except (DataSourceError, DataLayerError, RuntimeError) as error:
+            raise RunError(
+                f"{self._path}: cannot be written ({first_line(error)}); make room or use another"
+            ) from error
+        self._begun = True
+
+
+class ClassMap:
+    """A small COG of one band: a pixel for each patch of the cells' grid, its value the number of the cell's class.
+
+    Pixels nest in cells. Where the last cells overlap their neighbours, the earlier cell has the pixel. The last row
+    and column of pixels may reach beyond the scene's border, by less than a patch.
+    """
+
+    def __init__(self, path: Path, scene: TiledScene, places: Places, classes: Sequence[str]) -> None:
+        self._path, self._scene, self._places, self._classes = path, scene, places, classes
+        kind = np.uint8 if len(classes) < 255 else np.uint16
+        self._nodata = int(np.iinfo(kind).max)
+        self._cells = np.full((scene.rows, scene.cols), self._nodata, kind)
+        self._number = {name: i for i, name in enumerate(classes)}
+
+    def add(self, found: CellResult) -> None:
+        """The class of one more cell."""
+        if found.label is not None:
+            self._cells[divmod(found.cell, self._scene.cols)] = self._number[found.label]
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the map."""
+        from rasterio import Affine
+        from rasterio.io import MemoryFile
+
+        scene = self._scene
+        grid = scene.shape.grid
+        down, across = scene.cell_size[0] / grid.rows, scene.cell_size[1] / grid.cols
+        height, width = _parts(scene.full.height, down), _parts(scene.full.width, across)
+        pixels = self._cells.repeat(grid.rows, 0).repeat(grid.cols, 1)[:height, :width]
+        matrix = Affine(*(self._places.matrix or (1, 0, 0, 0, 1, 0))) @ Affine.scale(across, down)
+        profile = {"count": 1, "dtype": pixels.dtype, "height": height, "width": width, "nodata": self._nodata}
+        with MemoryFile() as memory, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is no georeference
+            with memory.open(
+                driver="COG", crs=self._places.crs, transform=matrix, compress="deflate", **profile
+            ) as file:
+                file.write(pixels, 1)
+                file.set_band_description(1, "class")
+                file.write_colormap(1, {i: (*_rgb(theme.class_colour(i)), 255) for i in range(len(self._classes))})
+                file.update_tags(CLASSES=json.dumps(list(self._classes), ensure_ascii=False))
+            write_bytes(self._path, memory.read())
+
+
+class Picture:
+    """The scene as its overview shows it, with what was decided and what was read."""
+
+    def __init__(self, path: Path, scene: TiledScene, classes: Sequence[str]) -> None:
+        self._path, self._scene = path, scene
+        self._colours = {name: theme.class_colour(i) for i, name in enumerate(classes)}
+        low = max(pixels / side for pixels, side in zip(scene.shape.low, scene.cell_size, strict=True))
+        self._picture = ScenePicture((scene.full.height, scene.full.width), low)
+
+    def add(self, found: CellResult) -> None:
+        """Draw one more cell."""
+        if found.label is None or found.low is None:
+            self._picture.leave_out(found.box)
+            return
+        read = [self._scene.patch_box(found.cell, patch) for patch in found.patches]
+        self._picture.add(found.box, found.low.transpose(1, 2, 0), self._colours[found.label], read)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the picture."""
+        counts = sorted(summary["classes"].items(), key=lambda pair: -pair[1])
+        legend = [(name, self._colours[name], count) for name, count in counts]
+        name = summary["scene"].rstrip("/").rpartition("/")[2]
+        page = self._picture.page(name, legend, _caption(summary, self._scene.shape.grid.patches))
+        write_bytes(self._path, png(page))
+
+
+def _caption(summary: dict[str, Any], patches: int) -> list[str]:
+    cells = summary["cells"] - summary["skipped"]
+    total, everything = summary["execution"]["total"], summary["everything"]["bytes"]
+    skipped = f" ({summary['skipped']:,} more without data)" if summary["skipped"] else ""
+    share = theme.percent(summary["patches"] / (cells * patches) if cells else None)
+    of_all = theme.percent(total["bytes"] / everything if everything else None)
+    read = f"{summary['patches']:,} of {cells * patches:,} patches"
+    return [
+        f"{cells:,} cells{skipped} · {read} read (bright), {share} of HR",
+        f"{total['bytes']:,} bytes in {total['requests']:,} requests, {of_all} of reading everything",
+    ]
+
+
+def _decided(found: CellResult) -> dict[str, Any]:
+    return {"label": found.label, "probability": found.probability, "patches": found.patches}
+
+
+def _joined(patches: Sequence[int]) -> str:
+    return " ".join(map(str, patches))
+
+
+def _wkb(ring: Sequence[tuple[float, float]]) -> bytes:
+    """A polygon of one ring as well-known binary (OGC 06-103r4)."""
+    return struct.pack(f"<BIII{2 * len(ring)}d", 1, 3, 1, len(ring), *(value for point in ring for value in point))
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def _parts(length: int, part: float) -> int:
+    # What division made a little larger than a whole number is still that number.
+    return max(1, int(np.ceil(length / part - 1e-6)))
