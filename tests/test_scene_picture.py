@@ -24,8 +24,7 @@ def test_a_picture_is_bounded_whatever_the_scenes_size(size: tuple[int, int]) ->
 def test_cells_too_small_for_an_outline_are_tinted_all_over() -> None:
     drawn = ScenePicture((64_000, 64_000), 0.25)
     drawn.add((0, 0, 256, 256), LOW, "#ff0000", [])
-    side = MOST / 250
-    assert side < 12
+    side = MOST / 250  # of a cell in the picture
     marks = np.asarray(drawn._marks)
     tinted = marks[: round(side), : round(side)]
     assert (tinted[..., :3] == (255, 0, 0)).all() and len(np.unique(tinted[..., 3])) == 1

@@ -84,7 +84,6 @@ class TiledScene:
         self.rows, self.cols = (
             -(-side // cell) for side, cell in zip((self.full.height, self.full.width), shape.high, strict=True)
         )
-        self.cell_size: tuple[float, float] = shape.high
         self._patches = boxes(shape.grid, *shape.high)
         self._high = _Tiles(self.full, self.header.start, gap)
         self._low = _Tiles(self.overview, self.header.start, gap)

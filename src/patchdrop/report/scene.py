@@ -18,7 +18,7 @@ from patchdrop.report.gallery import DIM, VEIL, fit, resized, rgb
 
 MOST, LEAST = 1900, 1200
 """Longest side of the scene in the picture, in pixels: smaller scenes are enlarged to ``LEAST``."""
-OUTLINED = 12
+OUTLINED = 24
 """Cells that are smaller than this many pixels in the picture are tinted instead of outlined."""
 TINT = 130
 """How opaque a tint is, of 255."""
@@ -62,7 +62,8 @@ class ScenePicture:
         for patch in read:
             self._on_read.rectangle(self._drawn(patch), fill=255)
         outline = self._drawn(box)
-        side = min(outline[2] - outline[0], outline[3] - outline[1]) + 1
+        # Not the rounded sides, which differ from cell to cell.
+        side = min(box[2] - box[0], box[3] - box[1]) * max(self._shown) / max(self._size)
         if side < OUTLINED:
             red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
             self._on_marks.rectangle(outline, fill=(red, green, blue, TINT))

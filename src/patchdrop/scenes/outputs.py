@@ -243,7 +243,7 @@ class ClassMap:
 
         scene = self._scene
         grid = scene.shape.grid
-        down, across = scene.cell_size[0] / grid.rows, scene.cell_size[1] / grid.cols
+        down, across = scene.shape.high[0] / grid.rows, scene.shape.high[1] / grid.cols
         height, width = _parts(scene.full.height, down), _parts(scene.full.width, across)
         pixels = self._cells.repeat(grid.rows, 0).repeat(grid.cols, 1)[:height, :width]
         matrix = Affine(*(self._places.matrix or (1, 0, 0, 0, 1, 0))) @ Affine.scale(across, down)
@@ -266,7 +266,7 @@ class Picture:
     def __init__(self, path: Path, scene: TiledScene, classes: Sequence[str]) -> None:
         self._path, self._scene = path, scene
         self._colours = {name: theme.class_colour(i) for i, name in enumerate(classes)}
-        low = max(pixels / side for pixels, side in zip(scene.shape.low, scene.cell_size, strict=True))
+        low = max(pixels / side for pixels, side in zip(scene.shape.low, scene.shape.high, strict=True))
         self._picture = ScenePicture((scene.full.height, scene.full.width), low)
 
     def add(self, found: CellResult) -> None:
