@@ -10,9 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from patchdrop.classify.bagnet import BagNet
+from patchdrop.classify.canvas import CanvasCNN
+from patchdrop.classify.high import HighClassifier
 from patchdrop.classify.low import LowCNN
 from patchdrop.classify.masked_cnn import MaskedCNN
+from patchdrop.classify.patch_set import PatchSet
 from patchdrop.classify.two_stream import TwoStream
+from patchdrop.classify.vit import TokenViT
 from patchdrop.data.load import Statistics
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError, UsageError
@@ -39,6 +43,8 @@ class ModelConfig:
     fill: str
     fusion: str
     classifier: str = "masked"
+    patch_stages: int = 0
+    set_layers: int = 1
 
     @classmethod
     def of(cls, settings: TrainSettings, classes: Sequence[str]) -> ModelConfig:
@@ -95,7 +101,7 @@ def build_stage(
 ) -> nn.Module:
     """The untrained model of a stage.
 
-    LowCNN for ``lr``, MaskedCNN or BagNet for ``hr`` and ``patches``, else PatchDrop.
+    LowCNN for ``lr``, a HighClassifier for ``hr`` and ``patches``, else PatchDrop.
 
     Args:
         statistics: channel statistics of the training images; None where weights that hold them are loaded next.
@@ -103,7 +109,7 @@ def build_stage(
     if stage == "lr":
         return _build_low(config, statistics, pretrained)
     if stage in ("hr", "patches"):
-        return _build_high(config, statistics, pretrained)
+        return _build_high(config, statistics, pretrained, alone=stage == "hr")
     policy = Policy(
         config.policy_network,
         Grid.parse(config.grid),
@@ -120,10 +126,11 @@ def build_stage(
     return PatchDrop(policy, TwoStream(high, _build_low(config, statistics, False), config.fusion))
 
 
-def _build_low(config: ModelConfig, statistics: Statistics | None, pretrained: bool) -> LowCNN:
+def _build_low(config: ModelConfig, statistics: Statistics | None, pretrained: bool, features: bool = False) -> LowCNN:
+    """LR-CNN; where asked without its head."""
     return LowCNN(
         config.lr_network,
-        len(config.classes),
+        0 if features else len(config.classes),
         _low_statistics(config, statistics),
         channels=config.channels,
         enlarge=config.low_enlarge,
@@ -131,26 +138,28 @@ def _build_low(config: ModelConfig, statistics: Statistics | None, pretrained: b
     )
 
 
-def _build_high(config: ModelConfig, statistics: Statistics | None, pretrained: bool) -> MaskedCNN | BagNet:
+def _build_high(
+    config: ModelConfig, statistics: Statistics | None, pretrained: bool, alone: bool = False
+) -> HighClassifier:
+    """The HR classifier; ``alone`` where every patch is read, so that a patch set learns without LR."""
     mean, std = (
         (torch.zeros(config.channels), torch.ones(config.channels))
         if statistics is None
         else (statistics.mean, statistics.std)
     )
-    network, classes, grid = config.hr_network, len(config.classes), Grid.parse(config.grid)
-    normalise, channels = Normalise(mean, std), config.channels
+    network, classes, grid, size = config.hr_network, len(config.classes), Grid.parse(config.grid), config.high_size
+    normalise, fill = Normalise(mean, std), config.fill
+    shared: dict[str, Any] = {"channels": config.channels, "pretrained": pretrained}
     if config.classifier == "bagnet":
-        return BagNet(network, classes, grid, normalise, channels=channels, pretrained=pretrained)
-    return MaskedCNN(
-        network,
-        classes,
-        grid,
-        config.high_size,
-        normalise,
-        channels=channels,
-        fill=config.fill,
-        pretrained=pretrained,
-    )
+        return BagNet(network, classes, grid, normalise, **shared)
+    if config.classifier == "canvas":
+        return CanvasCNN(network, classes, grid, size, normalise, fill=fill, stages=config.patch_stages, **shared)
+    if config.classifier == "patch-set":
+        context = None if alone or fill == "mean" else _build_low(config, statistics, False, features=True)
+        return PatchSet(network, classes, grid, size, normalise, context=context, layers=config.set_layers, **shared)
+    if config.classifier == "vit":
+        return TokenViT(network, classes, grid, size, config.low_size, normalise, fill=fill, **shared)
+    return MaskedCNN(network, classes, grid, size, normalise, fill=fill, **shared)
 
 
 def _low_statistics(config: ModelConfig, statistics: Statistics | None) -> Normalise:

@@ -9,6 +9,9 @@
   size; the large form's first convolution is 3 x 3, and shortcuts average what they skip (after He et al. 2019,
   ResNet-D). Cheaper, and in our trials better, on small data sets;
 * ``-max``: the last feature map is pooled by its maximum, not by its mean, which finds small objects.
+
+``vit4-w192-p8`` is a vision transformer (Dosovitskiy et al. 2021) of 4 layers and 192 channels, with tokens of 8 px;
+only ``classifier: vit`` takes it.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ import timm
 import torch
 from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.resnet import ResNet as TimmResNet
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -35,10 +39,14 @@ _LARGE: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] =
     34: (BasicBlock, (3, 4, 6, 3)),
     50: (Bottleneck, (3, 4, 6, 3)),
 }
+_TIMM_STAGES = (("conv1", "bn1", "act1", "maxpool"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
+_HEAD = 64
+"""Channels of an attention head."""
 _SMALL = tuple(6 * n + 2 for n in range(1, 19) if 6 * n + 2 not in _LARGE)
 
 
 _OURS = re.compile(r"resnet(\d+)(?:-w([1-9]\d*))?(?:-s([1-9]))?(-d)?(-max)?")
+_OUR_VIT = re.compile(r"vit([1-9]\d*)-w([1-9]\d*)-p([1-9]\d*)")
 
 
 class ResNet(nn.Module):
@@ -68,6 +76,7 @@ class ResNet(nn.Module):
         expansion = int(block.expansion)
         self.stem = stem
         self.pool = pool
+        self.layers = layers
         stages: list[nn.Module] = []
         inputs = width
         for stage, blocks in enumerate(layers):
@@ -125,7 +134,7 @@ def _stem(channels: int, width: int, kernel: int, stride: int) -> list[nn.Module
 
 def check_pretrained(names: Iterable[str]) -> None:
     """Raise UsageError where ``--pretrained`` could not apply to any of these networks."""
-    if all(_OURS.fullmatch(name) for name in names):
+    if all(_OURS.fullmatch(name) or _OUR_VIT.fullmatch(name) for name in names):
         raise UsageError(
             "--pretrained: the networks named resnet8 to resnet50 are built here and have no published weights; "
             "name one of timm's, such as --hr-network resnet34.a1_in1k"
@@ -159,7 +168,10 @@ def build(name: str, classes: int, channels: int = 3, pretrained: bool = False) 
     if not timm.is_model(name):
         ours = [f"resnet{d}" for d in (*_SMALL, *_LARGE)]
         raise UsageError(f"network {name!r} does not exist{nearest(name, [*ours, *timm.list_models()])}")
-    options: dict[str, Any] = {"num_classes": classes, "in_chans": channels}
+    return _of_timm(name, pretrained, num_classes=classes, in_chans=channels)
+
+
+def _of_timm(name: str, pretrained: bool, **options: Any) -> nn.Module:
     try:
         network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
@@ -170,6 +182,62 @@ def build(name: str, classes: int, channels: int = 3, pretrained: bool = False) 
             "check the connection, or train without --pretrained"
         ) from error
     return network
+
+
+def stages_of(network: nn.Module) -> list[list[nn.Module]]:
+    """A ResNet's stem and its stages, each as layers to be run one after the other; empty of another network.
+
+    What is left is ``network.forward_head``.
+    """
+    if isinstance(network, TimmResNet):
+        return [[getattr(network, name) for name in names] for names in _TIMM_STAGES]
+    if not isinstance(network, ResNet):
+        return []
+    blocks = iter(network.stages)
+    return [[network.stem], *([next(blocks) for _ in range(count)] for count in network.layers)]
+
+
+def vit_token(name: str) -> tuple[int, int]:
+    """Height and width in pixels of a vision transformer's tokens.
+
+    Raises:
+        UsageError: no plain vision transformer has that name.
+    """
+    match = _OUR_VIT.fullmatch(name)
+    if match:
+        return int(match[3]), int(match[3])
+    if timm.is_model(name):
+        with torch.device("meta"):
+            network = _of_timm(name, False)
+        if isinstance(network, VisionTransformer):
+            height, width = network.patch_embed.patch_size
+            return int(height), int(width)
+    close = nearest(name, timm.list_models("vit_*")) if name.startswith("vit") else ""
+    raise UsageError(
+        f"network {name!r} is no plain vision transformer{close}; use one such as vit4-w192-p8 or vit_tiny_patch16_224"
+    )
+
+
+def build_vit(name: str, size: tuple[int, int], classes: int, channels: int, pretrained: bool) -> VisionTransformer:
+    """A vision transformer ``(B, channels, *size)`` float -> logits ``(B, classes)``.
+
+    Args:
+        name: one that `vit_token` knows.
+        size: (height, width) in pixels, a multiple of its tokens; published positions are interpolated to it.
+
+    Raises:
+        UsageError: it cannot be built for that size, or its weights cannot be had.
+    """
+    match = _OUR_VIT.fullmatch(name)
+    if match is None:
+        return _of_timm(name, pretrained, num_classes=classes, in_chans=channels, img_size=size)  # type: ignore[return-value]
+    depth, width, token = (int(group) for group in match.groups())
+    heads = max(1, width // _HEAD)
+    if width % heads:
+        raise UsageError(
+            f"network {name!r}: its width is no multiple of {_HEAD}; use vit{depth}-w{heads * _HEAD}-p{token}"
+        )
+    return VisionTransformer(size, token, channels, classes, embed_dim=width, depth=depth, num_heads=heads)
 
 
 def feature_map(network: nn.Module, images: Tensor) -> Tensor:

@@ -56,12 +56,20 @@ class TrainSettings:
     """Leave out images that cannot be read (counted and listed) instead of stopping."""
 
     # --- networks
-    classifier: Literal["masked", "bagnet"] = "masked"
-    """HR classifier: ``masked``, one dense network over a canvas (the paper), or ``bagnet``, features of single
-    patches, averaged, so that a dropped patch costs nothing; ``hr_network`` then sees one patch, ``fill`` is unused."""
+    classifier: Literal["masked", "bagnet", "canvas", "patch-set", "vit"] = "masked"
+    """HR classifier: ``masked``, one dense network over a canvas (the paper). The others compute on what was read:
+    ``bagnet``, features of single patches, averaged; ``canvas``, early stages on patches, late ones on a canvas of
+    their features; ``patch-set``, a small transformer over features of patches; ``vit``, a vision transformer on the
+    tokens of the patches. See docs/method.md."""
+    patch_stages: int = 0
+    """``canvas``: stages of ``hr_network`` that run on single patches; 0: as many as the patch's size allows, but the
+    last."""
+    set_layers: int = 1
+    """``patch-set``: layers of the transformer."""
     hr_network: str = "resnet10-w32"
     """HR classifier: resnet8, resnet32 (32 px), resnet10, resnet34, resnet50 (224 px), each with an
-    optional width such as ``resnet10-w32``, or any timm name."""
+    optional width such as ``resnet10-w32``, or any timm name. With ``bagnet`` and ``patch-set`` it sees one patch;
+    ``vit`` takes names such as ``vit4-w192-p8`` or ``vit_tiny_patch16_224``."""
     lr_network: str = "resnet14"
     """LR classifier, named as ``hr_network``."""
     policy_network: str = "resnet14"
@@ -76,7 +84,9 @@ class TrainSettings:
     policy_start: Literal["lr", "scratch"] = "lr"
     """``lr``: the policy starts from the LR classifier's features where both are the same network."""
     fill: Literal["mean", "low"] = "mean"
-    """What the HR classifier sees in unread patches: the mean colour (the paper), or the enlarged LR image."""
+    """What the HR classifier has in the place of unread patches: the mean colour, or nothing (the paper), or LR: the
+    enlarged image (``masked``), features of it (``canvas``), a token for the set (``patch-set``), tokens for unread
+    patches (``vit``). ``bagnet`` takes ``mean`` only."""
     fusion: Literal["share", "learned"] = "share"
     """Ft-2: weight HR by S/P (the paper), or by ``1 - (1 - S/P)^k`` with a learned k."""
 
@@ -172,6 +182,8 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("memory_gb", 0.0, 1e6),
     ("workers", 0, 1024),
     ("low_enlarge", 1, 64),
+    ("patch_stages", 0, 64),
+    ("set_layers", 1, 64),
     ("batch", 1, 1_000_000),
     ("epochs_lr", 0, 100_000),
     ("epochs_hr", 0, 100_000),

@@ -18,11 +18,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchdrop.classify.masked_cnn import MaskedCNN
+from patchdrop.classify.high import HighClassifier
 from patchdrop.episode import Episode, PatchDrop
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig
-from patchdrop.networks import channels_last
 from patchdrop.policy.budget import ALL, at_most
 from patchdrop.policy.choice import Choose, greedy, keep_all
 from patchdrop.read.source import from_memory
@@ -62,7 +61,8 @@ def ways_of(models: Mapping[str, nn.Module], config: ModelConfig, scores: Tensor
         elif stage == "lr":
             found.append(Way("LR-CNN", stage, _low_alone(model)))
         else:
-            found.append(Way(PLAIN, stage, _dense(model, grid)))
+            assert isinstance(model, HighClassifier)
+            found.append(Way(PLAIN, stage, model.whole))
     return found
 
 
@@ -81,13 +81,6 @@ def _policy_ways(stage: str, model: PatchDrop, grid: Grid, scores: Tensor) -> li
 
 def _low_alone(model: nn.Module) -> Callable[[Tensor, Tensor], object]:
     return lambda high, low: model(low)
-
-
-def _dense(model: nn.Module, grid: Grid) -> Callable[[Tensor, Tensor], object]:
-    """On whole images, without a canvas of patches; a network that knows only patches gets all of them."""
-    if isinstance(model, MaskedCNN):
-        return lambda high, low: model.network(channels_last(model.normalise(high)))
-    return _packed(model, grid)
 
 
 def _packed(model: nn.Module, grid: Grid) -> Callable[[Tensor, Tensor], object]:

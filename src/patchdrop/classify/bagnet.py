@@ -13,12 +13,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from patchdrop.classify.high import HighClassifier
 from patchdrop.grid import Grid
 from patchdrop.networks import Normalise, build, channels_last
 from patchdrop.packed import Packed
 
 
-class BagNet(nn.Module):
+class BagNet(HighClassifier):
     """Packed HR patches to class logits ``(B, K)``; LR is not looked at.
 
     An image's features are the mean over its patches, weighted by ``packed.weight`` where that is set. An image without
@@ -41,9 +42,7 @@ class BagNet(nn.Module):
         positions: bool = False,
         pretrained: bool = False,
     ) -> None:
-        super().__init__()
-        self.grid = grid
-        self.normalise = normalise
+        super().__init__(grid, normalise)
         self.network = build(network, 0, channels, pretrained)
         features = int(self.network.num_features)  # type: ignore[arg-type]
         self.positions = nn.Parameter(torch.zeros(grid.patches, features)) if positions else None

@@ -7,15 +7,15 @@ mask, so that no value of an unread pixel can reach the classifier.
 
 from __future__ import annotations
 
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from patchdrop.classify.high import HighClassifier
 from patchdrop.grid import Grid
 from patchdrop.networks import Normalise, build, channels_last
 from patchdrop.packed import Packed, at_patches, scatter
 
 
-class MaskedCNN(nn.Module):
+class MaskedCNN(HighClassifier):
     """Packed HR patches (and, with ``fill="low"``, the LR image) to class logits ``(B, K)``.
 
     Args:
@@ -35,12 +35,8 @@ class MaskedCNN(nn.Module):
         fill: str = "mean",
         pretrained: bool = False,
     ) -> None:
-        super().__init__()
-        self.grid = grid
+        super().__init__(grid, normalise, fill)
         self.size = size
-        self.fill = fill
-        self.channels = channels
-        self.normalise = normalise
         self.network = build(network, classes, channels, pretrained)
 
     def forward(self, packed: Packed, low: Tensor) -> Tensor:
@@ -48,13 +44,15 @@ class MaskedCNN(nn.Module):
         logits: Tensor = self.network(channels_last(self.canvas(packed, low)))
         return logits
 
+    def whole(self, high: Tensor, low: Tensor) -> Tensor:
+        """The plain network."""
+        logits: Tensor = self.network(channels_last(self.normalise(high)))
+        return logits
+
     def canvas(self, packed: Packed, low: Tensor) -> Tensor:
         """What the network sees: ``(B, C, H, W)`` float, normalised, 0 is the mean colour."""
         pixels = self.normalise(packed.pixels)
-        if self.fill == "low":
-            empty = F.interpolate(self.normalise(low), self.size, mode="bilinear", align_corners=False)
-        else:
-            empty = pixels.new_zeros(packed.batch, self.channels, *self.size)
+        empty = self.empty(low, self.size)
         if packed.weight is not None:
             unread = at_patches(packed, empty, self.grid)
             pixels = unread + packed.weight.view(-1, 1, 1, 1) * (pixels - unread)

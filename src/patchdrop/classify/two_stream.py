@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from patchdrop.classify.bagnet import BagNet
+from patchdrop.classify.high import HighClassifier
 from patchdrop.classify.low import LowCNN
-from patchdrop.classify.masked_cnn import MaskedCNN
 from patchdrop.packed import Packed
 
 
@@ -22,7 +21,7 @@ class TwoStream(nn.Module):
     start of 3, so that a few patches can move the prediction; k = 1 is the paper's.
     """
 
-    def __init__(self, high: MaskedCNN | BagNet, low: LowCNN, fusion: str = "share") -> None:
+    def __init__(self, high: HighClassifier, low: LowCNN, fusion: str = "share") -> None:
         super().__init__()
         self.high = high
         self.low = low

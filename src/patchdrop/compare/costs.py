@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchdrop.classify.bagnet import BagNet
-from patchdrop.classify.masked_cnn import MaskedCNN
+from patchdrop.classify.high import HighClassifier
 from patchdrop.episode import PatchDrop
 from patchdrop.grid import Grid, boxes
 from patchdrop.read.source import from_memory
@@ -43,7 +42,7 @@ class Player:
         logits: Tensor
         if isinstance(self.model, PatchDrop):
             logits = self.model(low, lambda scores: choice, from_memory(high, self.grid)).logits
-        elif isinstance(self.model, (MaskedCNN, BagNet)):
+        elif isinstance(self.model, HighClassifier):
             logits = self.model(from_memory(high, self.grid)(torch.ones_like(choice)), low)
         else:
             logits = self.model(low)

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patchdrop.classify.bagnet import BagNet
-from patchdrop.classify.masked_cnn import MaskedCNN
+from patchdrop.classify.high import HighClassifier
 from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.dial import POLICY_STAGES
@@ -115,7 +114,7 @@ def outcome_of(
             else:
                 scores = torch.zeros(len(low), grid.patches, device=device)
                 choice = keep_all(scores)
-                is_low = not isinstance(model, (MaskedCNN, BagNet))
+                is_low = not isinstance(model, HighClassifier)
                 logits = model(low) if is_low else model(from_memory(high, grid)(choice), low)
                 choice = torch.zeros_like(choice) if is_low else choice
             start += len(low)

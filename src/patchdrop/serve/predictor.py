@@ -19,8 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchdrop.classify.bagnet import BagNet
-from patchdrop.classify.masked_cnn import MaskedCNN
+from patchdrop.classify.high import HighClassifier
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.images import read_image
 from patchdrop.data.low import area_average
@@ -175,14 +174,11 @@ def gallery_items(
 ) -> list[GalleryItem]:
     """What the report shows of a batch: ``highs (B, C, H, W)`` and ``lows (B, C, h, w)`` uint8."""
     high_cnn = model.classifier.high if isinstance(model.classifier, TwoStream) else model.classifier
-    assert isinstance(high_cnn, (MaskedCNN, BagNet))
+    assert isinstance(high_cnn, HighClassifier)
     with torch.inference_mode():
-        if isinstance(high_cnn, MaskedCNN):
-            canvas = high_cnn.canvas(episode.packed, lows.to(episode.scores.device))
-        else:
-            # BagNet sees no canvas; for the eye its patches are laid on one of the mean colour.
-            pixels = high_cnn.normalise(episode.packed.pixels)
-            canvas = scatter(episode.packed, pixels, pixels.new_zeros(highs.shape), high_cnn.grid)
+        # For the eye, where the classifier sees no such canvas.
+        empty = high_cnn.empty(lows.to(episode.scores.device), (highs.shape[2], highs.shape[3]))
+        canvas = scatter(episode.packed, high_cnn.normalise(episode.packed.pixels), empty, high_cnn.grid)
         seen = (canvas * high_cnn.normalise.std + high_cnn.normalise.mean).round().clamp(0, 255).to(torch.uint8)
     probabilities = episode.logits.float().softmax(1)
     best = probabilities.max(1)

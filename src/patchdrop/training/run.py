@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from patchdrop.classify.patch_set import PatchSet
 from patchdrop.data.load import Data, Statistics, statistics
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError
@@ -165,9 +166,12 @@ def starting_model(
     model = build_stage(stage, config, found, settings.pretrained)
     if stage == "patches":
         copy_matching(earlier("hr"), model)
+        _join_low(model, earlier)
     elif isinstance(model, PatchDrop):
         if stage == "pt":
             classifier = "patches" if settings.epochs_patches > 0 else "hr"
+            if classifier == "hr":
+                _join_low(model.classifier, earlier)
             copy_matching(earlier(classifier), model.classifier)
             if settings.policy_start == "lr" and settings.policy_network == settings.lr_network:
                 copy_matching(earlier("lr").network, model.policy.network)  # type: ignore[arg-type]
@@ -179,6 +183,12 @@ def starting_model(
         if stage == "ft2":
             copy_matching(earlier("lr"), model.classifier.low)  # type: ignore[arg-type]
     return model
+
+
+def _join_low(high: nn.Module, earlier: Earlier) -> None:
+    """A patch set's context starts as LR-CNN."""
+    if isinstance(high, PatchSet) and high.context is not None:
+        copy_matching(earlier("lr"), high.context)
 
 
 def _earlier(run: RunFolder, stage: str, needed_by: str) -> nn.Module:

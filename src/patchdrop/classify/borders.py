@@ -1,0 +1,158 @@
+"""Convolutions on packed patches that look across a patch's border where the neighbour was read.
+
+A patch that is convolved by itself sees zeros around it, so a network of such layers is another one than the network on
+whole images. Here the pixels just outside a patch come from the packed neighbour, and are zeros only where that one was
+not read. All patches then give what the whole image gives, batch-norm statistics included (in the manner of Ren et al.
+2018, *SBNet*, whose blocks overlap in the input instead); multiply-adds are those of the patches alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchdrop.grid import Grid
+from patchdrop.packed import Packed
+
+
+class Neighbours:
+    """Which packed patches lie next to each other in their image."""
+
+    def __init__(self, packed: Packed, grid: Grid) -> None:
+        device = packed.image.device
+        row, col = packed.patch // grid.cols, packed.patch % grid.cols
+        table = torch.full((packed.batch, grid.rows + 2, grid.cols + 2), -1, device=device)
+        table[packed.image, row + 1, col + 1] = torch.arange(len(row), device=device)
+        around = torch.arange(3, device=device)
+        self.around = table[
+            packed.image[:, None, None], row[:, None, None] + around[:, None], col[:, None, None] + around
+        ]
+        """``(N, 3, 3)``: the packed patch in each direction, -1 where there is none."""
+        self.weight = packed.weight
+        self._places: dict[tuple[int, int, int], _Places] = {}
+
+    def pad(self, features: Tensor, width: int) -> Tensor:
+        """``(N, F, p, q)`` to ``(N, F, p + 2 width, q + 2 width)``: the neighbours' pixels, zeros where none was read.
+
+        Args:
+            width: at most p and q.
+        """
+        n, channels, p, q = features.shape
+        places = self._at(p, q, width)
+        flat = _rows(F.pad(features, (width,) * 4))
+        taken = _rows(features).index_select(0, places.source)
+        if self.weight is not None:
+            taken = taken * self.weight[places.owner, None]
+        return (
+            flat.index_copy_(0, places.target, taken)
+            .view(n, p + 2 * width, q + 2 * width, channels)
+            .permute(0, 3, 1, 2)
+        )
+
+    def _at(self, p: int, q: int, width: int) -> _Places:
+        if (p, q, width) not in self._places:
+            direction, source, target = (part.to(self.around.device) for part in _ring(p, q, width))
+            owner = self.around.flatten(1)[:, direction]
+            patch, place = (owner >= 0).nonzero(as_tuple=True)
+            owner = owner[patch, place]
+            size = (p + 2 * width) * (q + 2 * width)
+            self._places[p, q, width] = _Places(owner, owner * (p * q) + source[place], patch * size + target[place])
+        return self._places[p, q, width]
+
+
+class _Places(NamedTuple):
+    """Pixels to be copied, as rows of channels."""
+
+    owner: Tensor
+    """Packed patch that each comes from, ``(M,)``."""
+    source: Tensor
+    target: Tensor
+
+
+@lru_cache
+def _ring(p: int, q: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the pixels around a padded patch: direction 0..8, place in that neighbour, place in the padded patch."""
+    y, x = torch.meshgrid(torch.arange(-width, p + width), torch.arange(-width, q + width), indexing="ij")
+    direction = (torch.div(y, p, rounding_mode="floor") + 1) * 3 + torch.div(x, q, rounding_mode="floor") + 1
+    outside = (direction != 4).flatten()
+    target = torch.arange(y.numel())[outside]
+    return direction.flatten()[outside], ((y % p) * q + x % q).flatten()[outside], target
+
+
+def _rows(features: Tensor) -> Tensor:
+    """``(N, F, p, q)`` as ``(N p q, F)``: a view in channels_last order."""
+    return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
+
+
+_current: ContextVar[Neighbours | None] = ContextVar("neighbours", default=None)
+
+
+@contextmanager
+def across_borders(neighbours: Neighbours) -> Iterator[None]:
+    """Within this block `BorderConv2d` and `BorderMaxPool2d` get packed patches; elsewhere they are plain layers."""
+    token = _current.set(neighbours)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+class BorderConv2d(nn.Conv2d):
+    """A convolution that pads packed patches by their neighbours."""
+
+    @classmethod
+    def of(cls, layer: nn.Conv2d) -> BorderConv2d:
+        """With the weights of another one, not copied."""
+        made = cls(
+            layer.in_channels,
+            layer.out_channels,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            layer.groups,
+            layer.bias is not None,
+            device="meta",
+        )
+        made.weight, made.bias = layer.weight, layer.bias
+        return made
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Packed patches, or images."""
+        neighbours = _current.get()
+        if neighbours is None:
+            return super().forward(input)
+        padded = neighbours.pad(input, int(self.padding[0]))
+        return F.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+class BorderMaxPool2d(nn.MaxPool2d):
+    """A max pool, of values that are not negative, that pads packed patches by their neighbours."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Packed patches, or images."""
+        neighbours = _current.get()
+        if neighbours is None:
+            plain: Tensor = super().forward(input)
+            return plain
+        assert isinstance(self.padding, int)
+        pooled: Tensor = F.max_pool2d(neighbours.pad(input, self.padding), self.kernel_size, self.stride)
+        return pooled
+
+
+def see_across(network: nn.Module, layers: Iterable[nn.Module]) -> None:
+    """Put layers that see across borders in place of those that pad, among ``layers`` and what is in them."""
+    inside = {part for layer in layers for part in layer.modules()}
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            if child in inside and isinstance(child, nn.Conv2d) and child.padding != (0, 0):
+                setattr(parent, name, BorderConv2d.of(child))
+            elif child in inside and isinstance(child, nn.MaxPool2d) and child.padding != 0:
+                setattr(parent, name, BorderMaxPool2d(child.kernel_size, child.stride, child.padding))

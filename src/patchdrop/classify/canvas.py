@@ -1,0 +1,150 @@
+"""The sparse canvas: the HR network's early stages on each chosen patch, its late stages on a canvas of their features.
+
+Saves reads and multiply-adds: the early stages cost what was chosen, the late ones are dense over images that have a
+patch. Most of a ResNet's multiply-adds are in its early stages where patches are large enough for several of them.
+
+* Early layers look across a patch's border where the neighbour was read (`classify.borders`), so with every patch read
+  this is the plain HR network: what HR-CNN learns, weights and batch-norm statistics, holds here.
+* Unread places of the canvas hold 0, or features made from LR (``fill="low"``).
+"""
+
+from __future__ import annotations
+
+import torch
+from timm.models.resnet import BasicBlock, Bottleneck
+from torch import Tensor, nn
+
+from patchdrop.classify.borders import Neighbours, across_borders, see_across
+from patchdrop.classify.high import SparseClassifier, check_patches
+from patchdrop.classify.low_entry import LowEntry
+from patchdrop.errors import UsageError
+from patchdrop.grid import Grid
+from patchdrop.networks import Normalise, build, channels_last, stages_of
+from patchdrop.packed import Packed
+
+_LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Identity)
+_PROBE = 64
+
+
+class CanvasCNN(SparseClassifier):
+    """Packed HR patches, and with ``fill="low"`` LR, to class logits ``(B, K)``.
+
+    Args:
+        network: a ResNet, ours or timm's.
+        size: HR (height, width) in pixels.
+        stages: how many of the network's stages run on patches, with the stem before them; 0 takes as many as the
+            patch's size allows, but leaves the last one to the canvas.
+
+    Raises:
+        UsageError: no such ResNet, or patches that its early stages do not divide.
+    """
+
+    def __init__(
+        self,
+        network: str,
+        classes: int,
+        grid: Grid,
+        size: tuple[int, int],
+        normalise: Normalise,
+        *,
+        channels: int = 3,
+        fill: str = "mean",
+        stages: int = 0,
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__(grid, normalise, classes, fill)
+        self.network = build(network, classes, channels, pretrained)
+        self.stages = _split(network, self.network, grid, size, stages, channels)
+        see_across(self.network, self._early())
+        features, stride = _reach(self._early(), channels)
+        self.size = (size[0] // stride, size[1] // stride)
+        self.features = features
+        self.entry = LowEntry(channels, features, self.size) if fill == "low" else None
+
+    def whole(self, high: Tensor, low: Tensor) -> Tensor:
+        """The plain HR network."""
+        logits: Tensor = self.network(channels_last(self.normalise(high)))
+        return logits
+
+    def classify(self, packed: Packed, low: Tensor) -> Tensor:
+        """Class logits of images each of which has a patch."""
+        features = channels_last(self.normalise(packed.pixels))
+        with across_borders(Neighbours(packed, self.grid)):
+            for layer in self._early():
+                features = layer(features)
+        canvas = self.canvas(packed, features, low)
+        for stage in stages_of(self.network)[1 + self.stages :]:
+            for layer in stage:
+                canvas = layer(canvas)
+        logits: Tensor = self.network.forward_head(canvas)  # type: ignore[operator]
+        return logits
+
+    def canvas(self, packed: Packed, features: Tensor, low: Tensor) -> Tensor:
+        """``(N, F, p, q)`` features of patches on a canvas ``(B, F, *self.size)``, in channels_last order."""
+        (height, width), (p, q) = self.size, features.shape[-2:]
+        row, col = packed.patch // self.grid.cols, packed.patch % self.grid.cols
+        first = packed.image * (height * width) + row * (p * width) + col * q
+        within = torch.arange(p, device=first.device)[:, None] * width + torch.arange(q, device=first.device)
+        target = (first[:, None] + within.flatten()).flatten()
+        laid = features.permute(0, 2, 3, 1).reshape(-1, self.features)
+        full = packed.weight is None and len(packed.patch) == packed.batch * self.grid.patches
+        if self.entry is None or full:
+            rows = laid.new_zeros(packed.batch * height * width, self.features)
+        else:
+            rows = self.entry(self.normalise(low)).permute(0, 2, 3, 1).reshape(-1, self.features)
+        if packed.weight is not None:
+            unread = rows[target]
+            laid = unread + packed.weight.repeat_interleave(p * q)[:, None] * (laid - unread)
+        return rows.index_copy(0, target, laid).view(packed.batch, height, width, -1).permute(0, 3, 1, 2)
+
+    def _early(self) -> list[nn.Module]:
+        return [layer for stage in stages_of(self.network)[: 1 + self.stages] for layer in stage]
+
+
+def _split(name: str, network: nn.Module, grid: Grid, size: tuple[int, int], wanted: int, channels: int) -> int:
+    """Stages to run on patches."""
+    parts = stages_of(network)
+    last = len(parts) - 2
+    if last < 1:
+        raise UsageError(f"classifier canvas: network {name!r} is no ResNet; use resnet8 to resnet50 or one of timm's")
+    odd = next((m for part in parts[:-1] for layer in part for m in layer.modules() if not _local(m)), None)
+    if odd is not None:
+        raise UsageError(
+            f"classifier canvas: network {name!r} has a layer {type(odd).__name__} that cannot run on single patches; "
+            "use resnet8 to resnet50, or a plain ResNet of timm's such as resnet18"
+        )
+    if wanted > last:
+        raise UsageError(f"patch_stages: {wanted} leaves no stage of {name!r} for the canvas; use 1 to {last}, or 0")
+    for stages in range(wanted or last, (wanted or 1) - 1, -1):
+        _, stride = _reach([layer for part in parts[: 1 + stages] for layer in part], channels)
+        try:
+            check_patches("canvas", grid, size, (stride, stride), f"the stride of {name}'s first {stages} stage(s)")
+        except UsageError:
+            if stages == (wanted or 1):
+                raise
+        else:
+            return stages
+    raise AssertionError
+
+
+def _local(layer: nn.Module) -> bool:
+    """Whether a layer gives for a patch and its border what it gives for the image."""
+    if isinstance(layer, nn.Conv2d):
+        return layer.padding_mode == "zeros" and layer.padding == tuple(
+            d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
+        )
+    if isinstance(layer, nn.AvgPool2d):
+        return layer.kernel_size == layer.stride and layer.padding == 0
+    return isinstance(layer, (*_LAYERS, BasicBlock, Bottleneck, nn.Sequential))
+
+
+def _reach(layers: list[nn.Module], channels: int) -> tuple[int, int]:
+    """Channels that layers end with, and how many pixels one of their outputs stands for along a side."""
+    images = torch.zeros(1, channels, _PROBE, _PROBE)
+    modes = [layer.training for layer in layers]
+    with torch.no_grad():
+        for layer in layers:
+            images = layer.eval()(images)
+    for layer, mode in zip(layers, modes, strict=True):
+        layer.train(mode)
+    return images.shape[1], _PROBE // images.shape[-1]

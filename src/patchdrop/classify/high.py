@@ -1,0 +1,99 @@
+"""What all HR classifiers are: packed patches and LR in, class logits out."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchdrop.errors import UsageError
+from patchdrop.grid import Grid
+from patchdrop.networks import Normalise
+from patchdrop.packed import Packed, gather
+
+
+class HighClassifier(nn.Module):
+    """``model(packed, low)``: packed patches of B images and LR ``(B, C, h, w)`` 0..255 to class logits ``(B, K)``.
+
+    Args:
+        normalise: of HR pixels.
+        fill: what stands for unread patches: ``mean``, nothing or the mean colour, or ``low``, LR.
+    """
+
+    def __init__(self, grid: Grid, normalise: Normalise, fill: str = "mean") -> None:
+        super().__init__()
+        self.grid = grid
+        self.normalise = normalise
+        self.fill = fill
+
+    def whole(self, high: Tensor, low: Tensor) -> Tensor:
+        """Class logits of whole images ``(B, C, H, W)`` 0..255, by the plain network or else all patches."""
+        every = torch.ones(len(high), self.grid.patches, dtype=torch.bool, device=high.device)
+        logits: Tensor = self(gather(high, every, self.grid), low)
+        return logits
+
+    def empty(self, low: Tensor, size: tuple[int, int]) -> Tensor:
+        """An image of which no patch is read, for a network or for the eye: ``(B, C, H, W)``, normalised."""
+        if self.fill == "low":
+            return F.interpolate(self.normalise(low), size, mode="bilinear", align_corners=False)
+        return self.normalise.mean.new_zeros(len(low), low.shape[1], *size)
+
+
+class SparseClassifier(HighClassifier):
+    """An HR classifier that computes on what was read: for an image without a patch no layer runs.
+
+    Such an image has logits of its own, one vector for all of them, learnt where training meets one.
+    """
+
+    def __init__(self, grid: Grid, normalise: Normalise, classes: int, fill: str) -> None:
+        super().__init__(grid, normalise, fill)
+        self.unread = nn.Parameter(torch.zeros(classes))
+
+    def forward(self, packed: Packed, low: Tensor) -> Tensor:
+        """Class logits ``(B, K)``."""
+        logits = self.unread.repeat(packed.batch, 1)
+        zoomed = packed.counts > 0
+        if not bool(zoomed.any()):
+            return logits
+        if bool(zoomed.all()):
+            found = self.classify(packed, low)
+            if packed.weight is None:
+                return found
+            return logits + read_at_all(packed, self.grid.patches)[:, None] * (found - logits)
+        found = self.classify(packed.of_images(zoomed), low[zoomed])
+        return logits.to(found.dtype).index_put((zoomed.nonzero(as_tuple=True)[0],), found)
+
+    def classify(self, packed: Packed, low: Tensor) -> Tensor:
+        """Class logits of images each of which has at least one patch."""
+        raise NotImplementedError
+
+
+def read_at_all(packed: Packed, patches: int) -> Tensor:
+    """Of each image, ``1 - prod(1 - w)`` over its patches' weights ``(B,)``: 0 where all are 0, 1 where one is 1."""
+    assert packed.weight is not None
+    unread = packed.weight.new_ones(packed.batch, patches)
+    return 1 - unread.index_put((packed.image, packed.patch), 1 - packed.weight).prod(1)
+
+
+def check_patches(classifier: str, grid: Grid, size: tuple[int, int], unit: tuple[int, int], why: str) -> None:
+    """Refuse patches that are no whole multiple of ``unit``.
+
+    Args:
+        size: HR (height, width) in pixels.
+        unit: (height, width) in pixels.
+        why: what the unit is, for the error.
+
+    Raises:
+        UsageError: says which sizes near ``size`` work.
+    """
+    steps = (grid.rows * unit[0], grid.cols * unit[1])
+    if all(length % step == 0 for length, step in zip(size, steps, strict=True)):
+        return
+    above = [-(-length // step) * step for length, step in zip(size, steps, strict=True)]
+    below = [length // step * step for length, step in zip(size, steps, strict=True)]
+    near = [sides for sides in (below, above) if min(sides) > 0]
+    named = " or ".join(dict.fromkeys(str(h) if h == w else f"{h}x{w}" for h, w in near))
+    raise UsageError(
+        f"classifier {classifier}: a {grid} grid over {size[0]} x {size[1]} px has patches that are no multiple of "
+        f"{unit[0]} x {unit[1]} px, {why}; use --high {named}, or another --grid"
+    )

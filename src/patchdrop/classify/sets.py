@@ -1,0 +1,34 @@
+"""Attention over the patches of each image, where images have different numbers of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from patchdrop.packed import Packed
+
+TINY = 1e-30
+
+
+def by_count(packed: Packed) -> Iterator[tuple[Tensor, Tensor]]:
+    """Images with equally many patches together, so that their sets stack without padding.
+
+    Yields:
+        Images ``(b,)`` int64, and of each its rows in ``packed`` ``(b, S)``, by rising S, from 1 on.
+    """
+    counts = packed.counts
+    starts = counts.cumsum(0) - counts
+    for count in torch.bincount(counts).nonzero().flatten().tolist():
+        if count:
+            images = (counts == count).nonzero(as_tuple=True)[0]
+            yield images, starts[images, None] + torch.arange(count, device=images.device)
+
+
+def key_bias(weight: Tensor) -> Tensor:
+    """Added to attention's logits, so that a key counts ``weight`` times: ``(b, L)`` to ``(b, 1, 1, L)``.
+
+    A weight of 0 is `TINY` here; its gradient is that of the weighted softmax nevertheless.
+    """
+    return (weight + TINY).log()[:, None, None]

@@ -1,0 +1,139 @@
+"""A vision transformer that embeds and runs the tokens of the chosen patches only.
+
+Saves reads and multiply-adds: each layer runs on the chosen patches' tokens, the class token and, with ``fill="low"``,
+one token of LR for each unread patch. Attention grows with the square of their number, the rest in proportion.
+
+With every patch read this is the plain transformer. Only transformers with learnt positions that decide by a class
+token are taken: a mean over tokens would mix in those of LR.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from patchdrop.classify.high import SparseClassifier, check_patches
+from patchdrop.classify.sets import by_count, key_bias
+from patchdrop.errors import UsageError
+from patchdrop.grid import Grid, patch_size
+from patchdrop.networks import Normalise, build_vit, vit_token
+from patchdrop.packed import Packed
+
+
+class TokenViT(SparseClassifier):
+    """Packed HR patches, and with ``fill="low"`` LR, to class logits ``(B, K)``.
+
+    Args:
+        network: ``vit4-w192-p8`` (4 layers, 192 channels, tokens of 8 px), or one of timm's.
+        size: HR (height, width) in pixels.
+        low_size: LR (height, width) in pixels.
+
+    Raises:
+        UsageError: no such transformer, or patches that are no multiple of its tokens.
+    """
+
+    network: VisionTransformer
+
+    def __init__(
+        self,
+        network: str,
+        classes: int,
+        grid: Grid,
+        size: tuple[int, int],
+        low_size: tuple[int, int],
+        normalise: Normalise,
+        *,
+        channels: int = 3,
+        fill: str = "mean",
+        pretrained: bool = False,
+    ) -> None:
+        super().__init__(grid, normalise, classes, fill)
+        token = vit_token(network)
+        check_patches("vit", grid, size, token, f"the size of {network}'s tokens")
+        self.network = build_vit(network, size, classes, channels, pretrained)
+        if self.network.pos_embed is None or self.network.global_pool != "token":
+            raise UsageError(
+                f"classifier vit: network {network!r} has no learnt positions or no class token to decide by; "
+                "use one such as vit4-w192-p8 or vit_tiny_patch16_224"
+            )
+        p, q = patch_size(grid, *size)
+        self.tokens = (p // token[0], q // token[1])
+        self.cell = (max(1, low_size[0] // grid.rows), max(1, low_size[1] // grid.cols))
+        width = int(self.network.embed_dim)
+        if fill == "low":
+            self.low_embed = nn.Conv2d(channels, width, self.cell, self.cell)
+            self.low_positions = nn.Parameter(torch.empty(1, grid.patches, width))
+            nn.init.normal_(self.low_positions, 0, 0.02)
+
+    def whole(self, high: Tensor, low: Tensor) -> Tensor:
+        """The plain transformer."""
+        logits: Tensor = self.network(self.normalise(high))
+        return logits
+
+    def classify(self, packed: Packed, low: Tensor) -> Tensor:
+        """Class logits of images each of which has a patch."""
+        tokens = self._high_tokens(packed)
+        unread = self._low_tokens(low) if self.fill == "low" and not self._full(packed) else None
+        prefix = self._prefix()
+        order, found = [], []
+        for images, rows in by_count(packed):
+            parts = [prefix.expand(len(images), -1, -1), tokens[rows].flatten(1, 2)]
+            bias = None
+            if packed.weight is not None:
+                bias = self._bias(packed.weight[rows], unread is not None)
+            if unread is not None:
+                parts.append(self._rest(unread[images], packed.patch[rows], packed.weight is not None))
+            sequence = self.network.norm_pre(torch.cat(parts, 1))
+            for block in self.network.blocks:
+                sequence = block(sequence, attn_mask=bias)
+            order.append(images)
+            found.append(sequence[:, 0])
+        first = torch.cat(found)[torch.cat(order).argsort()]
+        network = self.network
+        logits: Tensor = network.head(network.head_drop(network.fc_norm(network.norm(first))))
+        return logits
+
+    def _full(self, packed: Packed) -> bool:
+        return packed.weight is None and len(packed.patch) == packed.batch * self.grid.patches
+
+    def _high_tokens(self, packed: Packed) -> Tensor:
+        """``(N, t, D)``: the tokens of each patch, row-major, at their places."""
+        embed = self.network.patch_embed
+        found = embed.norm(embed.proj(self.normalise(packed.pixels)).flatten(2).transpose(1, 2))
+        (rows, cols), (h, w) = (self.grid.rows, self.grid.cols), self.tokens
+        places = self._positions()[0, -rows * h * cols * w :].view(rows, h, cols, w, -1)
+        placed: Tensor = found + places.transpose(1, 2).flatten(2, 3).flatten(0, 1)[packed.patch]
+        return placed
+
+    def _low_tokens(self, low: Tensor) -> Tensor:
+        """``(B, P, D)``: one token of LR at each place of the grid."""
+        size = (self.cell[0] * self.grid.rows, self.cell[1] * self.grid.cols)
+        cells: Tensor = self.low_embed(F.adaptive_avg_pool2d(self.normalise(low), size))
+        return cells.flatten(2).transpose(1, 2) + self.low_positions
+
+    def _rest(self, unread: Tensor, patches: Tensor, every: bool) -> Tensor:
+        """LR tokens ``(b, P - S, D)`` of the places that are not among ``patches`` ``(b, S)``; all where asked."""
+        if every:
+            return unread
+        left = torch.ones(unread.shape[:2], dtype=torch.bool, device=unread.device).scatter(1, patches, False)
+        return unread[left].view(len(unread), -1, unread.shape[2])
+
+    def _prefix(self) -> Tensor:
+        """Class token and registers ``(1, n, D)``, with their positions where they have some."""
+        network, positions = self.network, self._positions()
+        tokens: list[Tensor] = [token for token in (network.cls_token, network.reg_token) if token is not None]
+        prefix = torch.cat(tokens, 1)
+        placed = positions.shape[1] - network.patch_embed.num_patches
+        return prefix + positions[:, :placed] if placed else prefix
+
+    def _positions(self) -> Tensor:
+        assert self.network.pos_embed is not None
+        return self.network.pos_embed
+
+    def _bias(self, weight: Tensor, with_low: bool) -> Tensor:
+        """Of each key: HR tokens count as their patch's weight ``(b, P)``, LR's as what is left of it."""
+        ones = weight.new_ones(len(weight), self.network.num_prefix_tokens)
+        high = weight.repeat_interleave(self.tokens[0] * self.tokens[1], 1)
+        return key_bias(torch.cat([ones, high, *([1 - weight] if with_low else [])], 1))
