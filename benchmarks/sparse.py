@@ -1,0 +1,144 @@
+"""What each HR classifier takes by the number of patches read: milliseconds and FLOPs.
+
+    python benchmarks/sparse.py [PROFILE | --paper] [--classifiers canvas vit] [--batch 1 64] [--rounds 9] [--json]
+
+Untrained networks, one thread. Times, all ways in turns in one run: the plain HR network, and for each classifier
+whole Ft-2 episodes (policy, LR-CNN, reading from memory, classifier) at fixed numbers of patches. Then a line of
+time against S with the share of variance that it explains, and, for batches, images with S = 0..P (mixed) against the
+same number of patches spread evenly. ``--paper`` is ResNet-50 at 224 px, 4 x 4, and for ``vit`` a transformer of 12
+layers and 384 channels on tokens of 14 px.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchdrop.data.low import area_average
+from patchdrop.episode import PatchDrop
+from patchdrop.grid import Grid
+from patchdrop.models import ModelConfig, build_stage
+from patchdrop.packed import gather
+from patchdrop.policy.budget import ALL, at_most
+from patchdrop.provenance import machine
+from patchdrop.read.source import from_memory
+from patchdrop.settings import from_mapping, read_profile
+from patchdrop.timing import PLAIN, Way, measure, straight_lines
+
+COUNTS = (0, 1, 2, 4, 5, 8, 16)
+CLASSES = 30
+NAMES = ("masked", "bagnet", "canvas", "patch-set", "vit")
+PAPER = {
+    "high": "224",
+    "low": "56",
+    "grid": "4",
+    "hr_network": "resnet50",
+    "lr_network": "resnet10-w32-d",
+    "policy_network": "resnet10-w32-d",
+    "fill": "low",
+    "fusion": "learned",
+}
+
+
+def main() -> None:
+    """Print the tables, or one JSON document."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("profile", nargs="?", default="aid150")
+    parser.add_argument("--paper", action="store_true")
+    parser.add_argument("--classifiers", nargs="+", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--vit", help="network of vit; by default vit6-w192-p8, or vit12-w384-p14 with --paper")
+    parser.add_argument("--batch", nargs="+", type=int, default=[1, 64])
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    profile = PAPER if arguments.paper else read_profile(arguments.profile)
+    vit = arguments.vit or ("vit12-w384-p14" if arguments.paper else "vit6-w192-p8")
+    rows: list[dict[str, Any]] = []
+    for size in arguments.batch:
+        high, low = pixels(profile, size)
+        ways = [way for name in arguments.classifiers for way in ways_of(name, profile, vit, size)]
+        ways = [ways[0], *(way for way in ways[1:] if way.name != PLAIN)]
+        rows += measure(ways, high, low, arguments.rounds, lambda: None)
+    found = {
+        "machine": machine(),
+        "threads": 1,
+        "profile": "paper" if arguments.paper else arguments.profile,
+        "rounds": arguments.rounds,
+        "rows": rows,
+        "lines": straight_lines(rows),
+    }
+    print(json.dumps(found) if arguments.json else table(found))
+
+
+def pixels(profile: dict[str, Any], images: int) -> tuple[Tensor, Tensor]:
+    """Noise: HR and LR, uint8."""
+    settings = from_mapping(profile, "profile")
+    generator = torch.Generator().manual_seed(0)
+    high = torch.randint(0, 256, (images, 3, *settings.high_size), dtype=torch.uint8, generator=generator)
+    return high, area_average(high, settings.low_size)
+
+
+def ways_of(name: str, profile: dict[str, Any], vit: str, images: int) -> list[Way]:
+    """The plain HR network of the profile, and the episodes of one classifier."""
+    fill = "mean" if name == "bagnet" else profile.get("fill", "mean")
+    network = vit if name == "vit" else profile["hr_network"]
+    settings = from_mapping({**profile, "classifier": name, "hr_network": network, "fill": fill}, "profile")
+    config = ModelConfig.of(settings, [str(i) for i in range(CLASSES)])
+    plain = build_stage("hr", ModelConfig.of(from_mapping(profile, "profile"), config.classes))
+    model = build_stage("ft2", config)
+    assert isinstance(model, PatchDrop)
+    for part in (plain, model):
+        part.eval().to(memory_format=torch.channels_last)
+    grid = Grid.parse(settings.grid)
+    scores = torch.rand(images, grid.patches, generator=torch.Generator().manual_seed(1))
+
+    def episode(count: int) -> Callable[[Tensor, Tensor], object]:
+        choice = at_most(scores, count, ALL)
+        return lambda high, low: model(low, lambda _: choice, from_memory(high, grid))
+
+    found = [Way(PLAIN, "hr", plain.whole)]  # type: ignore[arg-type]
+    found += [Way(f"{name}, S = {s}", name, episode(s), s) for s in COUNTS if s <= grid.patches]
+    if images > 1:
+        counts = torch.arange(images) % (grid.patches + 1)
+        mixed = scores.argsort(1, descending=True).argsort(1) < counts[:, None]
+        spread = torch.full((images,), int(counts.sum()) // images)
+        spread[: int(counts.sum()) % images] += 1
+        even = scores.argsort(1, descending=True).argsort(1) < spread[:, None]
+        assert int(mixed.sum()) == int(even.sum())
+        for kind, choice in (("mixed", mixed), ("even", even)):
+            found.append(Way(f"{name}, {kind}", name, _fixed(model, grid, choice)))
+    return found
+
+
+def _fixed(model: PatchDrop, grid: Grid, choice: Tensor) -> Callable[[Tensor, Tensor], object]:
+    return lambda high, low: model(low, lambda _: choice, lambda chosen: gather(high, chosen, grid))
+
+
+def table(found: dict[str, Any]) -> str:
+    """For people."""
+    lines = [f"{found['machine']}, 1 thread, {found['profile']}, median of {found['rounds']} rounds"]
+    lines += [
+        f"batch {row['batch']:>3}  {row['way']:<18} {row['ms_image']:8.2f} ms/image  x {PLAIN} {row['to_plain']:5.2f}"
+        f"  {row['flops_image'] / 1e6:9.1f} MFLOP"
+        for row in found["rows"]
+    ]
+    lines += [fit(line) for line in found["lines"]]
+    return "\n".join(lines)
+
+
+def fit(line: dict[str, Any]) -> str:
+    """A straight line in words."""
+    return (
+        f"batch {line['batch']:>3}  {line['stage']:<10} {line['ms_first']:.2f} ms + {line['ms_patch']:.3f} ms a patch, "
+        f"R2 {line['explained']:.4f}"
+    )
+
+
+if __name__ == "__main__":
+    main()
