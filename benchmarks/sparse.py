@@ -1,6 +1,7 @@
 """What each HR classifier takes by the number of patches read: milliseconds and FLOPs.
 
-    python benchmarks/sparse.py [PROFILE | --paper] [--classifiers canvas vit] [--batch 1 64] [--rounds 9] [--json]
+    python benchmarks/sparse.py [PROFILE | --paper] [--classifiers canvas vit] [--batch 1 64] [--rounds 9] [--cpu]
+                                [--json]
 
 Untrained networks, one thread. Times, all ways in turns in one run: the plain HR network, and for each classifier
 whole Ft-2 episodes (policy, LR-CNN, reading from memory, classifier) at fixed numbers of patches. Then a line of
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -54,6 +56,7 @@ def main() -> None:
     parser.add_argument("--vit", help="network of vit; by default vit6-w192-p8, or vit12-w384-p14 with --paper")
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 64])
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--cpu", action="store_true", help="CPU time in place of wall-clock, for a busy machine")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -64,11 +67,13 @@ def main() -> None:
         high, low = pixels(profile, size)
         ways = [way for name in arguments.classifiers for way in ways_of(name, profile, vit, size)]
         ways = [ways[0], *(way for way in ways[1:] if way.name != PLAIN)]
-        rows += measure(ways, high, low, arguments.rounds, lambda: None)
+        clock = time.process_time if arguments.cpu else time.perf_counter
+        rows += measure(ways, high, low, arguments.rounds, lambda: None, clock)
     found = {
         "machine": machine(),
         "threads": 1,
         "profile": "paper" if arguments.paper else arguments.profile,
+        "clock": "CPU time" if arguments.cpu else "wall-clock",
         "rounds": arguments.rounds,
         "rows": rows,
         "lines": straight_lines(rows),
@@ -122,7 +127,7 @@ def _fixed(model: PatchDrop, grid: Grid, choice: Tensor) -> Callable[[Tensor, Te
 
 def table(found: dict[str, Any]) -> str:
     """For people."""
-    lines = [f"{found['machine']}, 1 thread, {found['profile']}, median of {found['rounds']} rounds"]
+    lines = [f"{found['machine']}, 1 thread, {found['profile']}, {found['clock']}, median of {found['rounds']} rounds"]
     lines += [
         f"batch {row['batch']:>3}  {row['way']:<18} {row['ms_image']:8.2f} ms/image  x {PLAIN} {row['to_plain']:5.2f}"
         f"  {row['flops_image'] / 1e6:9.1f} MFLOP"

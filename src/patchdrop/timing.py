@@ -96,23 +96,30 @@ def _exactly(scores: Tensor, count: int) -> Choose:
 
 
 def measure(
-    ways: Sequence[Way], high: Tensor, low: Tensor, rounds: int, advance: Callable[[], None]
+    ways: Sequence[Way],
+    high: Tensor,
+    low: Tensor,
+    rounds: int,
+    advance: Callable[[], None],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
     """Time, FLOPs and memory of every way on one batch, as plain values.
 
     Args:
         rounds: timed runs of each way, after `WARM_UP` that are not timed.
         advance: told after every run.
+        clock: read before and after, in seconds; `time.process_time` does not count what other processes take, and
+            adds up threads.
     """
     seconds: list[list[float]] = [[] for _ in ways]
     with torch.inference_mode():
         for turn in range(WARM_UP + rounds):
             for step in range(len(ways)):
                 number = (turn + step) % len(ways)
-                start = time.perf_counter()
+                start = clock()
                 ways[number].run(high, low)
                 if turn >= WARM_UP:
-                    seconds[number].append(time.perf_counter() - start)
+                    seconds[number].append(clock() - start)
                 advance()
     plain = next((seconds[i] for i, way in enumerate(ways) if way.name == PLAIN), None)
     return [_row(way, times, plain, high, low) for way, times in zip(ways, seconds, strict=True)]
