@@ -315,7 +315,7 @@ def test_a_whole_run_trains_every_stage_predicts_and_is_timed(name: str, tmp_pat
         ),
         ({"classifier": "vit", "hr_network": "vit_tiny_patch16_224"}, "multiple of 16 x 16 px.*use --high 64"),
         ({"classifier": "vit", "hr_network": "resnet8"}, "'resnet8' is no plain vision transformer; use one such as"),
-        ({"classifier": "vit", "hr_network": "vit2-w100-p4"}, "no multiple of 64; use vit2-w64-p4"),
+        ({"classifier": "vit", "hr_network": "vit2-w200-p4"}, "no multiple of 64; use vit2-w192-p4"),
         ({"classifier": "vit", "hr_network": "vit_base_patch16_siglip_224", "high": "64"}, "no class token"),
         (
             {"classifier": "canvas", "hr_network": "resnet50", "high": "40"},
