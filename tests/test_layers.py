@@ -33,7 +33,18 @@ LAYERS: list[tuple[str, ...]] = [
     ("grid", "settings", "dial"),
     ("errors", "version"),
 ]
-ALWAYS_FREE_OF_TORCH = ("settings", "errors", "version", "cli", "__main__", "tables", "talk", "dial", "compare.options")
+ALWAYS_FREE_OF_TORCH = (
+    "settings",
+    "errors",
+    "version",
+    "cli",
+    "__main__",
+    "tables",
+    "talk",
+    "dial",
+    "compare.options",
+    "scenes.tariff",
+)
 
 
 def modules() -> dict[str, Path]:

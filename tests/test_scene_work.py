@@ -298,7 +298,7 @@ def test_the_dial_caps_each_cell_and_plan_and_prediction_agree_under_it(
     code, _, err = run(*with_plan, "--plan", tmp_path / "plan" / "plan.json")
     assert code == 2 and "says what is read" in err
     code, _, err = run(*with_plan)
-    assert code == 2 and "holds results of another run, stage, dial or plan" in err
+    assert code == 2 and "holds results of another run, stage, dial, plan or tariff" in err
 
 
 def test_scenes_take_the_calibrated_point_and_its_stage(
@@ -353,7 +353,7 @@ def test_a_finished_scene_is_never_read_again_and_one_that_was_stopped_begins_an
     code, out, _ = run("predict", model, *urls, "--out", tmp_path, "--json")
     assert code == 0 and server.asked == [] and json.loads(out) == first
     code, _, err = run("predict", model, urls[0], "--out", tmp_path, "--stage", "pt")
-    assert code == 2 and "holds results of another run, stage, dial or plan" in err
+    assert code == 2 and "holds results of another run, stage, dial, plan or tariff" in err
 
 
 def test_one_bad_scene_is_reported_and_the_others_finish(
@@ -449,6 +449,67 @@ def test_areas_are_in_crs84_counter_clockwise_and_cover_the_chosen_patches(
                 assert area(ring) == 256 * len(shape["properties"]["patches"])
             found.setdefault(shape["properties"]["cell"], []).extend(shape["properties"]["patches"])
         assert sorted(found.items()) == [(cell, patches) for cell, patches in scene["chosen"]]
+
+
+@pytest.mark.parametrize(
+    "tariff",
+    [
+        {"per_km2": [{"from": 0, "to": 0.1, "price": 14}, {"from": 0.1, "price": 9}], "minimum_km2": 0.02},
+        {"per_scene": 300},
+        {"per_gb": 0.09, "per_1000_requests": 0.4},
+    ],
+    ids=lambda tariff: next(iter(tariff)),
+)
+def test_a_prediction_costs_the_money_of_its_plan_and_its_areas_add_up(
+    model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path, tariff: dict[str, Any]
+) -> None:
+    file = tmp_path / "tariff.yaml"
+    file.write_text(json.dumps({"currency": "EUR", **tariff}))  # JSON is YAML
+    flags = ("--out", tmp_path / "plan", "--tariff", file, "--latency", 100, "--bandwidth", 8, "--json")
+    code, out, _ = run("plan", model, scenes["utm"], *flags)
+    planned = json.loads(out)
+    assert code == 0
+    for more in (("--plan", tmp_path / "plan" / "plan.json"), ("--tariff", file)):
+        code, out, _ = run("predict", model, scenes["utm"], "--out", tmp_path / more[0], *more, "--json")
+        read = json.loads(out)
+        assert code == 0 and read["bill"] == planned["bill"] and read["tariff"] == planned["tariff"]
+    (scene,) = planned["scenes"]
+    bill, cost = scene["bill"], scene["execution"]["total"]
+    # 300 x 420 px of 2 m; UTM's scale is 0.9997 there.
+    assert bill["everything_km2"] == pytest.approx(0.504 / 0.9997**2, rel=1e-3)
+    assert 0 < bill["chosen_km2"] < bill["everything_km2"] and bill["money"] > 0
+    if "per_gb" not in tariff:  # everything is read in fewer, longer ranges
+        assert bill["money"] <= bill["everything_money"]
+    seconds = cost["requests"] * 0.1 + cost["bytes"] / 1e6
+    assert scene["estimate"]["seconds"] == pytest.approx(seconds) and scene["estimate"]["networks"] == "left out"
+    shapes = json.loads((tmp_path / "plan" / scene["areas"]).read_text())["features"]
+    if "per_gb" in tariff:
+        assert bill["money"] == pytest.approx(0.09 * cost["bytes"] / 1e9 + 0.4 * cost["requests"] / 1000)
+        assert bill["ordered_km2"] is None and all("cell" in shape["properties"] for shape in shapes)
+        return
+    values = [shape["properties"] for shape in shapes]
+    assert sum(v["price"] for v in values) == pytest.approx(bill["money"])
+    assert sum(v["km2"] for v in values) == pytest.approx(bill["ordered_km2"]) and values[0]["currency"] == "EUR"
+    for shape in shapes:
+        outer, *holes = shape["geometry"]["coordinates"]
+        assert area(outer) > 0 and all(area(hole) < 0 for hole in holes)
+        assert all(13.7 < x < 13.8 and 45.1 < y < 45.2 for x, y in outer)
+    if "per_scene" in tariff:
+        assert bill["money"] == 300 and bill["ordered_km2"] == bill["everything_km2"] and len(shapes) == 1
+
+
+def test_a_price_by_area_needs_a_georeference_and_a_plan_brings_its_own_tariff(
+    model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "tariff.yaml"
+    file.write_text("{currency: EUR, per_km2: 3}")
+    code, _, err = run("plan", model, scenes["plain"], "--out", tmp_path / "plan", "--tariff", file)
+    assert code == 3 and err.count("\n") == 1 and "has no georeference" in err
+    code, _, err = run("predict", model, "a.tif", "--out", tmp_path, "--plan", "p", "--tariff", file)
+    assert code == 2 and "a plan brings its own" in err
+    file.write_text("{currency: EUR, per_km2: -3}")
+    code, _, err = run("plan", model, scenes["plain"], "--out", tmp_path / "plan", "--tariff", file)
+    assert code == 2 and err.count("\n") == 1 and "tariff.yaml: per_km2: -3 is out of range" in err
 
 
 def test_corners_lie_where_rasterio_says() -> None:

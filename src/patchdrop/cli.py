@@ -45,6 +45,7 @@ Files = Parameter(json_list=False, negative="")
 Gap = Annotated[int, Parameter(validator=Number(gte=0), help="Read ranges at most this many bytes apart as one.")]
 Formats = Annotated[tuple[Format, ...], Parameter(name="--format", negative="")]
 Limit = Annotated[float, Parameter(validator=Number(gt=0), help="Seconds a range may take over HTTP.")]
+TariffFile = Annotated[Path | None, Parameter(help="YAML file with the terms that pixels are sold by, for money.")]
 
 
 @app.command
@@ -131,6 +132,7 @@ def predict(
     formats: Formats = DEFAULT,
     gap: Gap = 0,
     limit: Limit = 15,
+    tariff: TariffFile = None,
     as_json: Json = False,
 ) -> int:
     """Label, probability, chosen patches and share of HR read: of image files, or, with --out, of each cell of scenes.
@@ -159,14 +161,18 @@ def predict(
     if out is not None:
         if low or overlay or scaled_low:
             raise UsageError("--low, --overlay and --scaled-low are for image files, not for scenes (--out)")
+        if plan and tariff:
+            raise UsageError("--tariff: a plan brings its own; give it to `patchdrop plan`")
         from patchdrop.scenes import work
+        from patchdrop.scenes.tariff import read_tariff
 
         reading = work.Reading(gap, limit)
-        return _scenes(
-            lambda failed: work.predict(run, images, out, stage, reading, plan, failed, dial, formats), as_json
-        )
-    if plan or gap or formats != DEFAULT or any("://" in name for name in images):
-        raise UsageError("URLs, --plan, --format and --gap are for scenes: name a folder for their results with --out")
+        choosing, results = work.Choosing(run, stage, dial), work.Results(out, formats)
+        sold = None if tariff is None else read_tariff(tariff)
+        return _scenes(lambda failed: work.predict(choosing, images, results, reading, failed, plan, sold), as_json)
+    if plan or gap or tariff or formats != DEFAULT or any("://" in name for name in images):
+        flags = "URLs, --plan, --format, --gap and --tariff"
+        raise UsageError(f"{flags} are for scenes: name a folder for their results with --out")
     from dataclasses import asdict
 
     from patchdrop import commands
@@ -232,6 +238,9 @@ def plan(
     dial: DialFlags | None = None,
     gap: Gap = 0,
     limit: Limit = 15,
+    tariff: TariffFile = None,
+    latency: Annotated[float | None, Parameter(validator=Number(gte=0))] = None,
+    bandwidth: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
     as_json: Json = False,
 ) -> int:
     """What predicting scenes would read: looks at headers and overviews only, and prices the patches chosen.
@@ -243,14 +252,20 @@ def plan(
     scenes
         Tiled GeoTIFFs or their http(s) URLs.
     out
-        Folder for plan.json and the chosen areas as GeoJSON.
+        Folder for plan.json and the areas to order, or the chosen patches, as GeoJSON.
     stage
         pt, ft1 or ft2; by default the last one that is trained.
+    latency
+        Milliseconds until an answer begins, for the estimate of time; by default 50 over HTTP, 0.1 on a disk.
+    bandwidth
+        Megabits a second, for the estimate of time; by default 100 over HTTP, 4000 on a disk.
     """
     from patchdrop.scenes import work
+    from patchdrop.scenes.tariff import read_tariff
 
-    reading = work.Reading(gap, limit)
-    return _scenes(lambda failed: work.plan(run, scenes, out, stage, reading, failed, dial), as_json)
+    choosing, reading = work.Choosing(run, stage, dial), work.Reading(gap, limit)
+    terms = work.Terms(None if tariff is None else read_tariff(tariff), latency, bandwidth)
+    return _scenes(lambda failed: work.plan(choosing, scenes, out, reading, terms, failed), as_json)
 
 
 def _scenes(work: Callable[[Callable[[str], None]], dict[str, Any]], as_json: bool) -> int:

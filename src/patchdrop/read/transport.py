@@ -70,10 +70,12 @@ class Transport(Protocol):
     Attributes:
         name: the file or URL, without passwords and tokens.
         ledger: what was read.
+        in_flight: requests that are made at a time.
     """
 
     name: str
     ledger: Ledger
+    in_flight: int
 
     def head(self, length: int) -> bytes:
         """The file's first ``length`` bytes, fewer where it is shorter; the first read, counted as header."""
@@ -149,7 +151,7 @@ class Priced:
     """A transport that reads nothing and counts what another one would; for plans."""
 
     def __init__(self, of: Transport, ledger: Ledger) -> None:
-        self.name, self.ledger = of.name, ledger
+        self.name, self.ledger, self.in_flight = of.name, ledger, of.in_flight
         self.size, self.version = of.size, of.version
 
     def head(self, length: int) -> bytes:
@@ -167,6 +169,8 @@ class Priced:
 
 class LocalFile:
     """Ranges of a file on disk; a request is one range."""
+
+    in_flight = 1
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -257,6 +261,7 @@ class HttpFile:
     ) -> None:
         self.name = public_name(url)
         self.ledger = Ledger()
+        self.in_flight = in_flight
         self._limit = limit
         self._first_pause = first_pause
         self._size = -1

@@ -131,16 +131,16 @@ class Csv:
 
 
 class Features:
-    """A collection of GeoJSON features, written one by one."""
+    """A collection of GeoJSON features, written one by one; ``kind`` is that of `Places`."""
 
-    def __init__(self, file: TextIO, places: Places) -> None:
-        self._file, self._places = file, places
+    def __init__(self, file: TextIO, kind: str) -> None:
+        self._file = file
         self._separator = "\n"
-        file.write(collection_start(places.kind))
+        file.write(collection_start(kind))
 
-    def add(self, box: Box, properties: dict[str, Any]) -> None:
+    def add(self, geometry: dict[str, Any], properties: dict[str, Any]) -> None:
         """One more feature."""
-        self._file.write(self._separator + json.dumps(feature(self._places.polygon(box), properties)))
+        self._file.write(self._separator + json.dumps(feature(geometry, properties)))
         self._separator = ",\n"
 
     def end(self) -> None:
@@ -152,11 +152,11 @@ class GeoJson:
     """A feature for each cell."""
 
     def __init__(self, file: TextIO, places: Places) -> None:
-        self._features = Features(file, places)
+        self._features, self._places = Features(file, places.kind), places
 
     def add(self, found: CellResult) -> None:
         """One more feature."""
-        self._features.add(found.box, {"cell": found.cell, **_decided(found)})
+        self._features.add(self._places.polygon(found.box), {"cell": found.cell, **_decided(found)})
 
     def finish(self, summary: dict[str, Any]) -> None:
         """End the collection."""

@@ -14,10 +14,13 @@ from typing import Any
 from patchdrop.errors import DataError
 from patchdrop.read.tiff import Georeference
 from patchdrop.read.tiled import Box
+from patchdrop.scenes.areas import Ground
 
 Point = tuple[float, float]
 DIGITS = 8
 """Decimal digits of a degree: about a millimetre."""
+EDGE_POINTS = 64
+"""Parts that an edge of a scene is measured in: a straight line of its coordinate system is curved on the ground."""
 
 
 class Places:
@@ -54,18 +57,73 @@ class Places:
         Raises:
             DataError: it lies where its coordinate system has no meaning.
         """
-        corners = _corners(box)
-        if self._to_crs84 is not None and self.matrix is not None:
-            xs, ys = self._to_crs84(*zip(*_moved(corners, self.matrix), strict=True))
-            if not all(map(math.isfinite, [*xs, *ys])):
-                raise DataError(f"{self._name}: its georeference leads off the Earth: correct it")
-            corners = [(round(x, DIGITS), round(y, DIGITS)) for x, y in zip(xs, ys, strict=True)]
-        return {"type": "Polygon", "coordinates": [[list(p) for p in _ring(corners)]]}
+        return self.outline([_corners(box)])
+
+    def outline(self, rings: Sequence[Sequence[Point]]) -> dict[str, Any]:
+        """A GeoJSON geometry of a polygon in pixels, x before y: its outer ring, then those of its holes.
+
+        Args:
+            rings: without a last point that repeats the first.
+
+        Raises:
+            DataError: it lies where its coordinate system has no meaning.
+        """
+        found = []
+        for number, points in enumerate(rings):
+            corners = [(round(x, DIGITS), round(y, DIGITS)) for x, y in self._points(points)]
+            found.append([list(point) for point in _ring(corners, hole=number > 0)])
+        return {"type": "Polygon", "coordinates": found}
 
     def ring(self, box: Box) -> list[Point]:
         """The closed outline of a box of pixels in the scene's own coordinates; in pixels where it has none."""
         corners = _corners(box)
         return _ring(corners if self.matrix is None else _moved(corners, self.matrix))
+
+    def ground(self, height: int, width: int) -> Ground | None:
+        """How large a scene's pixels are on the ground; None without a georeference.
+
+        Lengths and area are geodesic, on the ellipsoid of WGS 84; edges follow the scene's own rows and columns.
+
+        Args:
+            height: of the scene in pixels.
+            width: of the scene in pixels.
+
+        Raises:
+            DataError: see `polygon`; or the scene has no extent.
+        """
+        if self.kind == "pixels":
+            return None
+        from pyproj import Geod
+
+        earth = Geod(ellps="WGS84")
+        steps = [i / EDGE_POINTS for i in range(EDGE_POINTS)]
+        down, across = [s * height for s in steps], [s * width for s in steps]
+        outline = [
+            *((0.0, y) for y in down),
+            *((x, float(height)) for x in across),
+            *((float(width), height - y) for y in down),
+            *((width - x, 0.0) for x in across),
+        ]
+        square_metres, _ = earth.polygon_area_perimeter(*_columns(self._points(outline)))
+        row = self._points([(x, height / 2) for x in (*across, width)])
+        column = self._points([(width / 2, y) for y in (*down, height)])
+        found = Ground(
+            earth.line_length(*_columns(row)) / width,
+            earth.line_length(*_columns(column)) / height,
+            abs(square_metres) / 1e6 / (height * width),
+        )
+        if not all(value > 0 for value in found):
+            raise DataError(f"{self._name}: its georeference gives it no extent: correct it")
+        return found
+
+    def _points(self, pixels: Sequence[Point]) -> list[Point]:
+        """Points of the scene in CRS84, or as they are where there is no georeference."""
+        if self._to_crs84 is None or self.matrix is None:
+            return list(pixels)
+        xs, ys = self._to_crs84(*_columns(_moved(pixels, self.matrix)))
+        if not all(map(math.isfinite, [*xs, *ys])):
+            raise DataError(f"{self._name}: its georeference leads off the Earth: correct it")
+        return list(zip(xs, ys, strict=True))
 
 
 def _corners(box: Box) -> list[Point]:
@@ -78,9 +136,13 @@ def _moved(points: Sequence[Point], matrix: tuple[float, float, float, float, fl
     return [(a * x + b * y + c, d * x + e * y + f) for x, y in points]
 
 
-def _ring(corners: Sequence[Point]) -> list[Point]:
-    """Closed and counter-clockwise."""
-    ordered = list(corners) if _area(corners) >= 0 else list(reversed(corners))
+def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
+
+
+def _ring(corners: Sequence[Point], hole: bool = False) -> list[Point]:
+    """Closed, and counter-clockwise; clockwise round a hole."""
+    ordered = list(reversed(corners)) if (_area(corners) < 0) != hole else list(corners)
     return [*ordered, ordered[0]]
 
 

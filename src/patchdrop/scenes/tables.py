@@ -56,7 +56,33 @@ def scenes_table(document: dict[str, Any]) -> RenderableType:
     if len(document["scenes"]) > 1:
         table.add_section()
         table.add_row("in total", *_row(*document["total"].values()))
+    return Group(table, _bill_table(document))
+
+
+def _bill_table(document: dict[str, Any]) -> Table:
+    """Ground, money and, of a plan, seconds of each scene; what is not known is left empty."""
+    tariff = document["tariff"]
+    money = f"money, {escape(tariff['currency'])}" if tariff else "money"
+    timed = any("estimate" in scene for scene in document["scenes"])
+    table = Table("scene", caption="seconds of reading alone, networks left out" if timed else None)
+    table.caption_justify = "left"
+    for name in ("km2 chosen", "km2 ordered", money, "everything: km2", "money", *(("seconds", "all") * timed)):
+        table.add_column(name, justify="right")
+    for scene in document["scenes"]:
+        seconds = [scene["estimate"][name] for name in ("seconds", "everything_seconds")] if timed else []
+        table.add_row(escape(scene["scene"]), *_bill_row(scene["bill"]), *(f"{value:,.1f}" for value in seconds))
+    if len(document["scenes"]) > 1:
+        table.add_section()
+        sums = [
+            sum(s["estimate"][name] for s in document["scenes"]) for name in ("seconds", "everything_seconds") if timed
+        ]
+        table.add_row("in total", *_bill_row(document["bill"]), *(f"{value:,.1f}" for value in sums))
     return table
+
+
+def _bill_row(bill: dict[str, float | None]) -> list[str]:
+    names = (("chosen_km2", 3), ("ordered_km2", 3), ("money", 2), ("everything_km2", 3), ("everything_money", 2))
+    return ["" if bill[name] is None else f"{bill[name]:,.{digits}f}" for name, digits in names]
 
 
 def _row(cells: int, skipped: int, patches: int, requests: int, received: int, most: int, all_bytes: int) -> list[str]:

@@ -30,11 +30,13 @@ from patchdrop.packed import Packed
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.read.ledger import Cost, Ledger
 from patchdrop.read.tiled import Box, Shape, TiledScene
-from patchdrop.read.transport import LIMIT, open_transport, public_name
+from patchdrop.read.transport import LIMIT, is_url, open_transport, public_name
 from patchdrop.runfolder import RunFolder
+from patchdrop.scenes.bill import DISK, NETWORK, Bill, Link, Priced, bill, estimate, total_bill
 from patchdrop.scenes.formats import DEFAULT, Format
 from patchdrop.scenes.outputs import CellResult, Features, check_formats, file_name, outputs
 from patchdrop.scenes.places import Places
+from patchdrop.scenes.tariff import Tariff, tariff_from
 from patchdrop.serve.predictor import Predictor
 from patchdrop.talk import bars
 
@@ -51,6 +53,43 @@ class Reading(NamedTuple):
     """Ranges at most this many bytes apart are read as one."""
     limit: float = LIMIT
     """Seconds a range may take over HTTP, all attempts together."""
+
+
+class Choosing(NamedTuple):
+    """Who chooses patches, and how many."""
+
+    run: str | Path
+    """Run folder."""
+    stage: str | None = None
+    """``pt``, ``ft1`` or ``ft2``; None: the last one that is trained."""
+    dial: Dial | None = None
+    """How many patches of a cell may be read; None: what the policy chooses."""
+
+
+class Terms(NamedTuple):
+    """What reading is worth in money and time; None leaves the choice to the source, or the money out."""
+
+    tariff: Tariff | None = None
+    latency: float | None = None
+    """Milliseconds; see `Link`."""
+    bandwidth: float | None = None
+    """Megabits a second; see `Link`."""
+
+    def link(self, source: str) -> Link:
+        """How fast bytes of a source come, as it is said or as is usual."""
+        usual = NETWORK if is_url(source) else DISK
+        return Link(
+            usual.latency if self.latency is None else self.latency,
+            usual.bandwidth if self.bandwidth is None else self.bandwidth,
+        )
+
+
+class Results(NamedTuple):
+    """What `predict` writes, and where."""
+
+    folder: Path
+    formats: Sequence[Format] = DEFAULT
+    """Kinds of files."""
 
 
 @dataclass(frozen=True)
@@ -99,17 +138,15 @@ class Model:
         return max(1, CHUNK_PIXELS // (height * width))
 
 
-def load_model(run: str | Path, stage: str | None = None, dial: Dial | None = None) -> Model:
+def load_model(choosing: Choosing) -> Model:
     """A trained stage of a run.
-
-    Args:
-        dial: how many patches of a cell may be read; by default what the policy chooses.
 
     Raises:
         RunError: no such run or stage, or no calibrated point.
         UsageError: it was trained on LR images of a sensor of their own, which a scene's overview is not, or the dial
             is out of range or needs the validation split.
     """
+    run, stage, dial = choosing
     choose: Choose = greedy
     choice = "policy"
     if dial is not None and dial.turned:
@@ -133,40 +170,38 @@ def _no_validation() -> Split:
 
 
 def plan(
-    run: str | Path,
-    sources: Sequence[str],
-    out: Path,
-    stage: str | None,
-    reading: Reading,
-    failed: Failed,
-    dial: Dial | None = None,
+    choosing: Choosing, sources: Sequence[str], out: Path, reading: Reading, terms: Terms, failed: Failed
 ) -> dict[str, Any]:
     """Look at scenes, choose, and price the choice.
 
-    Writes ``plan.json`` and, for each scene, the chosen areas as GeoJSON into ``out``.
+    Writes ``plan.json`` and, for each scene, the areas to order as GeoJSON into ``out``: the chosen patches where no
+    tariff says otherwise. The plan records dial and tariff.
 
     Args:
         failed: takes the reason of each scene that cannot be planned; the others are.
-        dial: as in `load_model`; the plan records it.
 
     Returns:
         The document of ``plan.json``.
+
+    Raises:
+        RunError, UsageError: see `load_model`.
     """
-    model = load_model(run, stage, dial)
+    model = load_model(choosing)
     planned = []
     for source in _each_once(sources):
         try:
-            planned.append(_plan_scene(model, source, out, reading))
+            planned.append(_plan_scene(model, source, out, reading, terms))
         except DataError as error:
             failed(str(error))
     how = {"choice": model.choice, "gap": reading.gap}
     document = {"run": model.run, **model.identity, **how, "scenes": planned, "total": _total(planned)}
+    document |= _billed(planned, terms.tariff)
     if planned:
         write_json(out / "plan.json", document)
     return document
 
 
-def _plan_scene(model: Model, source: str, out: Path, reading: Reading) -> dict[str, Any]:
+def _plan_scene(model: Model, source: str, out: Path, reading: Reading, terms: Terms) -> dict[str, Any]:
     with _opened(source, model, reading) as scene, bars({"looking": (scene.cells, 1.0)}, "cells") as bar:
         places = Places(scene.header.georeference, scene.name)
         priced = Ledger()
@@ -182,23 +217,32 @@ def _plan_scene(model: Model, source: str, out: Path, reading: Reading) -> dict[
                 rows = [row.nonzero().flatten().tolist() for row in choice]
                 chosen += [(cell, patches) for cell, patches in zip(cells, rows, strict=True) if patches]
             bar.advance("looking", len(group))
+        spent = scene.transport.ledger
+        costs = {"header": spent.of("header"), "overview": spent.of("overview"), "patch": priced.of("patch")}
+        everything = spent.of("header").plus(scene.everything())
+        execution = _with_total(costs)
+        boxes = [scene.patch_box(cell, patch) for cell, patches in chosen for patch in patches]
+        owed, order = _bill(scene, places, boxes, Cost(**execution["total"]), terms.tariff)
         areas = out / f"{_file_name(source)}.areas.geojson"
         with writing(areas) as file:
-            features = Features(file, places)
-            for box, properties in _areas(scene, chosen):
-                features.add(box, properties)
+            features = Features(file, places.kind)
+            if terms.tariff is not None and terms.tariff.sells_imagery:
+                for geometry, properties in _ordered(order, places, terms.tariff):
+                    features.add(geometry, properties)
+            else:
+                for box, properties in _areas(scene, chosen):
+                    features.add(places.polygon(box), properties)
             features.end()
-        spent = scene.transport.ledger
         return {
             **_described(scene, places),
             "skipped": skipped,
             "patches": sum(len(patches) for _, patches in chosen),
             "areas": areas.name,
             "planning": spent.to_json(),
-            "execution": _with_total(
-                {"header": spent.of("header"), "overview": spent.of("overview"), "patch": priced.of("patch")}
-            ),
-            "everything": spent.of("header").plus(scene.everything())._asdict(),
+            "execution": execution,
+            "everything": everything._asdict(),
+            "bill": owed._asdict(),
+            "estimate": estimate(costs, everything, terms.link(source), scene.transport.in_flight),
             "chosen": chosen,
         }
 
@@ -232,7 +276,10 @@ def read_plan(path: Path) -> dict[str, Any]:
         }
         versions = {scene["scene"]: str(scene["version"]) for scene in document["scenes"]}
         identity = {name: str(document[name]) for name in ("stage", "sha256")}
-        return {"identity": identity, "gap": int(document["gap"]), "chosen": scenes, "versions": versions}
+        sold = document.get("tariff")
+        tariff = None if sold is None else tariff_from(sold, f"--plan {path}: tariff")
+        gap = int(document["gap"])
+        return {"identity": identity, "gap": gap, "tariff": tariff, "chosen": scenes, "versions": versions}
     except RunError as error:
         raise UsageError(f"--plan {path}: cannot be read; make one with `patchdrop plan`") from error
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -243,94 +290,119 @@ def read_plan(path: Path) -> dict[str, Any]:
 
 
 def predict(
-    run: str | Path,
+    choosing: Choosing,
     sources: Sequence[str],
-    out: Path,
-    stage: str | None,
+    results: Results,
     reading: Reading,
-    plan_file: Path | None,
     failed: Failed,
-    dial: Dial | None = None,
-    formats: Sequence[Format] = DEFAULT,
+    plan_file: Path | None = None,
+    tariff: Tariff | None = None,
 ) -> dict[str, Any]:
     """Read what the policy, or a plan, chooses, and classify every cell.
 
-    Writes for each scene its files of ``formats`` and, when it is finished, ``NAME.json`` with the ledger. A scene that
-    is finished in ``out`` is not read again.
+    Writes for each scene its files and, when it is finished, ``NAME.json`` with the ledger. A scene that is finished in
+    the folder is not read again.
 
     Args:
-        plan_file: a ``plan.json``, whose choice and gap are used instead of the policy's and ``reading``'s.
         failed: takes the reason of each scene that cannot be read; the others are.
-        dial: as in `load_model`.
-        formats: kinds of files to write.
+        plan_file: a ``plan.json``, whose choice, gap and tariff are used instead of the policy's, ``reading``'s and
+            ``tariff``.
+        tariff: what money is owed by.
 
     Returns:
-        ``scenes``: the ``NAME.json`` of each; ``total``.
+        ``scenes``: the ``NAME.json`` of each; ``total``; ``tariff`` and ``bill``.
+
+    Raises:
+        RunError: see `load_model`; or a file cannot be written.
+        UsageError: see `load_model`; the plan is of another training, or the folder holds other results.
     """
-    check_formats(formats)
-    if plan_file is not None and dial is not None and dial.turned:
+    check_formats(results.formats)
+    if plan_file is not None and choosing.dial is not None and choosing.dial.turned:
         raise UsageError(f"--plan {plan_file}: says what is read; turn the dial of `patchdrop plan` instead")
     planned = None if plan_file is None else read_plan(plan_file)
     if planned is not None:
         reading = reading._replace(gap=planned["gap"])
-    model = load_model(run, stage or (planned["identity"]["stage"] if planned else None), dial)
+        tariff = planned["tariff"]
+        choosing = choosing._replace(stage=choosing.stage or planned["identity"]["stage"])
+    model = load_model(choosing)
     if planned is not None and planned["identity"] != model.identity:
-        raise UsageError(f"--plan {plan_file}: was made with another training of {run}; make it again")
+        raise UsageError(f"--plan {plan_file}: was made with another training of {choosing.run}; make it again")
+    work = _Work(model, reading, results, tariff)
     finished = []
     for source in _each_once(sources):
         name = public_name(source)
         try:
-            if planned is not None and name not in planned["chosen"]:
+            if planned is None:
+                finished.append(_predict_scene(work, source, None))
+                continue
+            if name not in planned["chosen"]:
                 raise DataError(f"{name}: is not in {plan_file}; plan it first")
-            chosen = planned["chosen"][name] if planned else None
-            key = {**model.identity, "choice": model.choice if chosen is None else _digest(chosen)}
-            summary = _finished(out / f"{_file_name(source)}.json", key, formats)
-            if summary is None:
-                version = planned["versions"][name] if planned else None
-                summary = _predict_scene(model, source, out, reading, chosen, version, key, formats)
-            finished.append(summary)
+            finished.append(_predict_scene(work, source, _Planned(planned["chosen"][name], planned["versions"][name])))
         except DataError as error:
             failed(str(error))
-    return {"run": model.run, **model.identity, "scenes": finished, "total": _total(finished)}
+    document = {"run": model.run, **model.identity, "scenes": finished, "total": _total(finished)}
+    return document | _billed(finished, tariff)
 
 
-def _predict_scene(
-    model: Model,
-    source: str,
-    out: Path,
-    reading: Reading,
-    chosen: dict[int, list[int]] | None,
-    version: str | None,
-    key: dict[str, str],
-    formats: Sequence[Format],
-) -> dict[str, Any]:
+class _Planned(NamedTuple):
+    """What a plan says of a scene."""
+
+    chosen: dict[int, list[int]]
+    """Cell -> patches."""
+    version: str
+    """Of the file that was planned."""
+
+
+class _Work(NamedTuple):
+    """What `predict` does with every scene."""
+
+    model: Model
+    reading: Reading
+    results: Results
+    tariff: Tariff | None
+
+    def key(self, planned: _Planned | None) -> dict[str, Any]:
+        """What results are told apart by."""
+        choice = self.model.choice if planned is None else _digest(planned.chosen)
+        return {**self.model.identity, "choice": choice, "tariff": _mapping(self.tariff)}
+
+
+def _predict_scene(work: _Work, source: str, planned: _Planned | None) -> dict[str, Any]:
+    """The document of ``NAME.json``: the one that is there, or a new one."""
+    path = work.results.folder / _file_name(source)
+    key = work.key(planned)
+    done = _finished(path.with_name(path.name + ".json"), key, work.results.formats)
+    if done is not None:
+        return done
+    model, formats = work.model, work.results.formats
     with ExitStack() as stack:
-        scene = stack.enter_context(_opened(source, model, reading))
-        if version is not None and version != scene.transport.version:
+        scene = stack.enter_context(_opened(source, model, work.reading))
+        if planned is not None and planned.version != scene.transport.version:
             raise DataError(f"{scene.name}: is not the file that was planned; plan it again")
         places = Places(scene.header.georeference, scene.name)
         bar = stack.enter_context(bars({"cells": (scene.cells, 1.0)}, "cells"))
-        path = out / _file_name(source)
         writers = stack.enter_context(outputs(formats, path, scene, places, model.predictor.config.classes))
         counts: dict[str, int] = {}
-        patches = 0
+        boxes: list[Box] = []
         for group in scene.groups():
-            for found in _predict_group(model, scene, group, chosen):
-                patches += len(found.patches)
+            for found in _predict_group(model, scene, group, planned):
+                boxes.extend(scene.patch_box(found.cell, patch) for patch in found.patches)
                 counts[found.label or ""] = counts.get(found.label or "", 0) + 1
                 for writer in writers:
                     writer.add(found)
             bar.advance("cells", len(group))
+        owed, _ = _bill(scene, places, boxes, scene.transport.ledger.total, work.tariff)
         summary = {
             **_described(scene, places),
             **key,
-            "gap": reading.gap,
+            "gap": work.reading.gap,
             "skipped": counts.pop("", 0),
-            "patches": patches,
+            "patches": len(boxes),
             "classes": counts,
             "files": {kind: file_name(path.name, kind) for kind in formats},
             "execution": scene.transport.ledger.to_json(),
             "everything": scene.transport.ledger.of("header").plus(scene.everything())._asdict(),
+            "bill": owed._asdict(),
         }
         for writer in writers:
             writer.finish(summary)
@@ -338,13 +410,11 @@ def _predict_scene(
     return summary
 
 
-def _predict_group(
-    model: Model, scene: TiledScene, group: range, chosen: dict[int, list[int]] | None
-) -> Iterator[CellResult]:
+def _predict_group(model: Model, scene: TiledScene, group: range, planned: _Planned | None) -> Iterator[CellResult]:
     cells, low = _seen(scene, group)
     decided: dict[int, tuple[str, float, tuple[int, ...], NDArray[np.uint8]]] = {}
     if cells:
-        choose = model.predictor.choose if chosen is None else _as_planned(cells, chosen)
+        choose = model.predictor.choose if planned is None else _as_planned(cells, planned.chosen)
         with torch.inference_mode():
             episode = play(model.policy, choose, scene.reader(cells), model.classify, low)
         best = episode.logits.float().softmax(1).max(1)
@@ -372,17 +442,17 @@ def _as_planned(cells: Sequence[int], chosen: dict[int, list[int]]) -> Choose:
     return choose
 
 
-def _finished(path: Path, key: dict[str, str], formats: Sequence[Format]) -> dict[str, Any] | None:
+def _finished(path: Path, key: dict[str, Any], formats: Sequence[Format]) -> dict[str, Any] | None:
     """The summary of a scene that was finished before.
 
     Raises:
-        UsageError: with another model or another plan, or without a kind of file that is asked for now.
+        UsageError: with another model, plan or tariff, or without a kind of file that is asked for now.
     """
     if not path.exists():
         return None
     found = read_json(path)
     if not isinstance(found, dict) or {name: found.get(name) for name in key} != key:
-        raise UsageError(f"{path}: holds results of another run, stage, dial or plan; choose another --out")
+        raise UsageError(f"{path}: holds results of another run, stage, dial, plan or tariff; choose another --out")
     lacking = [kind for kind in formats if kind not in found["files"]]
     if lacking:
         raise UsageError(f"{path}: was finished without --format {' '.join(lacking)}; choose another --out")
@@ -412,6 +482,34 @@ def _described(scene: TiledScene, places: Places) -> dict[str, Any]:
         "coordinates": places.kind,
         "cells": scene.cells,
     }
+
+
+def _bill(
+    scene: TiledScene, places: Places, boxes: Sequence[Box], cost: Cost, tariff: Tariff | None
+) -> tuple[Bill, list[Priced]]:
+    """What some patches of a scene cost, read with ``cost``."""
+    size = scene.full.height, scene.full.width
+    everything = scene.transport.ledger.of("header").plus(scene.everything())
+    return bill(tariff, places.ground(*size), size, boxes, cost, everything, scene.name)
+
+
+def _billed(scenes: Sequence[dict[str, Any]], tariff: Tariff | None) -> dict[str, Any]:
+    """The tariff and the sums over scenes."""
+    return {"tariff": _mapping(tariff), "bill": total_bill([scene["bill"] for scene in scenes])}
+
+
+def _mapping(tariff: Tariff | None) -> dict[str, Any] | None:
+    return None if tariff is None else tariff.to_mapping()
+
+
+def _ordered(
+    order: Sequence[Priced], places: Places, tariff: Tariff
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Geometry and properties of each area of an order."""
+    for (shape, km2), price in order:
+        rings = [list(ring.coords)[:-1] for ring in (shape.exterior, *shape.interiors)]
+        values = {"km2": km2 if places.kind == "CRS84" else None, "price": price, "currency": tariff.currency}
+        yield places.outline(rings), values
 
 
 def _with_total(costs: dict[str, Cost]) -> dict[str, dict[str, int]]:
