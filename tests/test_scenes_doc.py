@@ -35,13 +35,19 @@ def test_the_worked_example_runs_and_plan_and_prediction_agree(
     (code,) = (body for language, body in blocks if language == "python")
     exec(compile(code, "scenes.md", "exec"), {})
     (commands,) = (body for language, body in blocks if language == "")
+    (money,) = (body for language, body in blocks if language == "sh")
+    write, order = money.splitlines()
+    Path("tariff.yaml").write_text(shlex.split(write)[1].replace("\\n", "\n"), encoding="utf-8")
     documents = []
-    for line in commands.splitlines():
+    for line in [*commands.splitlines(), order]:
         capsys.readouterr()
         assert main([*shlex.split(line)[1:], "--json"]) == 0, line
         documents.append(json.loads(capsys.readouterr().out))
-    check, plan, predict = documents
+    check, plan, predict, ordered = documents
     assert check["scenes"][0]["fit"] and check["scenes"][0]["aligned"]
     assert plan["total"] == predict["total"]
     assert plan["total"]["cells"] == 256
     assert plan["scenes"][0]["execution"] == predict["scenes"][0]["execution"]
+    assert ordered["bill"]["money"] == pytest.approx(12 * ordered["bill"]["ordered_km2"])
+    assert ordered["bill"]["chosen_km2"] <= ordered["bill"]["ordered_km2"] <= ordered["bill"]["everything_km2"]
+    assert ordered["bill"]["chosen_km2"] == pytest.approx(predict["bill"]["chosen_km2"])
