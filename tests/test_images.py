@@ -15,9 +15,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
-from patchdrop.data import images
-from patchdrop.data.images import decode_image, read_image
 from patchdrop.errors import DataError, UsageError
+from patchdrop.read import images
+from patchdrop.read.images import decode_image, read_image
 
 RGB = (200, 100, 50)
 

@@ -27,8 +27,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("models",),
     ("episode",),
     ("classify", "reward"),  # classify enlarges LR as the policy does
-    ("policy", "read"),
-    ("data",),
+    ("policy", "data"),
+    ("read",),  # below data: labelled windows of scenes are read as serving reads them
     ("networks", "packed", "files", "provenance", "talk"),
     ("grid", "settings", "dial"),
     ("errors", "version"),

@@ -8,7 +8,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchdrop.data.images import read_image
 from patchdrop.data.low import area_average
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError, UsageError
@@ -16,6 +15,7 @@ from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
 from patchdrop.policy.choice import greedy
 from patchdrop.read.image_file import ImageFiles
+from patchdrop.read.images import read_image
 from patchdrop.read.source import from_memory
 from patchdrop.runfolder import RunFolder
 from patchdrop.serve.predictor import Predictor

@@ -56,7 +56,7 @@ def load(settings: TrainSettings, progress: Progress, only: str | None = None) -
         only: read just this split (``train``, ``val`` or ``test``), and carve nothing out of it.
 
     Raises:
-        DataError: see `patchdrop.data.listing` and `patchdrop.data.images`.
+        DataError: see `patchdrop.data.listing` and `patchdrop.read.images`.
     """
     parts = _read(settings, progress, only)
     if only is not None:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from patchdrop.data.images import read_image
 from patchdrop.data.listing import Record
 from patchdrop.data.low import area_average
 from patchdrop.errors import DataError
+from patchdrop.read.images import read_image
 
 Progress = Callable[[int, int], None]
 

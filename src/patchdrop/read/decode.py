@@ -3,7 +3,7 @@
 JPEG and WebP are decoded by Pillow, as plain images are in training, so that there is one decoder for both; DEFLATE by
 zlib; LZW, ZSTD and PackBits by the libtiff inside Pillow, which is given nothing but those bytes and their length.
 
-What the samples mean is as for plain images (`patchdrop.data.images`): 16-bit samples are divided by 257; what is
+What the samples mean is as for plain images (`patchdrop.read.images`): 16-bit samples are divided by 257; what is
 transparent or nodata is black.
 """
 

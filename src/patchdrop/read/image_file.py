@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from patchdrop.data.images import read_image
 from patchdrop.grid import Grid
 from patchdrop.packed import Packed, gather
+from patchdrop.read.images import read_image
 from patchdrop.read.source import Reader
 
 

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from patchdrop.classify.high import HighClassifier
 from patchdrop.classify.two_stream import TwoStream
-from patchdrop.data.images import read_image
 from patchdrop.data.low import area_average
 from patchdrop.episode import Episode, PatchDrop
 from patchdrop.errors import UsageError
@@ -30,6 +29,7 @@ from patchdrop.grid import Grid
 from patchdrop.packed import scatter
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.read.image_file import ImageFiles
+from patchdrop.read.images import read_image
 from patchdrop.report.gallery import GalleryItem
 from patchdrop.runfolder import RunFolder
 
