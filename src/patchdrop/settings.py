@@ -20,7 +20,7 @@ _PROFILES = Path(__file__).parent / "profiles"
 STAGES: tuple[Stage, ...] = get_args(Stage)
 TAUGHT: tuple[Stage, ...] = ("patches", "ft1", "ft2")
 """Stages whose classifier may learn from HR-CNN (`TrainSettings.distill`)."""
-FREE_SETTINGS = ("stages", "device", "workers", "memory_gb", "save_minutes", "data", "layout")
+FREE_SETTINGS = ("stages", "device", "workers", "memory_gb", "save_minutes", "data", "layout", "cache")
 """These may differ from call to call without making it another run."""
 Augmentation = Literal["flip", "upside-down", "turn", "shift", "zoom", "colour", "erase"]
 
@@ -52,6 +52,8 @@ class TrainSettings:
     """Data sets up to this many GiB of 8-bit pixels are held in memory; larger ones are streamed."""
     workers: int = 2
     """Processes that decode images, at the start of a run or all along when streaming."""
+    cache: str = ""
+    """Folder that keeps what windows of scenes read over a network, so that no byte is read twice."""
     skip_bad: bool = False
     """Leave out images that cannot be read (counted and listed) instead of stopping."""
 

@@ -11,6 +11,7 @@ from patchdrop.data.listing import list_images
 from patchdrop.data.load import Data
 from patchdrop.data.overlap import shared_image
 from patchdrop.data.sets import Split
+from patchdrop.data.windows import is_window_list, list_windows, overlapping
 from patchdrop.dial import Target
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError, RunError
@@ -126,8 +127,27 @@ def _refuse_trained(run: RunFolder, settings: TrainSettings, loaded: Data, data:
         raise DataError(f"{data}: its train split was used in training; calibrate on other images")
     if in_memory or settings.data == "scenes":
         return
+    if is_window_list(Path(data)) or is_window_list(Path(settings.data)):
+        _refuse_trained_windows(Path(settings.data), Path(data), split)
+        return
     theirs = list_images(settings.data, settings.layout).splits
     ours = [record.path for record in list_images(data).splits[split]]
     shared = shared_image(ours, [record.path for name in ("train", "val") for record in theirs.get(name, ())])
     if shared:
         raise DataError(f"{shared[0]}: is the image {shared[1]}, which training used; calibrate on other images")
+
+
+def _refuse_trained_windows(trained: Path, data: Path, split: str) -> None:
+    """Raise DataError where a window of the split overlaps one that training used; files cannot be compared with it."""
+    if not (is_window_list(trained) and is_window_list(data)):
+        return
+    ours = list_windows(data).splits[split]
+    theirs = [w for name in ("train", "val") for w in list_windows(trained).splits.get(name, ())]
+    for i, j in overlapping([*ours, *theirs]):
+        if (i < len(ours)) != (j < len(ours)):
+            mine, used = sorted((i, j))
+            window = theirs[used - len(ours)]
+            raise DataError(
+                f"{ours[mine].where}: overlaps the window of {window.where}, which training used; "
+                "calibrate on other windows"
+            )

@@ -65,6 +65,8 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
         costs = stage_costs(settings, data)
         run.start(settings)  # only now, so that a mistyped path or network leaves no trace
         run.log({"event": "start", **provenance(settings.seed)})
+        if data.read is not None:
+            run.log({"event": "read", **data.read.to_json()})
         work = {stage: (stage_steps(settings, data, stage), cost) for stage, cost in costs.items()}
         with Stopper().listening() as stop, bars(work, "steps") as progress:
             train_stages(settings, data, run, progress.advance, stop)

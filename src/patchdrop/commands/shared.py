@@ -63,6 +63,8 @@ def load_with_bar(settings: TrainSettings, only: str | None = None) -> Data:
         data = load(settings, progress, only)
     for name, reason in data.skipped.items():
         say(f"skipped {name}: {reason}")
+    if data.read is not None:
+        say(str(data.read))
     if data.skipped:
         say(f"skipped {len(data.skipped)} images in all")
     return data

@@ -24,6 +24,11 @@ class Row(NamedTuple):
     low_path: Path | None = None
     box: Box | None = None
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Image, and LR image where there is one."""
+        return (self.path,) if self.low_path is None else (self.path, self.low_path)
+
 
 Rows = dict[str, list[Row]]
 """The rows of each split."""

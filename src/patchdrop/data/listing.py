@@ -9,7 +9,8 @@ Layouts
               subfolders of a class. One split is enough, for example to evaluate on ``test``.
 ``csv``       a file with the columns ``path`` and ``label`` and, if wanted, ``low_path`` (the LR image) and
               ``split`` (train, val or test; without it, all is train); or a folder with train.csv, val.csv,
-              test.csv. Paths are relative to the CSV file's folder.
+              test.csv. Paths are relative to the CSV file's folder. (Windows of scenes, with the columns ``scene``
+              and ``box``, are listed by `patchdrop.data.windows`.)
 ``imagenet``  ILSVRC 2012 as published: see `patchdrop.data.imagenet`.
 ``fmow``      fMoW-rgb as published: see `patchdrop.data.fmow`.
 """
@@ -19,9 +20,10 @@ from __future__ import annotations
 import csv
 import difflib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol, TypeVar
 
 from patchdrop.data.fmow import is_fmow, read_fmow
 from patchdrop.data.folders import SPLITS, Box, Row, Rows, read_folder, some
@@ -112,30 +114,71 @@ def _listing(root: Path, layout: str, rows: Rows) -> Listing:
 # --- CSV files
 
 
+class Listed(Protocol):
+    """What a line of a CSV file says."""
+
+    @property
+    def label(self) -> str:
+        """Name of the class."""
+
+    @property
+    def files(self) -> Sequence[Path]:
+        """Files that have to be there."""
+
+
+L = TypeVar("L", bound=Listed)
+
+
 def _read_csv(root: Path) -> Rows:
-    if root.is_file():
-        rows = _csv_rows(root, "train", own_split=True)
-    else:
-        files = {split: root / f"{split}.csv" for split in SPLITS if (root / f"{split}.csv").is_file()}
-        if not files:
-            raise DataError(f"{root}: no train.csv, val.csv or test.csv in it: name the CSV file itself")
-        rows = {}
-        for split, file in files.items():
-            rows |= _csv_rows(file, split, own_split=False)
+    rows = read_csv(root, ("path", "label"), _csv_row)
     _check_leak(root, rows)
     _check_repeats(root, rows)
-    _check_labels(root, rows)
+    check_labels(root, rows)
     _check_low(root, rows)
     return rows
 
 
-def _csv_rows(file: Path, split: str, own_split: bool) -> Rows:
+def read_csv(
+    root: Path, columns: Sequence[str], read_row: Callable[[Path, int, dict[str, str]], L]
+) -> dict[str, list[L]]:
+    """The rows of each split of a CSV file, or of a folder's train.csv, val.csv and test.csv.
+
+    Args:
+        columns: those that must be there.
+        read_row: makes a row of file, line and cells.
+
+    Raises:
+        DataError: no such table; the line is named.
+    """
+    if root.is_file():
+        return _csv_rows(root, "train", True, columns, read_row)
+    files = csv_files(root)
+    if not files:
+        raise DataError(f"{root}: no train.csv, val.csv or test.csv in it: name the CSV file itself")
+    rows: dict[str, list[L]] = {}
+    for split, file in files.items():
+        rows |= _csv_rows(file, split, False, columns, read_row)
+    return rows
+
+
+def csv_files(root: Path) -> dict[str, Path]:
+    """The CSV files of a folder by split."""
+    return {split: root / f"{split}.csv" for split in SPLITS if (root / f"{split}.csv").is_file()}
+
+
+def _csv_rows(
+    file: Path,
+    split: str,
+    own_split: bool,
+    columns: Sequence[str],
+    read_row: Callable[[Path, int, dict[str, str]], L],
+) -> dict[str, list[L]]:
     """The rows of a file, by its ``split`` column where it may have one of its own, else all in ``split``."""
-    rows: Rows = {}
+    rows: dict[str, list[L]] = {}
     missing: list[str] = []
-    for line, cells in _csv_cells(file):
-        row = _csv_row(file, line, cells)
-        missing += [f"line {line}: {path}" for path in (row.path, row.low_path) if path and not path.is_file()]
+    for line, cells in _csv_cells(file, columns):
+        row = read_row(file, line, cells)
+        missing += [f"line {line}: {path}" for path in row.files if not path.is_file()]
         name = cells.get("split") or split
         if name not in SPLITS:
             raise DataError(f"{file}: line {line}: split {name!r}: write train, val or test")
@@ -152,14 +195,14 @@ def _csv_rows(file: Path, split: str, own_split: bool) -> Rows:
     return rows
 
 
-def _csv_cells(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
+def _csv_cells(file: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and stripped cells by column; utf-8-sig, because spreadsheets put a mark in front."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
             columns = [name.strip() for name in reader.fieldnames or []]
             reader.fieldnames = columns
-            for column in ("path", "label"):
+            for column in needed:
                 _check_column(file, column, columns)
             for cells in reader:
                 if None in cells:
@@ -177,10 +220,15 @@ def _check_column(file: Path, column: str, columns: list[str]) -> None:
     raise DataError(f"{file}: no column {column!r}: {advice}")
 
 
-def _csv_row(file: Path, line: int, cells: dict[str, str]) -> Row:
-    for column in ("path", "label", "low_path"):
+def check_filled(file: Path, line: int, cells: Mapping[str, str], columns: Sequence[str]) -> None:
+    """Raise DataError where a cell of one of the columns is empty."""
+    for column in columns:
         if cells.get(column) == "":
             raise DataError(f"{file}: line {line}: empty {column}: fill it in or remove the line")
+
+
+def _csv_row(file: Path, line: int, cells: dict[str, str]) -> Row:
+    check_filled(file, line, cells, ("path", "label", "low_path"))
     low = cells.get("low_path")
     return Row(file.parent / cells["path"], cells["label"], file.parent / low if low else None)
 
@@ -206,7 +254,7 @@ def _check_repeats(root: Path, rows: Rows) -> None:
             seen.add(image)
 
 
-def _check_labels(root: Path, rows: Rows) -> None:
+def check_labels(root: Path, rows: Mapping[str, Sequence[Listed]]) -> None:
     """No class may be new after training; that a small test split lacks a rare class is no mistake."""
     if "train" in rows:
         known = {row.label for row in rows["train"]}

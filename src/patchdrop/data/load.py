@@ -15,7 +15,11 @@ from patchdrop.data.scenes import CLASSES as SCENE_CLASSES
 from patchdrop.data.scenes import make_scenes
 from patchdrop.data.sets import FileSource, MemorySource, Progress, Source, Split, into_memory, low_of, without_bad
 from patchdrop.data.splits import carve
+from patchdrop.data.window_sets import Read, load_windows
+from patchdrop.data.windows import groups, is_window_list, list_windows
 from patchdrop.errors import DataError
+from patchdrop.grid import Grid
+from patchdrop.read.tiled import Shape
 from patchdrop.settings import TrainSettings
 
 TRAIN_SCENES, TEST_SCENES = 5000, 1500
@@ -39,6 +43,7 @@ class Data:
         splits: ``fit`` (classifiers train on it), ``policy`` (only the policy is rewarded on it; may be missing),
             ``val`` (picks the checkpoint) and ``test``.
         skipped: image -> why it was left out.
+        read: what reading windows of scenes cost; None for other data.
     """
 
     name: str
@@ -46,6 +51,7 @@ class Data:
     classes: tuple[str, ...]
     splits: Mapping[str, Split]
     skipped: Mapping[str, str]
+    read: Read | None = None
 
 
 def load(settings: TrainSettings, progress: Progress, only: str | None = None) -> Data:
@@ -63,10 +69,11 @@ def load(settings: TrainSettings, progress: Progress, only: str | None = None) -
         if only not in parts.sources:
             raise DataError(f"{settings.data}: has no {only} split; evaluate another with --split val")
         whole = {only: _whole(parts.sources[only])}
-        return Data(parts.name, parts.layout, parts.classes, whole, parts.skipped)
+        return Data(parts.name, parts.layout, parts.classes, whole, parts.skipped, parts.read)
     if "train" not in parts.sources:
         raise DataError(f"{settings.data}: has no train split, so nothing can be trained on it")
-    return Data(parts.name, parts.layout, parts.classes, _split(parts.sources, settings), parts.skipped)
+    splits = _split(parts.sources, settings, parts.groups)
+    return Data(parts.name, parts.layout, parts.classes, splits, parts.skipped, parts.read)
 
 
 @dataclass(frozen=True)
@@ -76,6 +83,9 @@ class _Parts:
     classes: tuple[str, ...]
     sources: Mapping[str, Source]
     skipped: Mapping[str, str]
+    groups: Mapping[str, int] | None = None
+    """Name of each training image -> number of its group, which no split parts; None: each by itself."""
+    read: Read | None = None
 
 
 def _read(settings: TrainSettings, progress: Progress, only: str | None) -> _Parts:
@@ -89,6 +99,8 @@ def _read(settings: TrainSettings, progress: Progress, only: str | None) -> _Par
     root = Path(settings.data)
     if layout in ("cifar10", "cifar100"):
         return _cifar(root, layout, settings)
+    if layout in ("auto", "csv") and is_window_list(root):
+        return _from_scenes(root, settings, progress, only)
     listing = list_images(root, layout)
     if listing.layout in ("cifar10", "cifar100"):
         return _cifar(root, listing.layout, settings)
@@ -141,6 +153,17 @@ def _from_files(listing: Listing, settings: TrainSettings, progress: Progress, o
     return _Parts(listing.root.name, listing.layout, listing.classes, sources, skipped)
 
 
+def _from_scenes(root: Path, settings: TrainSettings, progress: Progress, only: str | None) -> _Parts:
+    listing = list_windows(root)
+    wanted = {k: v for k, v in listing.splits.items() if only in (None, k)}
+    shape = Shape(settings.high_size, settings.low_size, Grid.parse(settings.grid), settings.channels)
+    skipped: dict[str, str] = {}
+    sources, read = load_windows(wanted, shape, settings, skipped, progress)
+    train = listing.splits.get("train", ())
+    joined = dict(zip((window.name for window in train), groups(train), strict=True))
+    return _Parts(root.name, "windows", listing.classes, sources, skipped, joined, read)
+
+
 def _after(before: int, total: int, progress: Progress) -> Progress:
     """Progress over several splits, of which ``before`` images are done."""
     return lambda done, _: progress(before + done, total)
@@ -150,19 +173,24 @@ def _name(root: Path, record: Record) -> str:
     return record.path.relative_to(root).as_posix() if record.path.is_relative_to(root) else record.path.name
 
 
-def _split(sources: Mapping[str, Source], settings: TrainSettings) -> dict[str, Split]:
+def _split(
+    sources: Mapping[str, Source], settings: TrainSettings, groups: Mapping[str, int] | None
+) -> dict[str, Split]:
     train = sources["train"]
+    group = list(range(len(train.targets))) if groups is None else [groups[name] for name in train.names]
     fit = list(range(len(train.targets)))
     splits: dict[str, Split] = {}
     if "val" in sources:
         splits["val"] = _whole(sources["val"])
     elif settings.val_fraction > 0:
-        fit, val = carve(train.targets.tolist(), settings.val_fraction, settings.seed)
+        fit, val = carve(train.targets.tolist(), settings.val_fraction, settings.seed, group)
         splits["val"] = Split(train, torch.tensor(val))
     else:
         raise DataError(f"{settings.data}: has no val split, and val_fraction is 0; one of the two is needed")
     if settings.policy_fraction > 0:
-        kept, held = carve(train.targets[fit].tolist(), settings.policy_fraction, settings.seed + 1)
+        kept, held = carve(
+            train.targets[fit].tolist(), settings.policy_fraction, settings.seed + 1, [group[i] for i in fit]
+        )
         splits["policy"] = Split(train, torch.tensor([fit[i] for i in held]))
         fit = [fit[i] for i in kept]
     splits["fit"] = Split(train, torch.tensor(fit))
@@ -170,7 +198,8 @@ def _split(sources: Mapping[str, Source], settings: TrainSettings) -> dict[str, 
         splits["test"] = _whole(sources["test"])
     empty = [name for name, split in splits.items() if len(split) == 0]
     if empty:
-        raise DataError(f"{settings.data}: no image is left for the {empty[0]} split")
+        joined = ", or too many of its windows overlap: name splits in a column split" if groups else ""
+        raise DataError(f"{settings.data}: no image is left for the {empty[0]} split{joined}")
     return splits
 
 

@@ -29,7 +29,7 @@ class Batch(NamedTuple):
     high: Tensor
     """HR, ``(B, C, H, W)`` uint8."""
     low: Tensor | None
-    """LR of a sensor of its own, ``(B, C, h, w)`` uint8, or None where LR is made from HR."""
+    """LR of a sensor of its own, or of a scene's overview, ``(B, C, h, w)`` uint8; None where LR is made from HR."""
     target: Tensor
     """Class index, ``(B,)`` int64."""
 
@@ -61,11 +61,13 @@ class MemorySource:
     low: Tensor | None
     targets: Tensor
     names: Sequence[str]
+    overview: bool = False
+    """Whether ``low`` shows HR averaged, as a scene's overview does, rather than what another sensor saw."""
 
     @property
     def own_low(self) -> bool:
-        """Whether LR images are held beside HR."""
-        return self.low is not None
+        """Whether LR images of a sensor of their own are held beside HR."""
+        return self.low is not None and not self.overview
 
     def batches(self, plan: Sequence[Tensor]) -> Iterator[Batch]:
         """One batch for each tensor of positions, in order."""
@@ -94,34 +96,50 @@ class FileSource:
         """Whether the records name LR images; a listing has them for all images or for none."""
         return any(record.low_path is not None for record in self.records)
 
+    def decoder(self) -> Decoder:
+        """What decodes one image, here or in a worker."""
+        return _ImageDecoder(self.records, self.high_size, self.low_size, self.channels)
+
     def batches(self, plan: Sequence[Tensor]) -> Iterator[Batch]:
         """One batch for each tensor of positions, in order; bad images are missing where ``skip_bad``.
 
         Raises:
             DataError: an image cannot be read.
         """
-        decode = _Decoder(self.records, self.high_size, self.low_size, self.channels)
-        loader: DataLoader[Decoded] = DataLoader(
-            decode,
-            batch_sampler=[index.tolist() for index in plan],
-            num_workers=self.workers,
-            collate_fn=list,
-            multiprocessing_context="spawn" if self.workers else None,
-        )
-        with _signals_left_to_this_process():
-            decoded = iter(loader)
-        for items in decoded:
-            good = [item for item in items if isinstance(item, _Pixels)]
-            for item in items:
-                if isinstance(item, _Bad):
-                    self._bad(item)
-            if good:
-                yield _stack(good)
+        yield from streamed(self.decoder(), plan, self.workers, self._bad)
 
-    def _bad(self, item: _Bad) -> None:
+    def _bad(self, item: Bad) -> None:
         if not self.skip_bad:
             raise DataError(item.reason)
         self.skipped[self.names[item.position]] = item.reason
+
+
+class Decoder(Protocol):
+    """Decodes the image at a position; may be sent to a worker process before its first image."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, position: int) -> Decoded: ...
+
+
+def streamed(decode: Decoder, plan: Sequence[Tensor], workers: int, bad: Callable[[Bad], None]) -> Iterator[Batch]:
+    """Batches of images that ``workers`` processes decode (0: this one); images that ``bad`` took are missing."""
+    loader: DataLoader[Decoded] = DataLoader(
+        decode,  # type: ignore[arg-type]  # torch asks for a class of its own where any sequence does
+        batch_sampler=[index.tolist() for index in plan],
+        num_workers=workers,
+        collate_fn=list,
+        multiprocessing_context="spawn" if workers else None,
+    )
+    with _signals_left_to_this_process():
+        decoded = iter(loader)
+    for items in decoded:
+        good = [item for item in items if isinstance(item, Pixels)]
+        for item in items:
+            if isinstance(item, Bad):
+                bad(item)
+        if good:
+            yield _stack(good)
 
 
 @contextmanager
@@ -140,22 +158,26 @@ def _signals_left_to_this_process() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Pixels(NamedTuple):
+class Pixels(NamedTuple):
+    """A decoded image: ``high (C, H, W)`` and ``low (C, h, w)`` uint8."""
+
     position: int
     high: Tensor
     low: Tensor | None
     target: int
 
 
-class _Bad(NamedTuple):
+class Bad(NamedTuple):
+    """An image that cannot be read, and why."""
+
     position: int
     reason: str
 
 
-Decoded = _Pixels | _Bad
+Decoded = Pixels | Bad
 
 
-class _Decoder(Dataset[Decoded]):
+class _ImageDecoder(Dataset[Decoded]):
     """Errors are returned, not raised, so that they cross from a worker process as one line."""
 
     def __init__(self, records: Sequence[Record], high: tuple[int, int], low: tuple[int, int], channels: int) -> None:
@@ -170,11 +192,11 @@ class _Decoder(Dataset[Decoded]):
             high = read_image(record.path, self.high, self.channels, record.box)
             low = None if record.low_path is None else read_image(record.low_path, self.low, self.channels)
         except DataError as error:
-            return _Bad(position, str(error))
-        return _Pixels(position, high, low, record.target)
+            return Bad(position, str(error))
+        return Pixels(position, high, low, record.target)
 
 
-def _stack(items: Sequence[_Pixels]) -> Batch:
+def _stack(items: Sequence[Pixels]) -> Batch:
     lows = [item.low for item in items if item.low is not None]
     return Batch(
         torch.stack([item.high for item in items]),
@@ -189,11 +211,11 @@ def without_bad(source: FileSource, threads: int, progress: Progress) -> FileSou
     Raises:
         DataError: none could be read.
     """
-    decode = _Decoder(source.records, source.high_size, source.low_size, source.channels)
+    decode = source.decoder()
 
-    def bad(position: int) -> _Bad | None:
+    def bad(position: int) -> Bad | None:
         item = decode[position]
-        return item if isinstance(item, _Bad) else None
+        return item if isinstance(item, Bad) else None
 
     kept: list[int] = []
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -219,11 +241,11 @@ def into_memory(source: FileSource, threads: int, progress: Progress) -> MemoryS
     Raises:
         DataError: an image cannot be read and ``skip_bad`` is off, or none could be read.
     """
-    decode = _Decoder(source.records, source.high_size, source.low_size, source.channels)
-    items: list[_Pixels] = []
+    decode = source.decoder()
+    items: list[Pixels] = []
     with ThreadPoolExecutor(max(1, threads)) as pool:
         for done, item in enumerate(pool.map(decode.__getitem__, range(len(decode))), 1):
-            if isinstance(item, _Bad):
+            if isinstance(item, Bad):
                 try:
                     source._bad(item)
                 except DataError:

@@ -132,20 +132,25 @@ class Header:
     start: bytes
 
 
+class HeaderError(DataError):
+    """A file whose header this reader does not take; another one may."""
+
+
 def read_header(transport: Transport) -> Header:
     """The header of a TIFF.
 
     Raises:
-        DataError: no TIFF, damaged, several images, or values beyond what this module allows.
+        HeaderError: no TIFF, damaged, several images, or values beyond what this module allows.
+        DataError: it cannot be had.
     """
     start = transport.head(HEADER_BYTES)
     blocks = _Blocks(transport, start)
     try:
         return _header(blocks, start, transport.size)
     except (struct.error, _Damaged) as damage:
-        raise DataError(f"{transport.name}: damaged TIFF header ({damage}): write the file again") from None
+        raise HeaderError(f"{transport.name}: damaged TIFF header ({damage}): write the file again") from None
     except _Refused as refusal:
-        raise DataError(f"{transport.name}: {refusal}") from None
+        raise HeaderError(f"{transport.name}: {refusal}") from None
 
 
 class _Damaged(Exception):

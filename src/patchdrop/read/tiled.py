@@ -26,7 +26,7 @@ from patchdrop.packed import Packed
 from patchdrop.read.decode import Pixels, decode, unreadable
 from patchdrop.read.ledger import Cost, Ledger, Purpose
 from patchdrop.read.source import Reader
-from patchdrop.read.tiff import Header, Level, read_header
+from patchdrop.read.tiff import Georeference, Header, Level, read_header
 from patchdrop.read.transport import Priced, Span, Transport, joined
 
 GROUP_PIXELS = 2**27
@@ -56,7 +56,49 @@ class Look(NamedTuple):
     """``(B,)`` bool: whether any pixel is neither nodata nor transparent."""
 
 
-class TiledScene:
+class Cells:
+    """Where the cells of a scene lie, and their patches.
+
+    Args:
+        size: height and width of the scene in pixels, at least a cell's.
+    """
+
+    def __init__(self, size: tuple[int, int], shape: Shape) -> None:
+        self.size = size
+        self.shape = shape
+        self.rows, self.cols = (-(-side // cell) for side, cell in zip(size, shape.high, strict=True))
+        self._patches = boxes(shape.grid, *shape.high)
+
+    @property
+    def cells(self) -> int:
+        """Number of cells."""
+        return self.rows * self.cols
+
+    def cell_box(self, cell: int) -> Box:
+        """Where a cell lies in the scene."""
+        height, width = self.shape.high
+        top = min(cell // self.cols * height, self.size[0] - height)
+        left = min(cell % self.cols * width, self.size[1] - width)
+        return top, left, top + height, left + width
+
+    def patch_box(self, cell: int, patch: int) -> Box:
+        """Where a patch of a cell lies in the scene."""
+        y, x, _, _ = self.cell_box(cell)
+        top, left, bottom, right = self._patches[patch]
+        return top + y, left + x, bottom + y, right + x
+
+    def in_groups(self) -> Iterator[range]:
+        """The cells in their order, in groups of at most `GROUP_PIXELS`."""
+        size = max(1, GROUP_PIXELS // (self.shape.high[0] * self.shape.high[1] * self.shape.channels))
+        for start in range(0, self.cells, size):
+            yield range(start, min(start + size, self.cells))
+
+    def chosen(self, cells: Sequence[int], choice: Tensor) -> list[Box]:
+        """Boxes of the chosen patches, ``choice (B, P)`` of these cells."""
+        return [self.patch_box(cells[i], p) for i, p in choice.cpu().nonzero().tolist()]
+
+
+class TiledScene(Cells):
     """One scene, ready to be looked at and read.
 
     Args:
@@ -71,7 +113,6 @@ class TiledScene:
     def __init__(self, transport: Transport, shape: Shape, gap: int = 0) -> None:
         self.transport = transport
         self.name = transport.name
-        self.shape = shape
         self.gap = gap
         self.header = read_header(transport)
         self.full = self.header.levels[0]
@@ -81,37 +122,18 @@ class TiledScene:
         overview = low_level(self.header, shape)
         assert overview is not None
         self.overview = overview
-        self.rows, self.cols = (
-            -(-side // cell) for side, cell in zip((self.full.height, self.full.width), shape.high, strict=True)
-        )
-        self._patches = boxes(shape.grid, *shape.high)
-        self._high = _Tiles(self.full, self.header.start, gap)
-        self._low = _Tiles(self.overview, self.header.start, gap)
+        super().__init__((self.full.height, self.full.width), shape)
+        self._high = Tiles(self.full, self.header.start, gap)
+        self._low = Tiles(self.overview, self.header.start, gap)
 
     @property
-    def cells(self) -> int:
-        """Number of cells."""
-        return self.rows * self.cols
-
-    def cell_box(self, cell: int) -> Box:
-        """Where a cell lies in the scene."""
-        height, width = self.shape.high
-        top = min(cell // self.cols * height, self.full.height - height)
-        left = min(cell % self.cols * width, self.full.width - width)
-        return top, left, top + height, left + width
-
-    def patch_box(self, cell: int, patch: int) -> Box:
-        """Where a patch of a cell lies in the scene."""
-        y, x, _, _ = self.cell_box(cell)
-        top, left, bottom, right = self._patches[patch]
-        return top + y, left + x, bottom + y, right + x
+    def georeference(self) -> Georeference | None:
+        """Where it lies on Earth."""
+        return self.header.georeference
 
     def groups(self) -> Iterator[range]:
         """The cells in their order, in groups; after a group its tiles are let go where no later cell needs them."""
-        height, width = self.shape.high
-        size = max(1, GROUP_PIXELS // (height * width * self.shape.channels))
-        for start in range(0, self.cells, size):
-            group = range(start, min(start + size, self.cells))
+        for group in self.in_groups():
             yield group
             if group.stop < self.cells:
                 top = self.cell_box(group.stop)[0]
@@ -120,22 +142,14 @@ class TiledScene:
 
     def look(self, cells: Sequence[int]) -> Look:
         """LR of some cells, from the overview."""
-        down, across = self.overview.height / self.full.height, self.overview.width / self.full.width
-        exact = [(t * down, x * across, b * down, r * across) for t, x, b, r in map(self.cell_box, cells)]
-        outer = [(int(t), int(x), _up(b, self.overview.height), _up(r, self.overview.width)) for t, x, b, r in exact]
-        self._low.fetch(outer, self.transport, "overview")
-        windows = self._low.windows(outer, self.name)
-        low = torch.empty(len(cells), self.shape.channels, *self.shape.low, dtype=torch.uint8)
-        for i, (box, around, window) in enumerate(zip(exact, outer, windows, strict=True)):
-            low[i] = torch.from_numpy(area_resampled(window.values, box, around, self.shape.low))
-        return Look(low, torch.tensor([w.seen is None or bool(w.seen.any()) for w in windows], dtype=torch.bool))
+        return look_at(self._low, self.full, [self.cell_box(c) for c in cells], self.transport, self.shape.low)
 
     def reader(self, cells: Sequence[int]) -> Reader:
         """Reads the chosen patches of some cells; fetches the tiles that cover them and no other byte."""
 
         def read(choice: Tensor) -> Packed:
             image, patch = choice.cpu().nonzero(as_tuple=True)
-            where = self._chosen(cells, choice)
+            where = self.chosen(cells, choice)
             self._high.fetch(where, self.transport, "patch")
             height, width = patch_size(self.shape.grid, *self.shape.high)
             pixels = torch.zeros(len(where), self.shape.channels, height, width, dtype=torch.uint8)
@@ -150,7 +164,7 @@ class TiledScene:
 
         A scene is either priced or read, group by group: tiles that were priced count as held.
         """
-        self._high.fetch(self._chosen(cells, choice), Priced(self.transport, ledger), "patch")
+        self._high.fetch(self.chosen(cells, choice), Priced(self.transport, ledger), "patch")
 
     def everything(self) -> Cost:
         """What reading all HR tiles would cost, without the header."""
@@ -158,12 +172,32 @@ class TiledScene:
         requests = joined([s for s in spans if s.stop > len(self.header.start)], self.gap)
         return Cost(len(requests), sum(span.length for span in requests))
 
-    def _chosen(self, cells: Sequence[int], choice: Tensor) -> list[Box]:
-        return [self.patch_box(cells[i], p) for i, p in choice.cpu().nonzero().tolist()]
+
+def look_at(tiles: Tiles, full: Level, where: Sequence[Box], transport: Transport, size: tuple[int, int]) -> Look:
+    """LR of boxes of a scene, from the tiles of its overview.
+
+    Args:
+        full: the scene's full resolution, in whose pixels the boxes are.
+        size: LR's height and width.
+    """
+    level = tiles.level
+    down, across = level.height / full.height, level.width / full.width
+    exact = [(t * down, x * across, b * down, r * across) for t, x, b, r in where]
+    outer = [(int(t), int(x), _up(b, level.height), _up(r, level.width)) for t, x, b, r in exact]
+    tiles.fetch(outer, transport, "overview")
+    windows = tiles.windows(outer, transport.name)
+    low = torch.empty(len(where), level.colours, *size, dtype=torch.uint8)
+    for i, (box, around, window) in enumerate(zip(exact, outer, windows, strict=True)):
+        low[i] = torch.from_numpy(area_resampled(window.values, box, around, size))
+    return Look(low, torch.tensor([w.seen is None or bool(w.seen.any()) for w in windows], dtype=torch.bool))
 
 
-def misfit(header: Header, shape: Shape) -> str:
-    """Why a scene cannot be read for such a model, and what to do; empty where it can."""
+def misfit(header: Header, shape: Shape, overview: bool = True) -> str:
+    """Why a scene cannot be read for such a model, and what to do; empty where it can.
+
+    Args:
+        overview: whether one that LR can come from is needed.
+    """
     full = header.levels[0]
     for what, level in (("it", full), *((f"its overview of {v.width} px", v) for v in header.levels[1:])):
         reason = unreadable(level)
@@ -176,7 +210,7 @@ def misfit(header: Header, shape: Shape) -> str:
             f"{full.width} x {full.height} px is smaller than the model's HR image, {shape.high[1]} x {shape.high[0]}: "
             "predict it as a plain image"
         )
-    if low_level(header, shape) is None:
+    if overview and low_level(header, shape) is None:
         return (
             f"has no overview between full resolution and LR ({shape.high[0] / shape.low[0]:g} times coarser): "
             "see `patchdrop check`"
@@ -247,7 +281,7 @@ def _up(edge: float, most: int) -> int:
     return min(most, int(np.ceil(edge - 1e-6)))
 
 
-class _Tiles:
+class Tiles:
     """The bytes of one level's tiles, each fetched once while it may be needed."""
 
     def __init__(self, level: Level, start: bytes, gap: int) -> None:
@@ -274,9 +308,10 @@ class _Tiles:
         parts = transport.read(requests, purpose)
         self._held.update(_cut(absent, requests, parts))
 
-    def forget(self, top: int) -> None:
-        """Let go of tiles that end above a row of the level."""
+    def forget(self, top: int | None = None) -> None:
+        """Let go of tiles that end above a row of the level; of all without one."""
         assert self.level.tile is not None
+        top = self.level.tile[0] * self.level.tile_grid[0] if top is None else top
         rows = top // self.level.tile[0] * self.level.tile_grid[1]
         self._held = {tile: held for tile, held in self._held.items() if tile % self._in_plane >= rows}
 
