@@ -11,6 +11,7 @@ import numpy as np
 import rasterio
 from numpy.typing import NDArray
 from PIL import Image
+from rasterio.enums import Resampling
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.shutil import copy
 from rasterio.transform import from_origin
@@ -85,4 +86,20 @@ def write_painted(
     copy(virtual, path, driver="COG", COMPRESS=compress, BLOCKSIZE=str(block), OVERVIEWS="AUTO")
     for used in (virtual, *layers.values()):
         used.unlink()
+    return path
+
+
+def write_slide(path: Path, pixels: NDArray[np.uint8], factors: tuple[int, ...] = (2, 4)) -> Path:
+    """A tiled pyramid of ``pixels (3, height, width)`` with a label beside it, as scanners write it.
+
+    OpenSlide opens it as ``generic-tiff``; our own reader refuses it, because of the second image.
+    """
+    _, height, width = pixels.shape
+    colour = {"count": 3, "dtype": "uint8", "photometric": "RGB"}
+    tiles = {"tiled": True, "blockxsize": 64, "blockysize": 64, "compress": "deflate"}
+    with rasterio.open(path, "w", driver="GTiff", height=height, width=width, **colour, **tiles) as file:
+        file.write(pixels)
+        file.build_overviews(list(factors), Resampling.average)
+    with rasterio.open(path, "w", driver="GTiff", height=32, width=48, **colour, APPEND_SUBDATASET="YES") as file:
+        file.write(np.full((3, 32, 48), 90, np.uint8))
     return path

@@ -55,6 +55,28 @@ DISK = Link(0.1, 4000.0)
 """Taken for files where nothing is said."""
 
 
+def check_billable(tariff: Tariff, georeferenced: bool, counted: bool, name: str) -> None:
+    """Whether a scene can be sold under a tariff.
+
+    Args:
+        counted: whether requests and bytes of the scene are known.
+        name: of the scene, for errors.
+
+    Raises:
+        DataError: the tariff is by area, and the scene has no georeference; or by bytes or requests that are not known.
+    """
+    if tariff.sells_areas and not georeferenced:
+        raise DataError(
+            f"{name}: has no georeference with an EPSG code, which a price per km2 needs: correct it with "
+            "gdal_edit -a_srs, or leave --tariff out"
+        )
+    if (tariff.per_gb or tariff.per_1000_requests) and not counted:
+        raise DataError(
+            f"{name}: what OpenSlide reads of it is not known, which per_gb and per_1000_requests need: convert it to "
+            "a tiled TIFF, or leave --tariff out"
+        )
+
+
 def bill(
     tariff: Tariff | None,
     ground: Ground | None,
@@ -62,7 +84,6 @@ def bill(
     boxes: Sequence[Box],
     cost: Cost,
     everything: Cost,
-    name: str,
 ) -> tuple[Bill, list[Priced]]:
     """The bill of one scene, and the areas to order.
 
@@ -72,13 +93,9 @@ def bill(
         boxes: the chosen patches.
         cost: requests and bytes of reading them.
         everything: requests and bytes of reading the whole scene.
-        name: of the scene, for errors.
 
     Returns:
         The areas are none where the tariff sells no imagery.
-
-    Raises:
-        DataError: the tariff is by area, and the scene has no georeference.
     """
     chosen, whole = None, None
     if ground is not None:
@@ -90,11 +107,7 @@ def bill(
     areas: list[Area] = []
     price = 0.0
     if tariff.sells_areas:
-        if ground is None:
-            raise DataError(
-                f"{name}: has no georeference with an EPSG code, which a price per km2 needs: correct it with "
-                "gdal_edit -a_srs, or leave --tariff out"
-            )
+        assert ground is not None, "see check_billable"
         areas = orderable(boxes, size, ground, tariff)
         price = tariff.price_of(sum(area.km2 for area in areas))
         (all_of_it,) = orderable([(0, 0, *size)], size, ground, tariff)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,10 @@ import numpy as np
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid, boxes, patch_size
 from patchdrop.read.decode import unreadable
-from patchdrop.read.tiff import COMPRESSIONS, Header, Level, read_header
+from patchdrop.read.slide import slide_instead, slide_level, slide_misfit
+from patchdrop.read.tiff import COMPRESSIONS, Header, HeaderError, Level, read_header
 from patchdrop.read.tiled import Shape, covering, low_level, misfit
-from patchdrop.read.transport import open_transport, public_name
+from patchdrop.read.transport import is_url, open_transport, public_name
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import size_of
 
@@ -55,6 +57,10 @@ def check_one(source: str, shape: Shape) -> dict[str, Any]:
     transport = open_transport(source)
     try:
         header = read_header(transport)
+    except HeaderError as refused:
+        if is_url(source):
+            raise
+        return _check_slide(source, shape, refused)
     finally:
         transport.close()
     full, low = header.levels[0], low_level(header, shape)
@@ -86,6 +92,33 @@ def check_one(source: str, shape: Shape) -> dict[str, Any]:
         "georeference": None if place is None else {"epsg": place.epsg, "matrix": list(place.matrix)},
         "header": transport.ledger.of("header")._asdict(),
     }
+
+
+def _check_slide(source: str, shape: Shape, refused: HeaderError) -> dict[str, Any]:
+    """As `check_one`, of a slide for OpenSlide; nothing is said of bytes, which it reads by itself."""
+    with closing(slide_instead(source, refused)) as file:
+        width, height = file.slide.dimensions
+        levels = [
+            {"size": [h, w], "factor": round(width / w, 3), "tile": None, "bytes": None}
+            for w, h in file.slide.level_dimensions
+        ]
+        low, reason = slide_level(file, shape), slide_misfit(file, shape)
+        return {
+            "scene": file.name,
+            "fit": not reason,
+            "reasons": [reason] if reason else [],
+            "advice": [],
+            "bytes": file.size,
+            "size": [height, width],
+            "bands": 3,
+            "alpha": False,
+            "dtype": "uint8",
+            "slide": file.vendor,
+            "overviews": levels[1:],
+            "low": None if low is None else {**levels[low], "wanted": shape.high[1] / shape.low[1]},
+            "patch": list(patch_size(shape.grid, *shape.high)),
+            "georeference": None,
+        }
 
 
 def _overview(full: Level, level: Level) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from patchdrop.errors import RunError, UsageError, first_line
 from patchdrop.files import beside, write_bytes, writing
-from patchdrop.read.tiled import Box, TiledScene
+from patchdrop.read.tiled import Box, Cells
 from patchdrop.report import theme
 from patchdrop.report.scene import ScenePicture, png
 from patchdrop.scenes.formats import ENDINGS, PACKAGES, Format
@@ -71,7 +71,7 @@ def file_name(name: str, kind: Format) -> str:
 
 @contextmanager
 def outputs(
-    formats: Sequence[Format], path: Path, scene: TiledScene, places: Places, classes: Sequence[str]
+    formats: Sequence[Format], path: Path, scene: Cells, places: Places, classes: Sequence[str]
 ) -> Iterator[list[Writer]]:
     """A writer for each kind of file; the files are there when the block ends, and none where it raises.
 
@@ -224,7 +224,7 @@ class ClassMap:
     and column of pixels may reach beyond the scene's border, by less than a patch.
     """
 
-    def __init__(self, path: Path, scene: TiledScene, places: Places, classes: Sequence[str]) -> None:
+    def __init__(self, path: Path, scene: Cells, places: Places, classes: Sequence[str]) -> None:
         self._path, self._scene, self._places, self._classes = path, scene, places, classes
         kind = np.uint8 if len(classes) < 255 else np.uint16
         self._nodata = int(np.iinfo(kind).max)
@@ -244,7 +244,7 @@ class ClassMap:
         scene = self._scene
         grid = scene.shape.grid
         down, across = scene.shape.high[0] / grid.rows, scene.shape.high[1] / grid.cols
-        height, width = _parts(scene.full.height, down), _parts(scene.full.width, across)
+        height, width = _parts(scene.size[0], down), _parts(scene.size[1], across)
         pixels = self._cells.repeat(grid.rows, 0).repeat(grid.cols, 1)[:height, :width]
         matrix = Affine(*(self._places.matrix or (1, 0, 0, 0, 1, 0))) @ Affine.scale(across, down)
         profile = {"count": 1, "dtype": pixels.dtype, "height": height, "width": width, "nodata": self._nodata}
@@ -263,11 +263,11 @@ class ClassMap:
 class Picture:
     """The scene as its overview shows it, with what was decided and what was read."""
 
-    def __init__(self, path: Path, scene: TiledScene, classes: Sequence[str]) -> None:
+    def __init__(self, path: Path, scene: Cells, classes: Sequence[str]) -> None:
         self._path, self._scene = path, scene
         self._colours = {name: theme.class_colour(i) for i, name in enumerate(classes)}
         low = max(pixels / side for pixels, side in zip(scene.shape.low, scene.shape.high, strict=True))
-        self._picture = ScenePicture((scene.full.height, scene.full.width), low)
+        self._picture = ScenePicture(scene.size, low)
 
     def add(self, found: CellResult) -> None:
         """Draw one more cell."""
@@ -288,14 +288,15 @@ class Picture:
 
 def _caption(summary: dict[str, Any], patches: int) -> list[str]:
     cells = summary["cells"] - summary["skipped"]
-    total, everything = summary["execution"]["total"], summary["everything"]["bytes"]
+    total, everything = summary["execution"]["total"], summary["everything"]
+    times, unit = ("requests", "bytes") if "bytes" in total else ("regions", "pixels")
     skipped = f" ({summary['skipped']:,} more without data)" if summary["skipped"] else ""
     share = theme.percent(summary["patches"] / (cells * patches) if cells else None)
-    of_all = theme.percent(total["bytes"] / everything if everything else None)
+    of_all = theme.percent(total[unit] / everything[unit] if everything[unit] else None)
     read = f"{summary['patches']:,} of {cells * patches:,} patches"
     return [
         f"{cells:,} cells{skipped} · {read} read (bright), {share} of HR",
-        f"{total['bytes']:,} bytes in {total['requests']:,} requests, {of_all} of reading everything",
+        f"{total[unit]:,} {unit} in {total[times]:,} {times}, {of_all} of reading everything",
     ]
 
 

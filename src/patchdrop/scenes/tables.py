@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -28,6 +29,10 @@ def check_table(document: dict[str, Any]) -> RenderableType:
 def _check_row(found: dict[str, Any]) -> list[str]:
     factors = " ".join(f"{level['factor']:g}" for level in found["overviews"]) or "none"
     low = found["low"]
+    if "slide" in found:
+        size = [escape(found["scene"]), "yes" if found["fit"] else "no", _size(found["size"]), "3", found["dtype"]]
+        low_from = f"{low['factor']:g} (wanted {low['wanted']:g})" if low else "none"
+        return [*size, f"OpenSlide: {found['slide']}", "", factors, low_from, "not counted"]
     received = found["bytes_per_patch"]
     tiles = found["tiles_per_patch"]
     return [
@@ -50,44 +55,59 @@ def scenes_table(document: dict[str, Any]) -> RenderableType:
     for name in ("cells", "nodata", "patches", "requests", "bytes", "everything: requests", "bytes", "share %"):
         table.add_column(name, justify="right")
     for scene in document["scenes"]:
-        cost, everything = scene["execution"]["total"], scene["everything"]
-        counts = (scene["cells"], scene["skipped"], scene["patches"], cost["requests"], cost["bytes"])
-        table.add_row(escape(scene["scene"]), *_row(*counts, everything["requests"], everything["bytes"]))
+        counts = [f"{scene[name]:,}" for name in ("cells", "skipped", "patches")]
+        table.add_row(escape(scene["scene"]), *counts, *_costs(scene["execution"]["total"], scene["everything"]))
     if len(document["scenes"]) > 1:
+        total = document["total"]
+        counts = [f"{total[name]:,}" for name in ("cells", "skipped", "patches")]
+        everything = {name.removeprefix("everything_"): v for name, v in total.items() if name.startswith("everything")}
         table.add_section()
-        table.add_row("in total", *_row(*document["total"].values()))
-    return Group(table, _bill_table(document))
+        for word, unit in (("in total", "bytes"), ("slides in total", "pixels")):
+            if unit in total:
+                table.add_row(word, *counts, *_costs(total, everything, unit))
+                counts = [""] * 3
+    slides = any("pixels" in scene["everything"] for scene in document["scenes"])
+    return Group(table, *([SLIDES] * slides), _bill_table(document))
+
+
+SLIDES = "Slides are read by OpenSlide: regions and pixels (px) are counted, bytes cannot be."
+
+
+def _costs(cost: dict[str, int], everything: dict[str, int], unit: str = "") -> list[str]:
+    """Requests and bytes, or of a slide regions and pixels; the same for everything; the share."""
+    unit = unit or ("bytes" if "bytes" in everything else "pixels")
+    times, px = ("requests", "") if unit == "bytes" else ("regions", " px")
+    share = f"{100 * cost[unit] / everything[unit]:.1f}" if everything[unit] else ""
+    return [*(f"{c[name]:,}{mark}" for c in (cost, everything) for name, mark in ((times, ""), (unit, px))), share]
 
 
 def _bill_table(document: dict[str, Any]) -> Table:
     """Ground, money and, of a plan, seconds of each scene; what is not known is left empty."""
     tariff = document["tariff"]
     money = f"money, {escape(tariff['currency'])}" if tariff else "money"
-    timed = any("estimate" in scene for scene in document["scenes"])
+    timed = any("estimate" in scene for scene in document["scenes"])  # a plan; it has no estimate of a slide
     table = Table("scene", caption="seconds of reading alone, networks left out" if timed else None)
     table.caption_justify = "left"
     for name in ("km2 chosen", "km2 ordered", money, "everything: km2", "money", *(("seconds", "all") * timed)):
         table.add_column(name, justify="right")
     for scene in document["scenes"]:
-        seconds = [scene["estimate"][name] for name in ("seconds", "everything_seconds")] if timed else []
-        table.add_row(escape(scene["scene"]), *_bill_row(scene["bill"]), *(f"{value:,.1f}" for value in seconds))
+        table.add_row(escape(scene["scene"]), *_bill_row(scene["bill"]), *_seconds([scene]))
     if len(document["scenes"]) > 1:
         table.add_section()
-        sums = [
-            sum(s["estimate"][name] for s in document["scenes"]) for name in ("seconds", "everything_seconds") if timed
-        ]
-        table.add_row("in total", *_bill_row(document["bill"]), *(f"{value:,.1f}" for value in sums))
+        table.add_row("in total", *_bill_row(document["bill"]), *_seconds(document["scenes"]))
     return table
+
+
+def _seconds(scenes: Sequence[dict[str, Any]]) -> list[str]:
+    """Of a plan's scenes together: seconds of what was chosen, and of everything; empty where there is no estimate."""
+    estimates = [scene["estimate"] for scene in scenes if scene.get("estimate") is not None]
+    names = ("seconds", "everything_seconds") if estimates else ()
+    return [f"{sum(estimate[name] for estimate in estimates):,.1f}" for name in names]
 
 
 def _bill_row(bill: dict[str, float | None]) -> list[str]:
     names = (("chosen_km2", 3), ("ordered_km2", 3), ("money", 2), ("everything_km2", 3), ("everything_money", 2))
     return ["" if bill[name] is None else f"{bill[name]:,.{digits}f}" for name, digits in names]
-
-
-def _row(cells: int, skipped: int, patches: int, requests: int, received: int, most: int, all_bytes: int) -> list[str]:
-    share = f"{100 * received / all_bytes:.1f}" if all_bytes else ""
-    return [*(f"{n:,}" for n in (cells, skipped, patches, requests, received, most, all_bytes)), share]
 
 
 def _size(size: list[int]) -> str:

@@ -28,11 +28,13 @@ from patchdrop.evaluation.dial import chosen_point, read_calibration, stage_and_
 from patchdrop.files import read_json, write_json, writing
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import Choose, greedy
-from patchdrop.read.ledger import Cost, Ledger
+from patchdrop.read.ledger import Cost, Regions
+from patchdrop.read.slide import SlideScene, slide_instead
+from patchdrop.read.tiff import HeaderError
 from patchdrop.read.tiled import Box, Shape, TiledScene
 from patchdrop.read.transport import LIMIT, is_url, open_transport, public_name
 from patchdrop.runfolder import RunFolder
-from patchdrop.scenes.bill import DISK, NETWORK, Bill, Link, Priced, bill, estimate, total_bill
+from patchdrop.scenes.bill import DISK, NETWORK, Bill, Link, Priced, bill, check_billable, estimate, total_bill
 from patchdrop.scenes.formats import DEFAULT, Format
 from patchdrop.scenes.outputs import CellResult, Features, check_formats, file_name, outputs
 from patchdrop.scenes.places import Places
@@ -44,6 +46,7 @@ CHUNK_PIXELS = 2**20
 """Cells that go through the networks at once have at most this many HR pixels; one cell may have more."""
 
 Failed = Callable[[str], None]
+Scene = TiledScene | SlideScene
 
 
 class Reading(NamedTuple):
@@ -203,8 +206,9 @@ def plan(
 
 def _plan_scene(model: Model, source: str, out: Path, reading: Reading, terms: Terms) -> dict[str, Any]:
     with _opened(source, model, reading) as scene, bars({"looking": (scene.cells, 1.0)}, "cells") as bar:
-        places = Places(scene.header.georeference, scene.name)
-        priced = Ledger()
+        places = Places(scene.georeference, scene.name)
+        _check_billable(scene, places, terms.tariff)
+        priced: Any = type(scene.transport.ledger)()
         chosen: list[tuple[int, list[int]]] = []
         skipped = 0
         for group in scene.groups():
@@ -219,10 +223,9 @@ def _plan_scene(model: Model, source: str, out: Path, reading: Reading, terms: T
             bar.advance("looking", len(group))
         spent = scene.transport.ledger
         costs = {"header": spent.of("header"), "overview": spent.of("overview"), "patch": priced.of("patch")}
-        everything = spent.of("header").plus(scene.everything())
         execution = _with_total(costs)
         boxes = [scene.patch_box(cell, patch) for cell, patches in chosen for patch in patches]
-        owed, order = _bill(scene, places, boxes, Cost(**execution["total"]), terms.tariff)
+        owed, order = _bill(scene, places, boxes, execution["total"], terms.tariff)
         areas = out / f"{_file_name(source)}.areas.geojson"
         with writing(areas) as file:
             features = Features(file, places.kind)
@@ -240,14 +243,14 @@ def _plan_scene(model: Model, source: str, out: Path, reading: Reading, terms: T
             "areas": areas.name,
             "planning": spent.to_json(),
             "execution": execution,
-            "everything": everything._asdict(),
+            "everything": _everything(scene)._asdict(),
             "bill": owed._asdict(),
-            "estimate": estimate(costs, everything, terms.link(source), scene.transport.in_flight),
+            "estimate": _estimate(scene, costs, terms.link(source)),
             "chosen": chosen,
         }
 
 
-def _areas(scene: TiledScene, chosen: Sequence[tuple[int, Sequence[int]]]) -> Iterator[tuple[Box, dict[str, Any]]]:
+def _areas(scene: Scene, chosen: Sequence[tuple[int, Sequence[int]]]) -> Iterator[tuple[Box, dict[str, Any]]]:
     """The chosen patches of each cell, those beside one another as one box."""
     columns = scene.shape.grid.cols
     for cell, patches in chosen:
@@ -379,7 +382,8 @@ def _predict_scene(work: _Work, source: str, planned: _Planned | None) -> dict[s
         scene = stack.enter_context(_opened(source, model, work.reading))
         if planned is not None and planned.version != scene.transport.version:
             raise DataError(f"{scene.name}: is not the file that was planned; plan it again")
-        places = Places(scene.header.georeference, scene.name)
+        places = Places(scene.georeference, scene.name)
+        _check_billable(scene, places, work.tariff)
         bar = stack.enter_context(bars({"cells": (scene.cells, 1.0)}, "cells"))
         writers = stack.enter_context(outputs(formats, path, scene, places, model.predictor.config.classes))
         counts: dict[str, int] = {}
@@ -391,7 +395,7 @@ def _predict_scene(work: _Work, source: str, planned: _Planned | None) -> dict[s
                 for writer in writers:
                     writer.add(found)
             bar.advance("cells", len(group))
-        owed, _ = _bill(scene, places, boxes, scene.transport.ledger.total, work.tariff)
+        owed, _ = _bill(scene, places, boxes, scene.transport.ledger.total._asdict(), work.tariff)
         summary = {
             **_described(scene, places),
             **key,
@@ -401,7 +405,7 @@ def _predict_scene(work: _Work, source: str, planned: _Planned | None) -> dict[s
             "classes": counts,
             "files": {kind: file_name(path.name, kind) for kind in formats},
             "execution": scene.transport.ledger.to_json(),
-            "everything": scene.transport.ledger.of("header").plus(scene.everything())._asdict(),
+            "everything": _everything(scene)._asdict(),
             "bill": owed._asdict(),
         }
         for writer in writers:
@@ -410,7 +414,7 @@ def _predict_scene(work: _Work, source: str, planned: _Planned | None) -> dict[s
     return summary
 
 
-def _predict_group(model: Model, scene: TiledScene, group: range, planned: _Planned | None) -> Iterator[CellResult]:
+def _predict_group(model: Model, scene: Scene, group: range, planned: _Planned | None) -> Iterator[CellResult]:
     cells, low = _seen(scene, group)
     decided: dict[int, tuple[str, float, tuple[int, ...], NDArray[np.uint8]]] = {}
     if cells:
@@ -463,34 +467,57 @@ def _finished(path: Path, key: dict[str, Any], formats: Sequence[Format]) -> dic
 
 
 @contextmanager
-def _opened(source: str, model: Model, reading: Reading) -> Iterator[TiledScene]:
-    with closing(open_transport(source, reading.limit)) as transport:
-        yield TiledScene(transport, model.shape, reading.gap)
+def _opened(source: str, model: Model, reading: Reading) -> Iterator[Scene]:
+    """A scene, or a slide where the reader of TIFFs does not take the file."""
+    with ExitStack() as stack:
+        transport = stack.enter_context(closing(open_transport(source, reading.limit)))
+        scene: Scene
+        try:
+            scene = TiledScene(transport, model.shape, reading.gap)
+        except HeaderError as refused:
+            if is_url(source):
+                raise
+            scene = SlideScene(stack.enter_context(closing(slide_instead(source, refused))), model.shape)
+        yield scene
 
 
-def _seen(scene: TiledScene, group: range) -> tuple[list[int], Tensor]:
+def _seen(scene: Scene, group: range) -> tuple[list[int], Tensor]:
     """The cells that hold more than nodata, and their LR."""
     look = scene.look(group)
     return [cell for cell, seen in zip(group, look.seen.tolist(), strict=True) if seen], look.low[look.seen]
 
 
-def _described(scene: TiledScene, places: Places) -> dict[str, Any]:
+def _described(scene: Scene, places: Places) -> dict[str, Any]:
     return {
         "scene": scene.name,
         "version": scene.transport.version,
-        "size": [scene.full.height, scene.full.width],
+        "size": list(scene.size),
         "coordinates": places.kind,
         "cells": scene.cells,
     }
 
 
+def _check_billable(scene: Scene, places: Places, tariff: Tariff | None) -> None:
+    """Raise DataError where the tariff's prices do not fit the scene, before its pixels are read."""
+    if tariff is not None:
+        check_billable(tariff, places.kind == "CRS84", isinstance(scene, TiledScene), scene.name)
+
+
 def _bill(
-    scene: TiledScene, places: Places, boxes: Sequence[Box], cost: Cost, tariff: Tariff | None
+    scene: Scene, places: Places, boxes: Sequence[Box], total: dict[str, int], tariff: Tariff | None
 ) -> tuple[Bill, list[Priced]]:
-    """What some patches of a scene cost, read with ``cost``."""
-    size = scene.full.height, scene.full.width
-    everything = scene.transport.ledger.of("header").plus(scene.everything())
-    return bill(tariff, places.ground(*size), size, boxes, cost, everything, scene.name)
+    """What some patches of a scene cost, read with ``total``."""
+    cost = everything = Cost(0, 0)  # of a slide nothing is counted that could be paid for
+    if isinstance(scene, TiledScene):
+        cost, everything = Cost(**total), Cost(**_everything(scene)._asdict())
+    return bill(tariff, places.ground(*scene.size), scene.size, boxes, cost, everything)
+
+
+def _estimate(scene: Scene, costs: dict[str, Any], link: Link) -> dict[str, Any] | None:
+    """As `estimate`; None of a slide, whose bytes are not known."""
+    if not isinstance(scene, TiledScene):
+        return None
+    return estimate(costs, Cost(**_everything(scene)._asdict()), link, scene.transport.in_flight)
 
 
 def _billed(scenes: Sequence[dict[str, Any]], tariff: Tariff | None) -> dict[str, Any]:
@@ -512,17 +539,32 @@ def _ordered(
         yield places.outline(rings), values
 
 
-def _with_total(costs: dict[str, Cost]) -> dict[str, dict[str, int]]:
-    total = Cost(*(sum(column) for column in zip(*costs.values(), strict=True)))
+def _everything(scene: Scene) -> Cost | Regions:
+    """What reading the whole scene costs."""
+    header: Any = scene.transport.ledger.of("header")
+    found: Cost | Regions = header.plus(scene.everything())
+    return found
+
+
+def _with_total(costs: dict[str, Any]) -> dict[str, dict[str, int]]:
+    """Costs of one kind, and their sum."""
+    kind = type(costs["patch"])
+    total = kind(*(sum(column) for column in zip(*costs.values(), strict=True)))
     return {name: cost._asdict() for name, cost in {**costs, "total": total}.items()}
 
 
 def _total(scenes: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Sums over scenes: what was, or would be, read, and what reading everything costs."""
+    """Sums over scenes: what was, or would be, read, and what reading everything costs.
+
+    Requests and bytes are of scenes, regions and pixels of slides, whose bytes cannot be counted.
+    """
     sums = {name: sum(scene[name] for scene in scenes) for name in ("cells", "skipped", "patches")}
-    costs = {name: sum(scene["execution"]["total"][name] for scene in scenes) for name in ("requests", "bytes")}
-    everything = {f"everything_{name}": sum(scene["everything"][name] for scene in scenes) for name in costs}
-    return {**sums, **costs, **everything}
+    for units in (("requests", "bytes"), ("regions", "pixels")):
+        counted = [scene for scene in scenes if units[1] in scene["everything"]]
+        if counted or (not scenes and units[1] == "bytes"):
+            sums |= {name: sum(scene["execution"]["total"][name] for scene in counted) for name in units}
+            sums |= {f"everything_{name}": sum(scene["everything"][name] for scene in counted) for name in units}
+    return sums
 
 
 def _each_once(sources: Sequence[str]) -> list[str]:
