@@ -26,8 +26,8 @@ import torch
 from patchdrop.grid import Grid
 from patchdrop.provenance import machine
 from patchdrop.read import tiled
+from patchdrop.read.http import HttpFile
 from patchdrop.read.tiled import Shape, TiledScene
-from patchdrop.read.transport import HttpFile
 from pyramids import picture, write_cog
 from range_server import RangeServer, range_server
 

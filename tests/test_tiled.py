@@ -22,9 +22,10 @@ from patchdrop.errors import DataError
 from patchdrop.grid import Grid
 from patchdrop.packed import gather
 from patchdrop.read import tiff, tiled
+from patchdrop.read.http import HttpFile
 from patchdrop.read.ledger import Cost, Ledger
 from patchdrop.read.tiled import Shape, TiledScene, area_resampled
-from patchdrop.read.transport import HttpFile, LocalFile, Span
+from patchdrop.read.transport import LocalFile, Span
 from pyramids import picture, write_cog, write_painted
 from range_server import range_server
 

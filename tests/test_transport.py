@@ -17,8 +17,11 @@ from hypothesis import strategies as st
 
 from patchdrop.errors import DataError, UsageError
 from patchdrop.read import transport as module
+from patchdrop.read.http import HttpFile
 from patchdrop.read.ledger import Cost, Ledger
-from patchdrop.read.transport import HttpFile, LocalFile, Priced, Span, joined, open_transport, public_name
+from patchdrop.read.opening import open_transport
+from patchdrop.read.remote import IN_FLIGHT
+from patchdrop.read.transport import LocalFile, Priced, Span, joined, public_name
 from range_server import Asked, RangeServer, range_server
 
 CONTENT = bytes(range(256)) * 400
@@ -131,7 +134,7 @@ def test_many_requests_are_in_flight_at_once(server: RangeServer, remote: HttpFi
 
     server.misbehave = slowly
     remote.read([Span(i, i + 1) for i in range(64)], "patch")
-    assert 4 < most <= module.IN_FLIGHT
+    assert 4 < most <= IN_FLIGHT
 
 
 # --- servers that misbehave

@@ -24,7 +24,8 @@ from urllib.parse import urlsplit
 from patchdrop.errors import DataError, RunError
 from patchdrop.files import read_json, write_bytes, write_json
 from patchdrop.read.ledger import Purpose
-from patchdrop.read.transport import Span, Transport, is_url, open_transport, public_name
+from patchdrop.read.opening import open_transport
+from patchdrop.read.transport import Span, Transport, is_url, public_name
 
 
 def address(source: str) -> str:

@@ -13,10 +13,11 @@ import numpy as np
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid, boxes, patch_size
 from patchdrop.read.decode import unreadable
+from patchdrop.read.opening import open_transport
 from patchdrop.read.slide import slide_instead, slide_level, slide_misfit
 from patchdrop.read.tiff import COMPRESSIONS, Header, HeaderError, Level, read_header
 from patchdrop.read.tiled import Shape, covering, low_level, misfit
-from patchdrop.read.transport import is_url, open_transport, public_name
+from patchdrop.read.transport import is_url, public_name
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import size_of
 

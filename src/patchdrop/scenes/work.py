@@ -29,10 +29,12 @@ from patchdrop.files import read_json, write_json, writing
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.read.ledger import Cost, Regions
+from patchdrop.read.opening import open_transport
+from patchdrop.read.remote import LIMIT
 from patchdrop.read.slide import SlideScene, slide_instead
 from patchdrop.read.tiff import HeaderError
 from patchdrop.read.tiled import Box, Shape, TiledScene
-from patchdrop.read.transport import LIMIT, is_url, open_transport, public_name
+from patchdrop.read.transport import is_url, public_name
 from patchdrop.runfolder import RunFolder
 from patchdrop.scenes.bill import DISK, NETWORK, Bill, Link, Priced, bill, check_billable, estimate, total_bill
 from patchdrop.scenes.formats import DEFAULT, Format
