@@ -84,6 +84,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.answer(404, b"no such file")
         elif etag and self.headers.get("If-Match", etag) != etag:
             self.answer(412, b"")
+        elif etag and self.headers.get("If-None-Match") == etag:
+            self.answer(304, b"", ETag=etag)
         else:
             self.part(asked)
 

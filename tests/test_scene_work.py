@@ -23,7 +23,6 @@ from rasterio.shutil import copy
 from patchdrop.cli import app, main
 from patchdrop.episode import PatchDrop
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig, build_stage
 from patchdrop.policy import budget
 from patchdrop.policy.choice import greedy
 from patchdrop.read import tiff, tiled
@@ -36,7 +35,8 @@ from patchdrop.scenes import outputs, work
 from patchdrop.scenes.places import Places
 from pyramids import picture, write_cog
 from range_server import RangeServer, range_server
-from tiny import CLASSES, tiny_settings, unsettle
+from tiny import CLASSES
+from untrained import untrained_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 SHAPE = Shape((64, 64), (16, 16), Grid(4, 4), 3)
@@ -45,19 +45,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was not trained: random networks choose, and see, something different in each cell."""
-    folder = RunFolder(tmp_path_factory.mktemp("model"))
-    settings = tiny_settings(high="64", low="16", policy_head="global")
-    folder.start(settings)
-    config = ModelConfig.of(settings, CLASSES)
-    for seed, stage in enumerate(("pt", "ft2")):
-        torch.manual_seed(seed)
-        module = unsettle(build_stage(stage, config), seed)
-        for name, tensor in module.state_dict().items():
-            if name.endswith(("normalise.mean", "normalise.std")):
-                tensor.fill_(100.0 if name.endswith("mean") else 50.0)
-        folder.finish(stage, module, config, {"figures": {}, "seconds": 0.0})
-    return folder.path
+    return untrained_run(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

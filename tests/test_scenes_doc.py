@@ -1,4 +1,4 @@
-"""The worked example of docs/scenes.md runs as it stands there."""
+"""The worked examples of docs/scenes.md run as they stand there."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from tiny import unsettle
 PAGE = (Path(__file__).parent.parent / "docs" / "scenes.md").read_text(encoding="utf-8")
 
 
-def test_the_worked_example_runs_and_plan_and_prediction_agree(
+def test_the_worked_examples_run_and_plan_and_prediction_agree(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With networks of the demo's sizes that were not trained."""
@@ -32,22 +33,30 @@ def test_the_worked_example_runs_and_plan_and_prediction_agree(
     config = ModelConfig.of(settings, CLASSES)
     folder.finish("ft2", unsettle(build_stage("ft2", config)), config, {"figures": {}, "seconds": 0.0})
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)
-    (code,) = (body for language, body in blocks if language == "python")
-    exec(compile(code, "scenes.md", "exec"), {})
-    (commands,) = (body for language, body in blocks if language == "")
-    (money,) = (body for language, body in blocks if language == "sh")
-    write, order = money.splitlines()
-    Path("tariff.yaml").write_text(shlex.split(write)[1].replace("\\n", "\n"), encoding="utf-8")
-    documents = []
-    for line in [*commands.splitlines(), order]:
+
+    def of(line: str) -> Any:
         capsys.readouterr()
         assert main([*shlex.split(line)[1:], "--json"]) == 0, line
-        documents.append(json.loads(capsys.readouterr().out))
-    check, plan, predict, ordered = documents
-    assert check["scenes"][0]["fit"] and check["scenes"][0]["aligned"]
-    assert plan["total"] == predict["total"]
-    assert plan["total"]["cells"] == 256
-    assert plan["scenes"][0]["execution"] == predict["scenes"][0]["execution"]
-    assert ordered["bill"]["money"] == pytest.approx(12 * ordered["bill"]["ordered_km2"])
-    assert ordered["bill"]["chosen_km2"] <= ordered["bill"]["ordered_km2"] <= ordered["bill"]["everything_km2"]
-    assert ordered["bill"]["chosen_km2"] == pytest.approx(predict["bill"]["chosen_km2"])
+        return json.loads(capsys.readouterr().out)
+
+    names: dict[str, object] = {}
+    plans = []
+    for language, body in blocks:
+        if language == "python":
+            exec(compile(body, "scenes.md", "exec"), names)
+        elif language == "sh":
+            write, line = body.splitlines()
+            Path("tariff.yaml").write_text(shlex.split(write)[1].replace("\\n", "\n"), encoding="utf-8")
+            ordered = of(line)["bill"]
+            assert ordered["money"] == pytest.approx(12 * ordered["ordered_km2"])
+            assert ordered["chosen_km2"] <= ordered["ordered_km2"] <= ordered["everything_km2"]
+            assert ordered["chosen_km2"] == pytest.approx(plans[0]["bill"]["chosen_km2"])
+        else:
+            check, plan, predict = map(of, body.splitlines())
+            assert all(scene["fit"] and scene["aligned"] for scene in check["scenes"])
+            assert plan["total"] == predict["total"]
+            assert plan["total"]["cells"] == 256
+            executions = [[scene["execution"] for scene in document["scenes"]] for document in (plan, predict)]
+            assert executions[0] == executions[1]
+            plans.append(plan)
+    assert [len(plan["scenes"]) for plan in plans] == [1, 4]

@@ -397,11 +397,11 @@ def test_passwords_and_tokens_are_used_but_never_shown(server: RangeServer) -> N
 @pytest.mark.parametrize(
     "url",
     [
-        *("ftp://host/a.tif", "file:///etc/passwd", "s3://bucket/a.tif", "/vsicurl/http://h/a"),
+        *("ftp://host/a.tif", "file:///etc/passwd", "hdfs://host/a.tif", "/vsicurl/http://h/a"),
         *("http://", "http:///a.tif", "http://[::1", "http://u:p@[x]/a", "http://h:99999/a", "http://h:x/a"),
     ],
 )
-def test_nothing_but_files_and_http_is_opened(url: str) -> None:
+def test_nothing_but_files_http_and_stores_is_opened(url: str) -> None:
     with pytest.raises((UsageError, DataError), match=r"http:// or https://|No such file"):
         open_transport(url)
 

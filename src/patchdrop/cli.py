@@ -44,7 +44,17 @@ Options = Annotated[CompareOptions, Parameter(name="*")]
 Files = Parameter(json_list=False, negative="")
 Gap = Annotated[int, Parameter(validator=Number(gte=0), help="Read ranges at most this many bytes apart as one.")]
 Formats = Annotated[tuple[Format, ...], Parameter(name="--format", negative="")]
-Limit = Annotated[float, Parameter(validator=Number(gt=0), help="Seconds a range may take over HTTP.")]
+Limit = Annotated[float, Parameter(validator=Number(gt=0), help="Seconds a range may take over a network.")]
+SceneList = Annotated[
+    Path | None,
+    Parameter(name="--scenes", help="List of scenes: .csv or .jsonl with scene, or STAC items as .json."),
+]
+Asset = Annotated[str | None, Parameter(help="Asset of each STAC item; by default its one GeoTIFF.")]
+Jobs = Annotated[int, Parameter(validator=Number(gte=1, lte=32), help="Scenes at once.")]
+Cache = Annotated[
+    Path | None,
+    Parameter(help="Folder that keeps headers and overviews of remote scenes for later commands."),
+]
 TariffFile = Annotated[Path | None, Parameter(help="YAML file with the terms that pixels are sold by, for money.")]
 
 
@@ -120,7 +130,7 @@ def evaluate(
 @app.command
 def predict(
     run: Path,
-    images: Annotated[list[str], Files],
+    images: Annotated[list[str] | None, Files] = None,
     *,
     low: Annotated[list[Path] | None, Files] = None,
     stage: str | None = None,
@@ -132,6 +142,10 @@ def predict(
     formats: Formats = DEFAULT,
     gap: Gap = 0,
     limit: Limit = 15,
+    scene_list: SceneList = None,
+    asset: Asset = None,
+    jobs: Jobs = 1,
+    cache: Cache = None,
     tariff: TariffFile = None,
     as_json: Json = False,
 ) -> int:
@@ -142,7 +156,7 @@ def predict(
     run
         Run folder.
     images
-        Image files; with --out, tiled GeoTIFFs or their http(s) URLs.
+        Image files; with --out, tiled GeoTIFFs or their URLs (http, https, s3, gs, az).
     low
         LR images of a sensor of their own, one for each image.
     stage
@@ -164,15 +178,26 @@ def predict(
         if plan and tariff:
             raise UsageError("--tariff: a plan brings its own; give it to `patchdrop plan`")
         from patchdrop.scenes import work
+        from patchdrop.scenes.listing import sources_of
         from patchdrop.scenes.tariff import read_tariff
 
-        reading = work.Reading(gap, limit)
+        reading = work.Reading(gap, limit, jobs, cache)
         choosing, results = work.Choosing(run, stage, dial), work.Results(out, formats)
         sold = None if tariff is None else read_tariff(tariff)
-        return _scenes(lambda failed: work.predict(choosing, images, results, reading, failed, plan, sold), as_json)
-    if plan or gap or tariff or formats != DEFAULT or any("://" in name for name in images):
-        flags = "URLs, --plan, --format, --gap and --tariff"
-        raise UsageError(f"{flags} are for scenes: name a folder for their results with --out")
+
+        def read(failed: Callable[[str], None]) -> dict[str, Any]:
+            sources = sources_of(images, scene_list, asset, failed)
+            return work.predict(choosing, sources, results, reading, failed, plan, sold)
+
+        return _scenes(read, as_json)
+    listed = scene_list or asset or cache or jobs > 1
+    if plan or gap or tariff or listed or formats != DEFAULT or any("://" in name for name in images or ()):
+        raise UsageError(
+            "URLs, --scenes, --asset, --jobs, --cache, --plan, --format, --gap and --tariff are for scenes: "
+            "name a folder for their results with --out"
+        )
+    if not images:
+        raise UsageError("no image was given; name one or more image files")
     from dataclasses import asdict
 
     from patchdrop import commands
@@ -194,20 +219,25 @@ def predict(
 
 @app.command
 def check(
-    scenes: Annotated[list[str], Files],
+    sources: Annotated[list[str] | None, Files] = None,
+    /,
     *,
     run: Path | None = None,
     high: str = "128",
     low: str = "32",
     grid: str = "4",
+    scene_list: SceneList = None,
+    asset: Asset = None,
+    jobs: Jobs = 1,
+    cache: Cache = None,
     as_json: Json = False,
 ) -> int:
     """Are scenes fit for reading single patches? Reads their headers, and says what to do where they are not.
 
     Parameters
     ----------
-    scenes
-        Tiled GeoTIFFs or their http(s) URLs.
+    sources
+        Tiled GeoTIFFs or their URLs (http, https, s3, gs, az).
     run
         Run folder of the model that is to read them; without it, sizes and grid are those given here.
     high
@@ -219,25 +249,38 @@ def check(
     """
     from patchdrop.scenes.check import check as check_scenes
     from patchdrop.scenes.check import shape_of
+    from patchdrop.scenes.listing import sources_of
     from patchdrop.scenes.tables import check_table
     from patchdrop.talk import say
 
-    found = check_scenes(scenes, shape_of(run, high, low, grid), lambda reason: say(f"error: {reason}"))
-    _print({"scenes": found}, check_table, as_json)
+    failures: list[str] = []
+
+    def failed(reason: str) -> None:
+        failures.append(reason)
+        say(f"error: {reason}")
+
+    shape = shape_of(run, high, low, grid)
+    found = check_scenes(sources_of(sources, scene_list, asset, failed), shape, failed, jobs, cache)
+    _print({"scenes": found, "failed": failures}, check_table, as_json)
     fit = [scene["fit"] for scene in found]
-    return DONE if all(fit) else SOME_FAILED if any(fit) else BAD_INPUT
+    return DONE if all(fit) and not failures else SOME_FAILED if any(fit) else BAD_INPUT
 
 
 @app.command
 def plan(
     run: Path,
-    scenes: Annotated[list[str], Files],
+    sources: Annotated[list[str] | None, Files] = None,
+    /,
     *,
     out: Path,
     stage: str | None = None,
     dial: DialFlags | None = None,
     gap: Gap = 0,
     limit: Limit = 15,
+    scene_list: SceneList = None,
+    asset: Asset = None,
+    jobs: Jobs = 1,
+    cache: Cache = None,
     tariff: TariffFile = None,
     latency: Annotated[float | None, Parameter(validator=Number(gte=0))] = None,
     bandwidth: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
@@ -249,8 +292,8 @@ def plan(
     ----------
     run
         Run folder.
-    scenes
-        Tiled GeoTIFFs or their http(s) URLs.
+    sources
+        Tiled GeoTIFFs or their URLs (http, https, s3, gs, az).
     out
         Folder for plan.json and the areas to order, or the chosen patches, as GeoJSON.
     stage
@@ -261,11 +304,16 @@ def plan(
         Megabits a second, for the estimate of time; by default 100 over HTTP, 4000 on a disk.
     """
     from patchdrop.scenes import work
+    from patchdrop.scenes.listing import sources_of
     from patchdrop.scenes.tariff import read_tariff
 
-    choosing, reading = work.Choosing(run, stage, dial), work.Reading(gap, limit)
+    choosing, reading = work.Choosing(run, stage, dial), work.Reading(gap, limit, jobs, cache)
     terms = work.Terms(None if tariff is None else read_tariff(tariff), latency, bandwidth)
-    return _scenes(lambda failed: work.plan(choosing, scenes, out, reading, terms, failed), as_json)
+
+    def look(failed: Callable[[str], None]) -> dict[str, Any]:
+        return work.plan(choosing, sources_of(sources, scene_list, asset, failed), out, reading, terms, failed)
+
+    return _scenes(look, as_json)
 
 
 def _scenes(work: Callable[[Callable[[str], None]], dict[str, Any]], as_json: bool) -> int:

@@ -60,6 +60,12 @@ class Bars:
         self.total = progress.add_task("in total", total=100, unit="%") if len(work) > 1 and total else None
         self.scale = 100 / total if total else 0.0
 
+    def expect(self, name: str, count: int, description: str) -> None:
+        """``count`` units of an item are expected in all, as far as is known now."""
+        if name not in self.tasks:
+            self.tasks[name] = self.progress.add_task(description, total=count, unit=self.unit)
+        self.progress.update(self.tasks[name], total=count, description=description)
+
     def advance(self, name: str, count: int) -> None:
         """``count`` more units of an item are done."""
         expected, cost = self.work.get(name, (None, 0.0))

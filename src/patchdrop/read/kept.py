@@ -25,6 +25,7 @@ from patchdrop.errors import DataError, RunError
 from patchdrop.files import read_json, write_bytes, write_json
 from patchdrop.read.ledger import Purpose
 from patchdrop.read.opening import open_transport
+from patchdrop.read.remote import IN_FLIGHT
 from patchdrop.read.transport import Span, Transport, is_url, public_name
 
 
@@ -67,7 +68,6 @@ class Kept:
     def __init__(self, inner: Transport, folder: Path) -> None:
         self.name = inner.name
         self.ledger = inner.ledger
-        self.in_flight = inner.in_flight
         self._inner = inner
         self._folder = folder
         self._lock = threading.Lock()
@@ -107,7 +107,7 @@ class Kept:
         if missing:
             self._hold()
             # One by one, so that what has arrived stays although another range fails.
-            with ThreadPoolExecutor(self.in_flight, thread_name_prefix="keep") as pool:
+            with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="keep") as pool:
                 try:
                     list(pool.map(lambda part: self._fetch(part, purpose), missing))
                 except BaseException:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 Purpose = Literal["header", "overview", "patch"]
 PURPOSES: tuple[Purpose, ...] = ("header", "overview", "patch")
@@ -31,53 +31,62 @@ class Regions(NamedTuple):
         return Regions(self.regions + other.regions, self.pixels + other.pixels)
 
 
-class RegionLedger:
-    """Regions of one slide by purpose."""
-
-    def __init__(self) -> None:
-        self._read = dict.fromkeys(PURPOSES, Regions(0, 0))
-
-    def add(self, purpose: Purpose, regions: int, pixels: int) -> None:
-        """Count more regions, of so many pixels in all."""
-        self._read[purpose] = self._read[purpose].plus(Regions(regions, pixels))
-
-    def of(self, purpose: Purpose) -> Regions:
-        """What was read for one purpose."""
-        return self._read[purpose]
-
-    @property
-    def total(self) -> Regions:
-        """What was read in all."""
-        return Regions(*(sum(column) for column in zip(*self._read.values(), strict=True)))
-
-    def to_json(self) -> dict[str, dict[str, int]]:
-        """As `Ledger.to_json`, with ``regions`` and ``pixels``, and no bytes."""
-        return {**{p: self.of(p)._asdict() for p in PURPOSES}, "total": self.total._asdict()}
+C = TypeVar("C", Cost, Regions)
 
 
-class Ledger:
-    """Costs of one scene by purpose; may be told from many threads."""
+class Tally(Generic[C]):
+    """Costs of one kind by purpose; may be told from many threads.
 
-    def __init__(self) -> None:
+    Args:
+        kind: what is counted.
+    """
+
+    def __init__(self, kind: type[C]) -> None:
+        self._kind: type[C] = kind
         self._lock = threading.Lock()
-        self._costs = dict.fromkeys(PURPOSES, Cost(0, 0))
+        self._costs: dict[Purpose, C] = {purpose: kind(0, 0) for purpose in PURPOSES}
+        self._held: dict[Purpose, C] = {purpose: kind(0, 0) for purpose in PURPOSES}
 
-    def add(self, purpose: Purpose, requests: int, received: int) -> None:
-        """Count ``requests`` more requests and ``received`` more bytes."""
+    def add(self, purpose: Purpose, times: int, amount: int) -> None:
+        """Count ``times`` more requests (or regions) and ``amount`` more bytes (or pixels)."""
         with self._lock:
-            self._costs[purpose] = self._costs[purpose].plus(Cost(requests, received))
+            self._costs[purpose] = self._costs[purpose].plus(self._kind(times, amount))
 
-    def of(self, purpose: Purpose) -> Cost:
+    def hold(self, purpose: Purpose, times: int, amount: int) -> None:
+        """Count what a cache spared, and was therefore not added."""
+        with self._lock:
+            self._held[purpose] = self._held[purpose].plus(self._kind(times, amount))
+
+    def of(self, purpose: Purpose) -> C:
         """What was read for one purpose."""
         with self._lock:
             return self._costs[purpose]
 
+    def needed(self, purpose: Purpose) -> C:
+        """What was read for one purpose, and what would have been read without a cache."""
+        with self._lock:
+            return self._costs[purpose].plus(self._held[purpose])
+
     @property
-    def total(self) -> Cost:
+    def total(self) -> C:
         """What was read in all."""
         with self._lock:
-            return Cost(*(sum(column) for column in zip(*self._costs.values(), strict=True)))
+            return self._kind(*(sum(column) for column in zip(*self._costs.values(), strict=True)))
 
     def to_json(self) -> dict[str, dict[str, int]]:
         """``{"header": {"requests": .., "bytes": ..}, "overview": .., "patch": .., "total": ..}``."""
         return {**{p: self.of(p)._asdict() for p in PURPOSES}, "total": self.total._asdict()}
+
+
+class Ledger(Tally[Cost]):
+    """Requests and bytes of one scene."""
+
+    def __init__(self) -> None:
+        super().__init__(Cost)
+
+
+class RegionLedger(Tally[Regions]):
+    """Regions and pixels of one slide."""
+
+    def __init__(self) -> None:
+        super().__init__(Regions)

@@ -70,7 +70,6 @@ class RemoteFile:
     ) -> None:
         self.name = name
         self.ledger = Ledger()
-        self.in_flight = in_flight
         self.found: Version | None = None
         self._known: Version | None = None
         self._limit = limit

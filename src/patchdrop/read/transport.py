@@ -42,12 +42,10 @@ class Transport(Protocol):
     Attributes:
         name: the file or URL, without passwords and tokens.
         ledger: what was read.
-        in_flight: requests that are made at a time.
     """
 
     name: str
     ledger: Ledger
-    in_flight: int
 
     def head(self, length: int) -> bytes:
         """The file's first ``length`` bytes, fewer where it is shorter; the first read, counted as header."""
@@ -101,7 +99,7 @@ class Priced:
     """A transport that reads nothing and counts what another one would; for plans."""
 
     def __init__(self, of: Transport, ledger: Ledger) -> None:
-        self.name, self.ledger, self.in_flight = of.name, ledger, of.in_flight
+        self.name, self.ledger = of.name, ledger
         self.size, self.version = of.size, of.version
 
     def head(self, length: int) -> bytes:
@@ -119,8 +117,6 @@ class Priced:
 
 class LocalFile:
     """Ranges of a file on disk; a request is one range."""
-
-    in_flight = 1
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)

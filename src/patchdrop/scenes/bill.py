@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patchdrop.errors import DataError
 from patchdrop.read.ledger import Cost
+from patchdrop.read.remote import IN_FLIGHT
 from patchdrop.scenes.areas import Area, Ground, covered_km2, orderable, scene_outline
 from patchdrop.scenes.tariff import Tariff
 
@@ -47,11 +48,13 @@ class Link(NamedTuple):
     """Milliseconds until the first byte of an answer."""
     bandwidth: float
     """Megabits (10^6 bits) a second, of all requests together."""
+    in_flight: int
+    """Requests that are made at a time, of all scenes together."""
 
 
-NETWORK = Link(50.0, 100.0)
+NETWORK = Link(50.0, 100.0, IN_FLIGHT)
 """Taken for scenes behind HTTP(S) where nothing is said."""
-DISK = Link(0.1, 4000.0)
+DISK = Link(0.1, 4000.0, 1)
 """Taken for files where nothing is said."""
 
 
@@ -137,11 +140,11 @@ def total_bill(bills: Sequence[Mapping[str, float | None]]) -> dict[str, float |
     return sums
 
 
-def estimate(costs: Mapping[str, Cost], everything: Cost, link: Link, in_flight: int) -> dict[str, Any]:
+def estimate(costs: Mapping[str, Cost], everything: Cost, link: Link) -> dict[str, Any]:
     """Seconds that reading takes; the networks' time is not part of it.
 
-    The header's requests follow one another, the others go ``in_flight`` at a time; a turn of requests waits for the
-    latency once, and all bytes share the bandwidth.
+    The header's requests follow one another, the others go ``link.in_flight`` at a time; a turn of requests waits for
+    the latency once, and all bytes share the bandwidth.
 
     Args:
         costs: of an execution, by purpose: ``header``, ``overview`` and ``patch``.
@@ -152,13 +155,13 @@ def estimate(costs: Mapping[str, Cost], everything: Cost, link: Link, in_flight:
         return turns * link.latency / 1000 + received * 8 / (link.bandwidth * 1e6)
 
     header = costs["header"]
-    turns = header.requests + sum(math.ceil(costs[name].requests / in_flight) for name in ("overview", "patch"))
-    all_turns = header.requests + math.ceil((everything.requests - header.requests) / in_flight)
+    turns = header.requests + sum(math.ceil(costs[name].requests / link.in_flight) for name in ("overview", "patch"))
+    all_turns = header.requests + math.ceil((everything.requests - header.requests) / link.in_flight)
     return {
         "seconds": seconds(turns, sum(cost.bytes for cost in costs.values())),
         "everything_seconds": seconds(all_turns, everything.bytes),
         "networks": "left out",
         "latency_ms": link.latency,
         "bandwidth_mbit": link.bandwidth,
-        "in_flight": in_flight,
+        "in_flight": link.in_flight,
     }

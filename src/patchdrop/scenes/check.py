@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +20,7 @@ from patchdrop.read.tiff import COMPRESSIONS, Header, HeaderError, Level, read_h
 from patchdrop.read.tiled import Shape, covering, low_level, misfit
 from patchdrop.read.transport import is_url, public_name
 from patchdrop.runfolder import RunFolder
+from patchdrop.scenes.at_once import SceneBar, at_once
 from patchdrop.settings import size_of
 
 SAMPLED = 512
@@ -37,33 +39,43 @@ def shape_of(run: Path | None, high: str, low: str, grid: str) -> Shape:
     return Shape(size_of(high, "high"), size_of(low, "low"), Grid.parse(grid), 3)
 
 
-def check(sources: Sequence[str], shape: Shape, failed: Callable[[str], None]) -> list[dict[str, Any]]:
+def check(
+    sources: Sequence[str], shape: Shape, failed: Callable[[str], None], jobs: int = 1, cache: Path | None = None
+) -> list[dict[str, Any]]:
     """What each file is, and whether a model of this shape can read it in parts.
 
     Args:
         failed: takes the reason of each file whose header cannot be read.
+        jobs: files at once.
+        cache: see `open_transport`.
     """
-    found = []
-    for source in sources:
+    stop = threading.Event()
+
+    def one(source: str, bar: SceneBar) -> dict[str, Any]:
+        bar.begin(1)
         try:
-            found.append(check_one(source, shape))
+            return check_one(source, shape, stop, cache)
         except DataError as error:
-            failed(str(error))
-            found.append({"scene": public_name(source), "fit": False, "reasons": [str(error)], "advice": []})
+            return {"scene": public_name(source), "fit": False, "reasons": [str(error)], "advice": []}
+        finally:
+            bar.advance(1)
+
+    found = at_once(one, sources, jobs, failed, stop, "headers")
+    for one_found in found:
+        if "size" not in one_found:
+            failed(one_found["reasons"][0])
     return found
 
 
-def check_one(source: str, shape: Shape) -> dict[str, Any]:
+def check_one(source: str, shape: Shape, stop: threading.Event, cache: Path | None) -> dict[str, Any]:
     """As `check`, of one file; raises DataError where its header cannot be read."""
-    transport = open_transport(source)
-    try:
-        header = read_header(transport)
-    except HeaderError as refused:
-        if is_url(source):
-            raise
-        return _check_slide(source, shape, refused)
-    finally:
-        transport.close()
+    with closing(open_transport(source, stop=stop, cache=cache)) as transport:
+        try:
+            header = read_header(transport)
+        except HeaderError as refused:
+            if is_url(source):
+                raise
+            return _check_slide(source, shape, refused)
     full, low = header.levels[0], low_level(header, shape)
     reason = misfit(header, shape)
     tiled = full.tile is not None

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -30,19 +31,19 @@ from patchdrop.packed import Packed
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.read.ledger import Cost, Regions
 from patchdrop.read.opening import open_transport
-from patchdrop.read.remote import LIMIT
+from patchdrop.read.remote import IN_FLIGHT, LIMIT
 from patchdrop.read.slide import SlideScene, slide_instead
 from patchdrop.read.tiff import HeaderError
 from patchdrop.read.tiled import Box, Shape, TiledScene
-from patchdrop.read.transport import is_url, public_name
+from patchdrop.read.transport import Stopped, is_url, public_name
 from patchdrop.runfolder import RunFolder
+from patchdrop.scenes.at_once import SceneBar, at_once
 from patchdrop.scenes.bill import DISK, NETWORK, Bill, Link, Priced, bill, check_billable, estimate, total_bill
 from patchdrop.scenes.formats import DEFAULT, Format
 from patchdrop.scenes.outputs import CellResult, Features, check_formats, file_name, outputs
 from patchdrop.scenes.places import Places
 from patchdrop.scenes.tariff import Tariff, tariff_from
 from patchdrop.serve.predictor import Predictor
-from patchdrop.talk import bars
 
 CHUNK_PIXELS = 2**20
 """Cells that go through the networks at once have at most this many HR pixels; one cell may have more."""
@@ -57,7 +58,11 @@ class Reading(NamedTuple):
     gap: int = 0
     """Ranges at most this many bytes apart are read as one."""
     limit: float = LIMIT
-    """Seconds a range may take over HTTP, all attempts together."""
+    """Seconds a range may take over a network, all attempts together."""
+    jobs: int = 1
+    """Scenes at once, 1 to 32; they share 32 requests in flight."""
+    cache: Path | None = None
+    """Folder that keeps headers and overviews of scenes behind a network."""
 
 
 class Choosing(NamedTuple):
@@ -86,6 +91,7 @@ class Terms(NamedTuple):
         return Link(
             usual.latency if self.latency is None else self.latency,
             usual.bandwidth if self.bandwidth is None else self.bandwidth,
+            usual.in_flight,
         )
 
 
@@ -99,11 +105,12 @@ class Results(NamedTuple):
 
 @dataclass(frozen=True)
 class Model:
-    """A trained stage, for batches of any size.
+    """A trained stage, for batches of any size, used by one scene at a time.
 
     Attributes:
         sha256: of its weights.
         choice: how patches are chosen, in words: ``policy``, or what the dial says.
+        stop: once it is set, the networks answer no more.
     """
 
     run: str
@@ -111,6 +118,8 @@ class Model:
     sha256: str
     predictor: Predictor
     choice: str = "policy"
+    stop: threading.Event = field(default_factory=threading.Event, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
 
     @property
     def shape(self) -> Shape:
@@ -125,8 +134,11 @@ class Model:
 
     def policy(self, low: Tensor) -> Tensor:
         """Patch logits ``(B, P)`` of LR ``(B, C, h, w)``."""
-        device = self.predictor.device
-        return torch.cat([self.predictor.model.policy(part.to(device)) for part in torch.split(low, self._chunk)])
+        found = []
+        for part in torch.split(low, self._chunk):
+            with self._turn():
+                found.append(self.predictor.model.policy(part.to(self.predictor.device)))
+        return torch.cat(found)
 
     def classify(self, packed: Packed, low: Tensor) -> Tensor:
         """Class logits ``(B, K)``."""
@@ -134,8 +146,17 @@ class Model:
         for start in range(0, packed.batch, self._chunk):
             keep = torch.zeros(packed.batch, dtype=torch.bool)
             keep[start : start + self._chunk] = True
-            found.append(self.predictor.model.classifier(packed.of_images(keep), low[keep].to(self.predictor.device)))
+            part = packed.of_images(keep)
+            with self._turn():
+                found.append(self.predictor.model.classifier(part, low[keep].to(self.predictor.device)))
         return torch.cat(found)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._lock:
+            if self.stop.is_set():
+                raise Stopped
+            yield
 
     @property
     def _chunk(self) -> int:
@@ -192,12 +213,11 @@ def plan(
         RunError, UsageError: see `load_model`.
     """
     model = load_model(choosing)
-    planned = []
-    for source in _each_once(sources):
-        try:
-            planned.append(_plan_scene(model, source, out, reading, terms))
-        except DataError as error:
-            failed(str(error))
+
+    def one(source: str, bar: SceneBar) -> dict[str, Any]:
+        return _plan_scene(model, source, out, reading, terms, bar)
+
+    planned = at_once(one, _each_once(sources), reading.jobs, failed, model.stop)
     how = {"choice": model.choice, "gap": reading.gap}
     document = {"run": model.run, **model.identity, **how, "scenes": planned, "total": _total(planned)}
     document |= _billed(planned, terms.tariff)
@@ -206,8 +226,9 @@ def plan(
     return document
 
 
-def _plan_scene(model: Model, source: str, out: Path, reading: Reading, terms: Terms) -> dict[str, Any]:
-    with _opened(source, model, reading) as scene, bars({"looking": (scene.cells, 1.0)}, "cells") as bar:
+def _plan_scene(model: Model, source: str, out: Path, reading: Reading, terms: Terms, bar: SceneBar) -> dict[str, Any]:
+    with _opened(source, model, reading) as scene:
+        bar.begin(scene.cells)
         places = Places(scene.georeference, scene.name)
         _check_billable(scene, places, terms.tariff)
         priced: Any = type(scene.transport.ledger)()
@@ -222,9 +243,9 @@ def _plan_scene(model: Model, source: str, out: Path, reading: Reading, terms: T
                 scene.price(cells, choice, priced)
                 rows = [row.nonzero().flatten().tolist() for row in choice]
                 chosen += [(cell, patches) for cell, patches in zip(cells, rows, strict=True) if patches]
-            bar.advance("looking", len(group))
+            bar.advance(len(group))
         spent = scene.transport.ledger
-        costs = {"header": spent.of("header"), "overview": spent.of("overview"), "patch": priced.of("patch")}
+        costs = {"header": spent.needed("header"), "overview": spent.needed("overview"), "patch": priced.of("patch")}
         execution = _with_total(costs)
         boxes = [scene.patch_box(cell, patch) for cell, patches in chosen for patch in patches]
         owed, order = _bill(scene, places, boxes, execution["total"], terms.tariff)
@@ -333,18 +354,16 @@ def predict(
     if planned is not None and planned["identity"] != model.identity:
         raise UsageError(f"--plan {plan_file}: was made with another training of {choosing.run}; make it again")
     work = _Work(model, reading, results, tariff)
-    finished = []
-    for source in _each_once(sources):
+
+    def one(source: str, bar: SceneBar) -> dict[str, Any]:
         name = public_name(source)
-        try:
-            if planned is None:
-                finished.append(_predict_scene(work, source, None))
-                continue
-            if name not in planned["chosen"]:
-                raise DataError(f"{name}: is not in {plan_file}; plan it first")
-            finished.append(_predict_scene(work, source, _Planned(planned["chosen"][name], planned["versions"][name])))
-        except DataError as error:
-            failed(str(error))
+        if planned is None:
+            return _predict_scene(work, source, None, bar)
+        if name not in planned["chosen"]:
+            raise DataError(f"{name}: is not in {plan_file}; plan it first")
+        return _predict_scene(work, source, _Planned(planned["chosen"][name], planned["versions"][name]), bar)
+
+    finished = at_once(one, _each_once(sources), reading.jobs, failed, model.stop)
     document = {"run": model.run, **model.identity, "scenes": finished, "total": _total(finished)}
     return document | _billed(finished, tariff)
 
@@ -372,7 +391,7 @@ class _Work(NamedTuple):
         return {**self.model.identity, "choice": choice, "tariff": _mapping(self.tariff)}
 
 
-def _predict_scene(work: _Work, source: str, planned: _Planned | None) -> dict[str, Any]:
+def _predict_scene(work: _Work, source: str, planned: _Planned | None, bar: SceneBar) -> dict[str, Any]:
     """The document of ``NAME.json``: the one that is there, or a new one."""
     path = work.results.folder / _file_name(source)
     key = work.key(planned)
@@ -386,7 +405,7 @@ def _predict_scene(work: _Work, source: str, planned: _Planned | None) -> dict[s
             raise DataError(f"{scene.name}: is not the file that was planned; plan it again")
         places = Places(scene.georeference, scene.name)
         _check_billable(scene, places, work.tariff)
-        bar = stack.enter_context(bars({"cells": (scene.cells, 1.0)}, "cells"))
+        bar.begin(scene.cells)
         writers = stack.enter_context(outputs(formats, path, scene, places, model.predictor.config.classes))
         counts: dict[str, int] = {}
         boxes: list[Box] = []
@@ -396,7 +415,7 @@ def _predict_scene(work: _Work, source: str, planned: _Planned | None) -> dict[s
                 counts[found.label or ""] = counts.get(found.label or "", 0) + 1
                 for writer in writers:
                     writer.add(found)
-            bar.advance("cells", len(group))
+            bar.advance(len(group))
         owed, _ = _bill(scene, places, boxes, scene.transport.ledger.total._asdict(), work.tariff)
         summary = {
             **_described(scene, places),
@@ -471,8 +490,10 @@ def _finished(path: Path, key: dict[str, Any], formats: Sequence[Format]) -> dic
 @contextmanager
 def _opened(source: str, model: Model, reading: Reading) -> Iterator[Scene]:
     """A scene, or a slide where the reader of TIFFs does not take the file."""
+    in_flight = max(1, IN_FLIGHT // reading.jobs)
     with ExitStack() as stack:
-        transport = stack.enter_context(closing(open_transport(source, reading.limit)))
+        opened = open_transport(source, reading.limit, in_flight, model.stop, reading.cache)
+        transport = stack.enter_context(closing(opened))
         scene: Scene
         try:
             scene = TiledScene(transport, model.shape, reading.gap)
@@ -519,7 +540,7 @@ def _estimate(scene: Scene, costs: dict[str, Any], link: Link) -> dict[str, Any]
     """As `estimate`; None of a slide, whose bytes are not known."""
     if not isinstance(scene, TiledScene):
         return None
-    return estimate(costs, Cost(**_everything(scene)._asdict()), link, scene.transport.in_flight)
+    return estimate(costs, Cost(**_everything(scene)._asdict()), link)
 
 
 def _billed(scenes: Sequence[dict[str, Any]], tariff: Tariff | None) -> dict[str, Any]:
@@ -543,7 +564,7 @@ def _ordered(
 
 def _everything(scene: Scene) -> Cost | Regions:
     """What reading the whole scene costs."""
-    header: Any = scene.transport.ledger.of("header")
+    header: Any = scene.transport.ledger.needed("header")
     found: Cost | Regions = header.plus(scene.everything())
     return found
 

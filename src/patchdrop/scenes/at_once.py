@@ -1,0 +1,106 @@
+"""Several scenes at once: threads that wait for their bytes, one progress bar, one way to stop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+from patchdrop.errors import DataError
+from patchdrop.read.transport import Stopped
+from patchdrop.talk import Bars, bars
+
+T = TypeVar("T")
+
+
+class SceneBar:
+    """The progress of all scenes in one bar; how many cells the unopened ones have is told from the opened ones.
+
+    Args:
+        scenes: number of scenes.
+    """
+
+    def __init__(self, shown: Bars, scenes: int) -> None:
+        self._shown = shown
+        self._lock = threading.Lock()
+        self._scenes = self._waiting = scenes
+        self._opened = self._cells = self._ended = 0
+
+    def started(self) -> None:
+        """Work on one more scene begins."""
+        with self._lock:
+            self._waiting -= 1
+
+    def begin(self, cells: int) -> None:
+        """The scene is open and has this many cells."""
+        with self._lock:
+            self._opened += 1
+            self._cells += cells
+        self.advance(0)
+
+    def advance(self, cells: int) -> None:
+        """This many more cells are done."""
+        with self._lock:
+            if self._opened:
+                expected = self._cells + self._waiting * self._cells // self._opened
+                self._shown.expect("cells", expected, f"{self._ended} of {self._scenes} scenes")
+                self._shown.advance("cells", cells)
+
+    def ended(self) -> None:
+        """Work on a scene ends, well or not."""
+        with self._lock:
+            self._ended += 1
+        self.advance(0)
+
+
+def at_once(
+    work: Callable[[str, SceneBar], T],
+    sources: Sequence[str],
+    jobs: int,
+    failed: Callable[[str], None],
+    stop: threading.Event,
+    unit: str = "cells",
+) -> list[T]:
+    """Do something with each scene, ``jobs`` of them at a time.
+
+    Args:
+        failed: takes the reason of each scene whose work raises DataError; the others go on. Told in the order of the
+            scenes.
+        stop: set where an interrupt, or any other error, ends the work on all of them; who sees it raises `Stopped`.
+        unit: what the bar counts.
+
+    Returns:
+        What came of the others, in the order of the scenes.
+    """
+
+    def one(source: str) -> T:
+        if stop.is_set():
+            raise Stopped
+        bar.started()
+        try:
+            return work(source, bar)
+        except DataError:
+            raise
+        except BaseException:
+            stop.set()
+            raise
+        finally:
+            bar.ended()
+
+    found = []
+    with bars({}, unit) as shown, ThreadPoolExecutor(jobs, "scene") as threads:
+        bar = SceneBar(shown, len(sources))
+        waiting = [threads.submit(one, source) for source in sources]
+        try:
+            for done in waiting:
+                try:
+                    found.append(done.result())
+                except DataError as error:
+                    failed(str(error))
+                except Stopped:
+                    continue  # because of another scene, whose error comes yet
+        except BaseException:
+            stop.set()
+            raise
+    return found

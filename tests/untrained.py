@@ -1,0 +1,37 @@
+"""A run without training, and commands in processes that can be killed, for tests of what is done with a run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from patchdrop.cli import main
+from patchdrop.models import ModelConfig, build_stage
+from patchdrop.runfolder import RunFolder
+from tiny import CLASSES, tiny_settings, unsettle
+
+
+def untrained_run(path: Path) -> Path:
+    """HR 64, LR 16, grid 4: random networks choose, and see, something different in each cell."""
+    folder = RunFolder(path)
+    settings = tiny_settings(high="64", low="16", policy_head="global")
+    folder.start(settings)
+    config = ModelConfig.of(settings, CLASSES)
+    for seed, stage in enumerate(("pt", "ft2")):
+        torch.manual_seed(seed)
+        module = unsettle(build_stage(stage, config), seed)
+        for name, tensor in module.state_dict().items():
+            if name.endswith(("normalise.mean", "normalise.std")):
+                tensor.fill_(100.0 if name.endswith("mean") else 50.0)
+        folder.finish(stage, module, config, {"figures": {}, "seconds": 0.0})
+    return folder.path
+
+
+def command(arguments: list[str], errors: Path) -> None:
+    """A process's target: the command line, its stderr in a file."""
+    with errors.open("w") as file:
+        os.dup2(file.fileno(), 2)
+    sys.exit(main(arguments))
