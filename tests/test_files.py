@@ -22,7 +22,7 @@ from torch import Tensor
 import patchdrop
 from patchdrop import files
 from patchdrop.errors import RunError
-from patchdrop.files import read_json, read_tensors, write_bytes, write_json, write_tensors
+from patchdrop.files import read_json, read_tensors, write_bytes, write_json, write_tensors, writing
 from patchdrop.models import ModelConfig, build_stage, fill_weights
 from patchdrop.runfolder import RunFolder
 from tiny import CLASSES, tiny_settings
@@ -152,6 +152,25 @@ def test_a_full_disk_says_what_is_needed_and_what_is_free(
     said = int(message.split(" bytes needed and ")[1].split(" free")[0])
     assert abs(said - free.f_bavail * free.f_frsize) < 2**30
     assert message.endswith("make room and run the same again")
+
+
+@pytest.mark.parametrize("where", ["file/a.json", "file/below/a.json", "n" * 252])
+def test_what_cannot_even_be_begun_is_one_of_our_errors(tmp_path: Path, where: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="cannot be written") as caught:
+        write_bytes(tmp_path / where, b"x")
+    one_line(caught)
+    with pytest.raises(RunError, match="cannot be written"), writing(tmp_path / where):
+        pass
+
+
+def test_a_disk_too_full_for_a_folder_is_told_as_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "mkdir", full)
+    with pytest.raises(RunError, match="the disk is full"):
+        write_bytes(tmp_path / "new" / "file", b"x")
 
 
 @pytest.fixture

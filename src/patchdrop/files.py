@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -38,7 +38,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         os.replace(beside, path)
         _sync_folder(path.parent)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        _remove(beside)
         raise RunError(_why_not(path, len(content), error)) from error
 
 
@@ -61,7 +61,12 @@ def writing(path: Path) -> Iterator[TextIO]:
     except OSError as error:
         raise RunError(_why_not(path, 1, error)) from error
     finally:
-        beside.unlink(missing_ok=True)
+        _remove(beside)
+
+
+def _remove(path: Path) -> None:
+    with suppress(OSError):  # where it could not be made, a file for a folder for example, it cannot be removed either
+        path.unlink()
 
 
 @contextmanager
@@ -88,7 +93,7 @@ def beside(path: Path) -> Iterator[Path]:
 
 def _why_not(path: Path, size: int, error: OSError) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        stat = os.statvfs(path.parent)
+        stat = os.statvfs(next(folder for folder in path.absolute().parents if folder.exists()))
         free = stat.f_bavail * stat.f_frsize
         return f"{path}: the disk is full, {size} bytes needed and {free} free; make room and run the same again"
     return f"{path}: cannot be written ({error.strerror}); choose another folder"
