@@ -435,6 +435,70 @@ def test_absurd_tags_are_refused_before_memory_is_taken_for_them(
         scene(path)
 
 
+def retyped(data: bytes, tag: int, kind: int, count: int, value: bytes) -> bytearray:
+    """A classic little-endian TIFF with one entry of its first directory replaced, 339 if there is none."""
+    changed = bytearray(data)
+    (at,) = struct.unpack_from("<I", changed, 4)
+    (entries,) = struct.unpack_from("<H", changed, at)
+    places = {struct.unpack_from("<H", changed, e)[0]: e for e in range(at + 2, at + 2 + 12 * entries, 12)}
+    struct.pack_into("<HHI4s", changed, places.get(tag, places[339]), tag, kind, count, value)
+    return changed
+
+
+@pytest.mark.parametrize("tag", [254, 256, 257, 258, 259, 262, 277, 284, 317, 322, 323, 324, 325, 338, 339, 34735])
+def test_a_tag_that_is_no_whole_number_is_one_of_our_errors(
+    pictures: dict[str, Path], tmp_path: Path, tag: int
+) -> None:
+    for number in (math.nan, math.inf):
+        (tmp_path / "a.tif").write_bytes(
+            retyped(pictures["DEFLATE"].read_bytes(), tag, 11, 1, struct.pack("<f", number))
+        )
+        with suppress(DataError):
+            scene(tmp_path / "a.tif")
+
+
+def test_tags_that_name_the_same_bytes_over_and_over_take_no_memory(
+    pictures: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiff, "MAX_HEADER_BYTES", 20_000)
+    data = pictures["DEFLATE"].read_bytes()
+    for tag in (256, 257, 258):
+        data = bytes(retyped(data, tag, 1, 8000, struct.pack("<I", 1000)))
+    (tmp_path / "a.tif").write_bytes(data)
+    with pytest.raises(DataError, match="header larger than"):
+        scene(tmp_path / "a.tif")
+
+
+def test_a_tile_that_claims_far_more_bytes_than_it_decodes_to_is_refused(
+    pictures: dict[str, Path], tmp_path: Path
+) -> None:
+    data = pictures["DEFLATE"].read_bytes()
+    counts = struct.pack("<64I", *[2 * 128 * 128 * 3 + 1025] * 64)
+    path = tmp_path / "a.tif"
+    path.write_bytes(retyped(data, 325, 4, 64, struct.pack("<I", len(data))) + counts)
+    with pytest.raises(DataError, match="a tile of more than 99328 bytes"):
+        scene(path)
+
+
+def test_colours_that_are_not_rgb_are_refused_and_a_predictor_counts_only_where_there_is_one(tmp_path: Path) -> None:
+    profile = {"count": 3, "height": 256, "width": 256, "dtype": "uint8", "blockxsize": 128, "blockysize": 128}
+    for compress in ("DEFLATE", "PACKBITS", "NONE"):
+        plain, path = tmp_path / "plain.tif", tmp_path / "a.tif"
+        options = {"tiled": True, "photometric": "RGB", "compress": compress, "interleave": "pixel"}
+        with rasterio.open(plain, "w", driver="GTiff", **profile, **options) as file:
+            file.write(picture(256, 256))
+            file.build_overviews([4], rasterio.enums.Resampling.average)
+        shape = Shape((128, 128), (32, 32), Grid(4, 4), 3)
+        for photometric in (6, 8):
+            path.write_bytes(patched(plain, 262, photometric))
+            with pytest.raises(DataError, match="only RGB and grey are read"):
+                scene(path, shape)
+        if compress != "DEFLATE":
+            path.write_bytes(retyped(plain.read_bytes(), 317, 3, 1, struct.pack("<I", 2)))
+            pixels = scene(path, shape).reader([0])(torch.ones(1, 16, dtype=torch.bool)).pixels
+            assert torch.equal(pixels[0], by_rasterio(path)[:, :32, :32])
+
+
 def test_a_tile_that_is_not_what_the_header_says_is_refused(pictures: dict[str, Path], tmp_path: Path) -> None:
     for compress in ("DEFLATE", "JPEG", "WEBP"):
         level = scene(pictures[compress]).full

@@ -24,6 +24,8 @@ from patchdrop.read.tiff import COMPRESSIONS, Level
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 _MAX_SCANS = 64
 _YCBCR = 6
+_OTHER_SPACES = {_YCBCR: "YCbCr", 8: "CIELab", 9: "ICCLab", 10: "ITULab"}
+_PREDICTED = ("deflate", "lzw", "zstd")
 
 
 class Pixels(NamedTuple):
@@ -45,6 +47,8 @@ def unreadable(level: Level) -> str:
         return f"samples are {level.kind}, only uint8 and uint16 are read"
     if level.photometric == 3:
         return "has a palette instead of colours"
+    if level.photometric in _OTHER_SPACES and not (level.compression == 7 and not level.planar):
+        return f"colours are {_OTHER_SPACES[level.photometric]}, only RGB and grey are read, and YCbCr in JPEG"
     if level.compression in (7, 50001) and level.kind != "uint8":
         return f"{COMPRESSIONS[level.compression]} with {level.kind} samples is not read"
     if level.compression == 7 and (1 if level.planar else level.bands) not in (1, 3):
@@ -93,7 +97,7 @@ def _samples(level: Level, data: bytes) -> NDArray[np.generic]:
     if len(raw) != length:
         raise ValueError(f"{len(raw)} bytes where {length} are needed")
     values = np.frombuffer(raw, dtype).reshape(height, width, bands).astype(level.kind)
-    if level.predictor == 2:
+    if level.predictor == 2 and COMPRESSIONS[level.compression] in _PREDICTED:  # others ignore the tag
         values = np.cumsum(values, axis=1, dtype=level.kind)
     return values.transpose(2, 0, 1)
 

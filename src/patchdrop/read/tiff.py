@@ -28,7 +28,9 @@ MAX_TAGS = 1024
 MAX_TILES = 2**22
 MAX_TILE_SIDE = 2**13
 MAX_TILE_BYTES = 2**26
-"""Of one decoded tile; encoded, a tile may take as much."""
+"""Of one decoded tile."""
+MAX_OVERHEAD = 2**10
+"""Encoded, a tile takes at most twice its decoded bytes, and so many for tables and the like."""
 MAX_BANDS = 64
 MAX_SIDE = 2**24
 MAX_TABLES = 2**16
@@ -49,6 +51,7 @@ _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
 _STRIPS, _SAMPLES, _PLANAR, _PREDICTOR = 273, 277, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _OFFSETS, _COUNTS, _EXTRA, _FORMAT, _TABLES = 322, 323, 324, 325, 338, 339, 347
 _SUBFILE, _SCALE, _TIEPOINT, _MATRIX, _GEOKEYS, _NODATA = 254, 33550, 33922, 34264, 34735, 42113
+_TOO_LARGE = f"header larger than {MAX_HEADER_BYTES >> 20} MiB: write the file again with larger tiles"
 _USED = (
     *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT),
     *(_OFFSETS, _COUNTS, _EXTRA, _FORMAT, _TABLES, _SUBFILE, _SCALE, _TIEPOINT, _MATRIX, _GEOKEYS, _NODATA),
@@ -185,7 +188,7 @@ class _Blocks:
         wanted = joined([Span(s.start, min(size, max(s.stop, s.start + least))) for s in absent], MORE_BYTES)
         self._read += sum(span.length for span in wanted)
         if self._read > MAX_HEADER_BYTES:
-            raise _Refused(f"header larger than {MAX_HEADER_BYTES >> 20} MiB: write the file again with larger tiles")
+            raise _Refused(_TOO_LARGE)
         for span, block in zip(wanted, self._transport.read(wanted, "header"), strict=True):
             self._blocks[span.start] = block
         self._blocks = _merged(self._blocks)
@@ -242,6 +245,8 @@ def _header(blocks: _Blocks, start: bytes, size: int) -> Header:
         entries, at = _directory(blocks, at, order, big)
         directories.append(entries)
     wanted = [e.span for entries in directories for tag, e in entries.items() if tag in _USED]
+    if sum(span.length for span in wanted) > MAX_HEADER_BYTES:  # tags may name the same bytes, which are read once
+        raise _Refused(_TOO_LARGE)
     blocks.fetch([span for span in wanted if span.length], 0)
     read = [_values(blocks, entries, order) for entries in directories]
     images = [tags for tags in read if not _one(tags, _SUBFILE, 0) & 4]
@@ -297,8 +302,8 @@ def _one(tags: dict[int, Any], tag: int, default: int) -> int:
     values = tags.get(tag)
     if values is None:
         return default
-    if isinstance(values, bytes) or not values.size:
-        raise _Damaged(f"tag {tag} is no number")
+    if isinstance(values, bytes) or values.dtype.kind not in "ui":
+        raise _Damaged(f"tag {tag} is no whole number")
     return int(values[0])
 
 
@@ -312,13 +317,14 @@ def _level(tags: dict[int, Any], order: str, nodata: float | None, size: int) ->
     planar = bands > 1 and _one(tags, _PLANAR, 1) == 2
     tile = (_one(tags, _TILE_HEIGHT, 0), _one(tags, _TILE_WIDTH, 0)) if _OFFSETS in tags else None
     offsets = counts = np.zeros(0, np.int64)
-    kind = _kind(tags, bands)
+    kind = _kind(tags)
     if tile is not None:
         tiles = _tile_count(tile, width, height, bands, kind, planar)
         offsets, counts = (_integers(tags, tag, tiles) for tag in (_OFFSETS, _COUNTS))
         stored = counts > 0
-        if bool((counts > MAX_TILE_BYTES).any() or (counts < 0).any() or (offsets < 0).any()):
-            raise _Damaged(f"a tile of more than {MAX_TILE_BYTES >> 20} MiB")
+        most = 2 * _tile_bytes(tile, bands, kind, planar) + MAX_OVERHEAD
+        if bool((counts > most).any() or (counts < 0).any() or (offsets < 0).any()):
+            raise _Damaged(f"a tile of more than {most} bytes")
         if bool((offsets[stored] + counts[stored] > size).any()):
             raise _Damaged(f"a tile beyond the file's {size} bytes; it was cut short")
     extra = [] if isinstance(tags.get(_EXTRA, b""), bytes) else tags[_EXTRA].tolist()
@@ -347,13 +353,18 @@ def _level(tags: dict[int, Any], order: str, nodata: float | None, size: int) ->
 def _tile_count(tile: tuple[int, int], width: int, height: int, bands: int, kind: str, planar: bool) -> int:
     if not all(0 < side <= MAX_TILE_SIDE for side in tile):
         raise _Refused(f"tiles of {tile[1]} x {tile[0]} px: write the file again with 512 px tiles")
-    width_bytes = int("".join(c for c in kind if c.isdigit()) or 8) // 8 or 1
-    if tile[0] * tile[1] * (1 if planar else bands) * width_bytes > MAX_TILE_BYTES:
+    if _tile_bytes(tile, bands, kind, planar) > MAX_TILE_BYTES:
         raise _Refused(f"tiles of more than {MAX_TILE_BYTES >> 20} MiB: write the file again with 512 px tiles")
     tiles = -(-width // tile[1]) * -(-height // tile[0]) * (bands if planar else 1)
     if tiles > MAX_TILES:
         raise _Refused(f"{tiles} tiles, {MAX_TILES} are the most that are read: use larger tiles or cut it into scenes")
     return tiles
+
+
+def _tile_bytes(tile: tuple[int, int], bands: int, kind: str, planar: bool) -> int:
+    """Of a decoded tile."""
+    width_bytes = int("".join(c for c in kind if c.isdigit()) or 8) // 8 or 1
+    return tile[0] * tile[1] * (1 if planar else bands) * width_bytes
 
 
 def _integers(tags: dict[int, Any], tag: int, count: int) -> NDArray[np.int64]:
@@ -366,13 +377,12 @@ def _integers(tags: dict[int, Any], tag: int, count: int) -> NDArray[np.int64]:
     return integers
 
 
-def _kind(tags: dict[int, Any], bands: int) -> str:
-    bits = {int(b) for b in tags[_BITS]} if _BITS in tags and not isinstance(tags[_BITS], bytes) else {1}
-    formats = {int(f) for f in tags[_FORMAT]} if _FORMAT in tags and not isinstance(tags[_FORMAT], bytes) else {1}
-    if len(bits) != 1 or len(formats) != 1:
+def _kind(tags: dict[int, Any]) -> str:
+    bits, form = _one(tags, _BITS, 1), _one(tags, _FORMAT, 1)
+    if any(len(np.unique(tags[tag])) > 1 for tag in (_BITS, _FORMAT) if tag in tags):
         raise _Refused("bands of different types: write the file again with one type")
-    name = {1: "uint", 2: "int", 3: "float"}.get(formats.pop(), "complex")
-    return f"{name}{bits.pop()}"
+    name = {1: "uint", 2: "int", 3: "float"}.get(form, "complex")
+    return f"{name}{bits}"
 
 
 def _nodata(tags: dict[int, Any]) -> float | None:
