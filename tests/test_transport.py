@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import os
 import socket
@@ -183,6 +184,7 @@ def test_a_connection_that_is_reset_is_made_again(server: RangeServer, remote: H
     server.misbehave = once(reset)
     assert remote.read([Span(10, 1000)], "patch") == [CONTENT[10:1000]]
     assert remote.ledger.total.bytes == server.sent == 990
+    assert remote.ledger.total.requests == len(server.asked) == 2
 
 
 @pytest.mark.parametrize(
@@ -291,6 +293,42 @@ def test_a_server_that_drips_is_given_up_at_the_limit(server: RangeServer) -> No
     file.close()
 
 
+def test_headers_that_drip_are_given_up_at_the_limit(server: RangeServer) -> None:
+    def drip(handler: Any, _: Asked) -> bool:
+        handler.wfile.write(b"HTTP/1.1 206 Partial Content\r\nServer: ")
+        for _ in range(100):
+            handler.wfile.write(b"x")
+            time.sleep(0.05)
+        return True
+
+    server.misbehave = drip
+    file = HttpFile(server.url("a.tif"), limit=0.3)
+    start = time.monotonic()
+    with pytest.raises(DataError, match=r"took more than 0.3 s"):
+        file.head(1000)
+    assert time.monotonic() - start < 2
+    file.close()
+
+
+def test_an_answer_that_is_not_read_to_its_end_does_not_spoil_the_next(server: RangeServer, remote: HttpFile) -> None:
+    remote.head(16)
+    server.misbehave = once(lambda handler, _: (handler.answer(503, bytes(10**6)), True)[1])
+    assert remote.read([Span(10, 1000)], "patch") == [CONTENT[10:1000]]
+    assert remote.ledger.of("patch").requests == len(server.asked) - 1 == 2
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"Content_Length": "abc"}, {"Content_Length": "990, 990"}, {"Content_Range": "bytes 1\r\n \x1b[31m" * 50}],
+)
+def test_headers_of_nonsense_are_one_short_line(server: RangeServer, remote: HttpFile, headers: dict[str, str]) -> None:
+    remote.head(16)
+    server.misbehave = lambda handler, asked: (handler.part(asked, **headers), True)[1]
+    with pytest.raises(DataError, match="cannot be read in parts") as caught:
+        remote.read([Span(10, 1000)], "patch")
+    assert str(caught.value).isprintable() and len(str(caught.value)) < 250
+
+
 def test_a_server_that_never_answers_is_given_up_at_the_limit(server: RangeServer) -> None:
     server.delay = 1.0
     file = HttpFile(server.url("a.tif"), limit=0.2)
@@ -391,6 +429,18 @@ def test_passwords_and_tokens_are_used_but_never_shown(server: RangeServer) -> N
     assert file.name == server.url("a.tif")
     file.head(16)
     assert seen == ["Basic bWU6c2VAY3JldA=="]
+    file.close()
+    file = HttpFile(server.url("a.tif").replace("http://", "http://жe:x@"))
+    file.head(16)
+    assert seen[1] == "Basic " + base64.b64encode("жe:x".encode()).decode()
+    file.close()
+
+
+def test_a_name_that_cannot_be_shown_is_escaped_but_opened(tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"a\n\xff.tif")
+    path.write_bytes(CONTENT)
+    file = open_transport(str(path))
+    assert file.name == f"{tmp_path}/a\\n\\udcff.tif" and file.head(16) == CONTENT[:16]
     file.close()
 
 

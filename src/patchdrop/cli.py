@@ -44,7 +44,7 @@ Options = Annotated[CompareOptions, Parameter(name="*")]
 Files = Parameter(json_list=False, negative="")
 Gap = Annotated[int, Parameter(validator=Number(gte=0), help="Read ranges at most this many bytes apart as one.")]
 Formats = Annotated[tuple[Format, ...], Parameter(name="--format", negative="")]
-Limit = Annotated[float, Parameter(validator=Number(gt=0), help="Seconds a range may take over a network.")]
+Limit = Annotated[float, Parameter(validator=Number(gt=0, lte=86400), help="Seconds a range may take over a network.")]
 SceneList = Annotated[
     Path | None,
     Parameter(name="--scenes", help="List of scenes: .csv or .jsonl with scene, or STAC items as .json."),

@@ -10,21 +10,25 @@ What a server may do, and what follows
 * Redirects: followed up to ``REDIRECTS`` times, from then on the new place is asked. A redirect to another host must
   lead to a public address (of the connection itself, so a name that resolves differently the second time does not
   help) and not from https to http. The URL that the user named may be anywhere.
-* Sends slowly: ``limit`` seconds a range, from the first attempt to the last byte.
+* Sends slowly, headers or body: ``limit`` seconds a range, from the first attempt to the last byte.
 * Has another version of the file than at the first read: told by If-Match, ETag, Last-Modified and the total size.
 """
 
 from __future__ import annotations
 
+import base64
+import http.client
+import io
 import ipaddress
+import socket
 import threading
 import time
-from typing import cast
+from typing import Any
 from urllib.parse import unquote, urljoin, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.exceptions import HTTPError, LocationValueError, SSLError
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, LocationValueError, NewConnectionError, SSLError
 
 from patchdrop.errors import DataError
 from patchdrop.read.ledger import Purpose
@@ -93,7 +97,7 @@ class HttpFile(RemoteFile):
                 self._take(response, _PIECE, deadline, purpose)
                 place = self._next(place, response.headers.get("Location", ""))
             finally:
-                response.release_conn()
+                response.close()  # a connection whose answer was read to the end has gone back already
         raise DataError(f"{self.name}: redirects more than {REDIRECTS} times; give the address it leads to")
 
     def _next(self, place: str, location: str) -> str:
@@ -129,7 +133,7 @@ class HttpFile(RemoteFile):
                 retries=False,
                 preload_content=False,
                 decode_content=False,
-                timeout=urllib3.Timeout(connect=left, read=left),
+                timeout=urllib3.Timeout(total=left),
             )
         except _PrivateAddress:
             raise DataError(
@@ -140,6 +144,8 @@ class HttpFile(RemoteFile):
         except LocationValueError as error:
             raise DataError(f"{self.name}: no address of a server: check it") from error
         except HTTPError as error:
+            if not isinstance(error, (NewConnectionError, ConnectTimeoutError)):
+                self.ledger.add(purpose, 1, 0)  # it was sent
             raise Again(f"no answer ({_reason(error)})") from error
         self.ledger.add(purpose, 1, 0)
         return response
@@ -152,20 +158,15 @@ class HttpFile(RemoteFile):
             self._take(response, _PIECE, deadline, purpose)
             raise replaced(self.name)
         if response.status == 304 and self._known is not None:
+            self._take(response, 1, deadline, purpose)  # nothing, but so the connection goes back
             raise Unchanged
         if response.status != 206:
-            response.close()  # not the whole file
             raise DataError(f"{self.name}: {_STATUS.get(response.status, f'the server answers {response.status}')}")
-        try:
-            expected = self._check(response, span)
-        except DataError:
-            response.close()
-            raise
+        expected = self._check(response, span)
         body = self._take(response, expected + 1, deadline, purpose)
         if len(body) < expected:
             raise Again(f"the server sends {len(body)} of {expected} bytes")
         if len(body) > expected:
-            response.close()
             raise DataError(f"{self.name}: the server sends more than the range asked for; it cannot be read in parts")
         return body
 
@@ -180,10 +181,10 @@ class HttpFile(RemoteFile):
         except ValueError:
             unit, first, last, total = "", -1, -1, -1
         stop = min(span.stop, total)
-        length = int(response.headers.get("Content-Length", stop - span.start))
-        if (unit, first, last + 1) != ("bytes", span.start, stop) or length != stop - span.start:
+        length = response.headers.get("Content-Length", str(stop - span.start))
+        if (unit, first, last + 1) != ("bytes", span.start, stop) or length != str(stop - span.start):
             raise DataError(
-                f"{self.name}: the server sends {content or 'an unnamed range'} where bytes "
+                f"{self.name}: the server sends {_quoted(content) or 'an unnamed range'} where bytes "
                 f"{span.start}-{span.stop - 1} were asked for; it cannot be read in parts"
             )
         if response.headers.get("Content-Encoding", "identity") != "identity":
@@ -196,17 +197,13 @@ class HttpFile(RemoteFile):
         parts: list[bytes] = []
         got = 0
         while got < most:
-            left = deadline - time.monotonic()
-            connection = cast("HTTPConnection | None", response.connection)
-            if left <= 0 or self._stop.is_set():
-                response.close()
-                raise Stopped if left > 0 else Again(f"{got} bytes so far")
-            if connection is not None and connection.sock is not None:
-                connection.sock.settimeout(left)
+            if self._stop.is_set():
+                raise Stopped
+            if time.monotonic() >= deadline:
+                raise Again(f"{got} bytes so far")
             try:
                 part = response.read1(min(_PIECE, most - got))
             except HTTPError:
-                response.close()
                 break
             if not part:
                 break
@@ -225,23 +222,61 @@ _STATUS = {
 }
 
 
-def _pools(in_flight: int, public: bool) -> urllib3.PoolManager:
-    manager = urllib3.PoolManager(num_pools=4, maxsize=in_flight)
-    if public:
-        manager.pool_classes_by_scheme = {"http": _PublicPool, "https": _PublicSecurePool}
-    return manager
+class _Until(io.RawIOBase):
+    """A socket's bytes until a time, however they drip in; a socket's own timeout begins anew with each of them."""
+
+    def __init__(self, sock: socket.socket, deadline: float) -> None:
+        self._sock = sock
+        self._file = sock.makefile("rb", buffering=0)
+        self._deadline = deadline
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._sock.settimeout(max(0.001, self._deadline - time.monotonic()))
+        return self._file.readinto(buffer)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
-class _PublicConnection(HTTPConnection):
+class _TimelyResponse(http.client.HTTPResponse):
+    """Headers and body within the timeout that the socket has when the answer begins."""
+
+    def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
+        super().__init__(sock, *args, **options)
+        self.fp.close()
+        self.fp = io.BufferedReader(_Until(sock, time.monotonic() + (sock.gettimeout() or LIMIT)))
+
+
+class _Connection(HTTPConnection):
+    response_class = _TimelyResponse
+
+
+class _SecureConnection(HTTPSConnection):
+    response_class = _TimelyResponse
+
+
+class _PublicConnection(_Connection):
     def connect(self) -> None:
         super().connect()
         _require_public(self)
 
 
-class _PublicSecureConnection(HTTPSConnection):
+class _PublicSecureConnection(_SecureConnection):
     def connect(self) -> None:
         super().connect()
         _require_public(self)
+
+
+class _Pool(urllib3.HTTPConnectionPool):
+    ConnectionCls = _Connection
+
+
+class _SecurePool(urllib3.HTTPSConnectionPool):
+    ConnectionCls = _SecureConnection
 
 
 class _PublicPool(urllib3.HTTPConnectionPool):
@@ -250,6 +285,13 @@ class _PublicPool(urllib3.HTTPConnectionPool):
 
 class _PublicSecurePool(urllib3.HTTPSConnectionPool):
     ConnectionCls = _PublicSecureConnection
+
+
+def _pools(in_flight: int, public: bool) -> urllib3.PoolManager:
+    manager = urllib3.PoolManager(num_pools=4, maxsize=in_flight)
+    plain, secure = (_PublicPool, _PublicSecurePool) if public else (_Pool, _SecurePool)
+    manager.pool_classes_by_scheme = {"http": plain, "https": secure}
+    return manager
 
 
 def _require_public(connection: HTTPConnection) -> None:
@@ -274,7 +316,12 @@ def _without_user(url: str) -> str:
 
 def _basic_auth(url: str) -> dict[str, str]:
     user = urlsplit(url).netloc.rpartition("@")[0]
-    return urllib3.make_headers(basic_auth=unquote(user)) if user else {}
+    return {"Authorization": f"Basic {base64.b64encode(unquote(user).encode()).decode()}"} if user else {}
+
+
+def _quoted(said: str) -> str:
+    """What a server says, short and with nothing that a terminal would obey."""
+    return "".join(c if c.isprintable() else " " for c in said[:80])
 
 
 def _reason(error: Exception) -> str:

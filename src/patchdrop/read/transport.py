@@ -75,12 +75,16 @@ def is_url(source: str) -> bool:
 
 
 def public_name(source: str) -> str:
-    """A URL without user, password, query and fragment, which may be secrets; a path as it is."""
-    if not is_url(source):
-        return source
-    scheme, _, rest = re.split("[?#]", source, maxsplit=1)[0].partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    """A URL without user, password, query and fragment, which may be secrets; a path as it is.
+
+    Control characters, and bytes of a file's name that are no UTF-8, are escaped: they cannot be shown or written.
+    """
+    name = source
+    if is_url(source):
+        scheme, _, rest = re.split("[?#]", source, maxsplit=1)[0].partition("://")
+        host, slash, path = rest.partition("/")
+        name = f"{scheme}://{host.rpartition('@')[2]}{slash}{path}"
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", lambda found: ascii(found[0])[1:-1], name)
 
 
 def joined(spans: Sequence[Span], gap: int) -> list[Span]:
@@ -119,7 +123,7 @@ class LocalFile:
     """Ranges of a file on disk; a request is one range."""
 
     def __init__(self, path: Path) -> None:
-        self.name = str(path)
+        self.name = public_name(str(path))
         self.ledger = Ledger()
         self._path = path
         self._file = -1
@@ -129,10 +133,10 @@ class LocalFile:
             self._found = os.fstat(self._file)
         except OSError as error:
             self.close()
-            raise DataError(f"{path}: cannot be read ({error.strerror}): check the path") from error
+            raise DataError(f"{self.name}: cannot be read ({error.strerror}): check the path") from error
         if not stat.S_ISREG(self._found.st_mode):
             self.close()
-            raise DataError(f"{path}: not a file: check the path")
+            raise DataError(f"{self.name}: not a file: check the path")
 
     @property
     def size(self) -> int:
@@ -156,13 +160,13 @@ class LocalFile:
         parts = []
         at = span.start
         try:
-            now = os.stat(self._path)
             while at < span.stop:
                 part = os.pread(self._file, span.stop - at, at)
                 if not part:
                     break
                 parts.append(part)
                 at += len(part)
+            now = os.stat(self._path)  # after reading, so that what was written meanwhile is noticed
         except OSError as error:
             raise DataError(f"{self.name}: cannot be read ({error.strerror})") from error
         finally:
