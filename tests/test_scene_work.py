@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import itertools
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from rasterio.shutil import copy
 
 from patchdrop.cli import app, main
 from patchdrop.episode import PatchDrop
+from patchdrop.errors import DataError
 from patchdrop.grid import Grid
 from patchdrop.policy import budget
 from patchdrop.policy.choice import greedy
@@ -394,6 +396,8 @@ def test_a_scene_replaced_in_mid_run_leaves_no_result(
         (["plan", "RUN", "a.tif", "--out", "o", "--mean-budget", "3"], "calibrate the run with it once"),
         (["plan", "RUN", "a.tif", "--out", "o", "--gap", "-1"], "gap"),
         (["plan", "RUN", "a.tif", "--out", "o", "--limit", "0"], "limit"),
+        (["plan", "RUN", "a.tif", "--out", "o", "--limit", "inf"], "limit"),
+        (["plan", "RUN", "http://h/a?v=1", "http://h/a?v=2", "--out", "o"], "http://h/a: is named twice"),
         (["check", "a.tif", "--high", "x"], "high"),
         (["predict", "RUN", "a.tif", "--out", "o", "--format", "shp"], "format"),
         (["predict", "RUN", "a.png", "--format", "csv"], "name a folder for their results with --out"),
@@ -407,6 +411,37 @@ def test_a_wrong_call_is_one_line_and_exits_with_2(
     code, out, err = run(*[str(model) if a == "RUN" else a for a in arguments])
     assert code == 2 and out == "" and err.count("\n") == 1 and words in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_scenes_of_odd_names_and_of_one_name_have_their_own_results(
+    model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [os.fsdecode(b"a\n\xff.tif"), "\u00e9" * 125 + ".tif"]
+    for name in names:
+        shutil.copy(scenes["plain"], tmp_path / name)
+    for folder, scene in (("1", "plain"), ("2", "utm")):
+        (tmp_path / folder).mkdir()
+        shutil.copy(scenes[scene], tmp_path / folder / "a.tif")
+        monkeypatch.chdir(tmp_path / folder)
+        code, out, _ = run("predict", model, "a.tif", *(["../" + n for n in names]), "--out", "../out", "--json")
+        found = [s["cells"] for s in json.loads(out.encode())["scenes"]]
+        assert code == 0 and found == [{"1": 16, "2": 35}[folder], 16, 16]
+    assert len(list((tmp_path / "out").glob("*.jsonl"))) == 4
+
+
+def test_an_out_that_is_a_file_is_one_line(model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    for command in ("plan", "predict"):
+        code, out, err = run(command, model, scenes["plain"], "--out", tmp_path / "out")
+        assert code == 3 and out == "" and err.count("\n") == 1 and "cannot be written" in err
+
+
+@pytest.mark.parametrize("text", ['{"gap": Infinity}', "[" * 10**5])
+def test_a_plan_of_nonsense_is_one_line(model: Path, run: Run, tmp_path: Path, text: str) -> None:
+    head = '{"stage": "ft2", "sha256": "", "scenes": [], '
+    (tmp_path / "plan.json").write_text(text.replace("{", head))
+    code, _, err = run("predict", model, "a.tif", "--out", tmp_path, "--plan", tmp_path / "plan.json")
+    assert code == 2 and err.count("\n") == 1 and "--plan" in err
 
 
 # --- areas
@@ -509,6 +544,52 @@ def test_corners_lie_where_rasterio_says() -> None:
     assert np.allclose(ring[:4], np.array(theirs).T, atol=1e-7)
 
 
+@pytest.mark.parametrize("epsg", [3857, 4326, 32701])
+def test_a_box_across_the_180th_meridian_is_two_polygons_on_its_two_sides(epsg: int) -> None:
+    west = rasterio.warp.transform("OGC:CRS84", f"EPSG:{epsg}", [179.9], [-17.0])
+    side = 0.02 if epsg == 4326 else 2000
+    matrix = (side, 0.0, west[0][0], 0.0, -side, west[1][0])
+    geometry = Places(Georeference(matrix, epsg), "a").polygon((0, 0, 10, 10))
+    (first,), (second,) = geometry["coordinates"]
+    assert geometry["type"] == "MultiPolygon"
+    for ring in (first, second):
+        assert ring[0] == ring[-1] and area(ring) > 0 and len({x > 0 for x, _ in ring}) == 1
+    assert max(x for x, _ in first) == 180 and min(x for x, _ in second) == -180
+    total = area(first) + area(second)
+    assert total == pytest.approx(side**2 * 100 if epsg == 4326 else 0.033, rel=0.2)
+    below = Places(Georeference((matrix[0], 0.0, matrix[2] - 20 * side, *matrix[3:]), epsg), "a").polygon((0, 0, 5, 5))
+    assert below["type"] == "Polygon"
+
+
+@pytest.mark.parametrize(("hole", "holes"), [((2, 8), 0), ((1, 4), 1)])
+def test_an_area_with_a_hole_is_cut_at_the_180th_meridian_too(hole: tuple[int, int], holes: int) -> None:
+    def square(low: float, high: float) -> list[tuple[float, float]]:
+        return [(low, low), (low, high), (high, high), (high, low)]
+
+    places = Places(Georeference((0.02, 0.0, 179.9, 0.0, -0.02, -17.0), 4326), "a")
+    parts = places.outline([square(0, 10), square(*hole)])["coordinates"]
+    assert len(parts) == 2 and sum(len(part) - 1 for part in parts) == holes
+    found = sum(area(ring) for part in parts for ring in part)
+    assert found == pytest.approx(0.02**2 * (100 - (hole[1] - hole[0]) ** 2))
+    assert all(area(outer) > 0 and all(area(ring) < 0 for ring in inner) for outer, *inner in parts)
+
+
+def test_longitudes_from_0_to_360_are_brought_back_and_half_the_globe_stays_one_box() -> None:
+    east = Places(Georeference((1.0, 0.0, 200.0, 0.0, -1.0, 10.0), 4326), "a").polygon((0, 0, 10, 10))
+    assert east["coordinates"][0][0] == [-160, 10]
+    globe = Places(Georeference((1.0, 0.0, -180.0, 0.0, -1.0, 90.0), 4326), "a").polygon((0, 0, 180, 360))
+    assert {tuple(p) for p in globe["coordinates"][0]} == {(-180, 90), (-180, -90), (180, -90), (180, 90)}
+
+
+@pytest.mark.parametrize(
+    ("epsg", "top", "words"),
+    [(4326, 5e6, "leads off the Earth"), (5773, 0.0, "no known"), (4978, 0.0, "no known"), (9999, 0.0, "no known")],
+)
+def test_a_georeference_that_is_none_is_one_line(epsg: int, top: float, words: str) -> None:
+    with pytest.raises(DataError, match=words):
+        Places(Georeference((1.0, 0.0, 0.0, 0.0, -1.0, top), epsg), "a").polygon((0, 0, 10, 10))
+
+
 # --- check
 
 
@@ -554,6 +635,14 @@ def test_checks_advice_makes_a_file_fit(run: Run, tmp_path: Path) -> None:
     code, out, _ = run("check", tmp_path / "fit.tif", *flags)
     (found,) = json.loads(out)["scenes"]
     assert code == 0 and found["fit"] and found["aligned"] and found["low"]["factor"] == pytest.approx(4, rel=0.01)
+
+
+def test_check_of_nodata_that_is_no_number_is_still_json(run: Run, tmp_path: Path) -> None:
+    profile = {"count": 1, "height": 256, "width": 256, "dtype": "float32", "tiled": True, "nodata": np.nan}
+    with rasterio.open(tmp_path / "a.tif", "w", driver="GTiff", **profile) as file:
+        file.write(np.zeros((1, 256, 256), np.float32))
+    code, out, _ = run("check", tmp_path / "a.tif", "--json")
+    assert code == 3 and "NaN" not in out and json.loads(out)["scenes"][0]["nodata"] == "nan"
 
 
 def test_checks_exit_code_tells_all_some_and_none(

@@ -197,7 +197,7 @@ def predict(
             "name a folder for their results with --out"
         )
     if not images:
-        raise UsageError("no image was given; name one or more image files")
+        raise UsageError("images: none was given; name one or more image files")
     from dataclasses import asdict
 
     from patchdrop import commands

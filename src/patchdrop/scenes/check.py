@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import threading
 from collections.abc import Callable, Sequence
@@ -93,7 +94,7 @@ def check_one(source: str, shape: Shape, stop: threading.Event, cache: Path | No
         "dtype": full.kind,
         "compression": COMPRESSIONS.get(full.compression, str(full.compression)),
         "interleave": "band" if full.planar else "pixel",
-        "nodata": full.nodata,
+        "nodata": full.nodata if full.nodata is None or math.isfinite(full.nodata) else str(full.nodata),
         "masks": header.masks,
         "tiled": tiled,
         "tile": list(full.tile) if full.tile else None,

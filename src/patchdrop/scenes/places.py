@@ -1,8 +1,9 @@
 """Where boxes of pixels lie: polygons of GeoJSON (RFC 7946), in CRS84 where the scene's header allows it.
 
-CRS84 is longitude, latitude on WGS 84. Rings run counter-clockwise (the right-hand rule). A scene without a
-georeference, or with a coordinate system that has no EPSG code, gives pixel coordinates, x to the right and y down; the
-collection then says so in ``"coordinates": "pixels"``, which is no part of the standard.
+CRS84 is longitude, latitude on WGS 84. Rings run counter-clockwise (the right-hand rule). Longitudes are between -180
+and 180 degrees; what lies across the 180th meridian is cut there. A scene without a georeference, or with a
+coordinate system that has no EPSG code, gives pixel coordinates, x to the right and y down; the collection then says so
+in ``"coordinates": "pixels"``, which is no part of the standard.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import shapely
 
 from patchdrop.errors import DataError
 from patchdrop.read.tiff import Georeference
@@ -39,16 +42,21 @@ class Places:
         self._to_crs84: Callable[..., tuple[Sequence[float], Sequence[float]]] | None = None
         if georeference is not None and georeference.epsg is not None:
             from pyproj import CRS, Transformer
-            from pyproj.exceptions import CRSError
+            from pyproj.exceptions import ProjError
 
             try:
                 crs = CRS.from_epsg(georeference.epsg)
-            except CRSError as error:
+                horizontal = crs.is_geographic or crs.is_projected
+                self._to_crs84 = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True).transform
+            except ProjError:
+                horizontal = False
+            if not horizontal:
                 raise DataError(
-                    f"{name}: EPSG:{georeference.epsg} is no known coordinate system: correct it with gdal_edit -a_srs"
-                ) from error
+                    f"{name}: EPSG:{georeference.epsg} is no known coordinate system of maps: "
+                    "correct it with gdal_edit -a_srs"
+                )
             self.crs = f"EPSG:{georeference.epsg}"
-            self._to_crs84 = Transformer.from_crs(crs, "OGC:CRS84", always_xy=True).transform
+            self._geographic = crs.is_geographic
         self.kind = "pixels" if self._to_crs84 is None else "CRS84"
 
     def polygon(self, box: Box) -> dict[str, Any]:
@@ -68,11 +76,11 @@ class Places:
         Raises:
             DataError: it lies where its coordinate system has no meaning.
         """
-        found = []
-        for number, points in enumerate(rings):
-            corners = [(round(x, DIGITS), round(y, DIGITS)) for x, y in self._points(points)]
-            found.append([list(point) for point in _ring(corners, hole=number > 0)])
-        return {"type": "Polygon", "coordinates": found}
+        if self._to_crs84 is None or self.matrix is None:
+            return _geometry([rings])
+        own = [x for x, _ in _moved(rings[0], self.matrix)]
+        wide = self._geographic and max(own) - min(own) > 180
+        return _geometry(_within_180([self._points(ring) for ring in rings], wide))
 
     def ring(self, box: Box) -> list[Point]:
         """The closed outline of a box of pixels in the scene's own coordinates; in pixels where it has none."""
@@ -121,9 +129,10 @@ class Places:
         if self._to_crs84 is None or self.matrix is None:
             return list(pixels)
         xs, ys = self._to_crs84(*_columns(_moved(pixels, self.matrix)))
-        if not all(map(math.isfinite, [*xs, *ys])):
+        # False for nan too. Grids of points at the poles reach half a pixel beyond them.
+        if not all(abs(x) <= 540 and abs(y) <= 91 for x, y in zip(xs, ys, strict=True)):
             raise DataError(f"{self._name}: its georeference leads off the Earth: correct it")
-        return list(zip(xs, ys, strict=True))
+        return [(x, min(90.0, max(-90.0, y))) for x, y in zip(xs, ys, strict=True)]
 
 
 def _corners(box: Box) -> list[Point]:
@@ -144,6 +153,42 @@ def _ring(corners: Sequence[Point], hole: bool = False) -> list[Point]:
     """Closed, and counter-clockwise; clockwise round a hole."""
     ordered = list(reversed(corners)) if (_area(corners) < 0) != hole else list(corners)
     return [*ordered, ordered[0]]
+
+
+def _within_180(rings: list[list[Point]], wide: bool) -> list[list[list[Point]]]:
+    """A polygon of degrees as polygons between -180 and 180: one, or several where it lies across the 180th meridian.
+
+    Args:
+        rings: the outer one, then those of holes.
+        wide: it is wider than 180 degrees; one that is not, but seems so, has corners on both sides of the meridian.
+    """
+    xs = [x for x, _ in rings[0]]
+    if max(xs) - min(xs) > 180 and not wide:
+        rings = [[(x % 360, y) for x, y in ring] for ring in rings]
+        xs = [x for x, _ in rings[0]]
+    turns = 360 * math.floor((min(xs) + 180) / 360)
+    if max(xs) - turns <= 180:
+        return [[[(x - turns, y) for x, y in ring] for ring in rings]]
+    whole = shapely.Polygon(rings[0], rings[1:])
+    found = []
+    for east in (turns, turns + 360):
+        part = whole.intersection(shapely.box(east - 180, -90, east + 180, 90))
+        for polygon in shapely.get_parts(part):
+            if isinstance(polygon, shapely.Polygon):  # it may also touch the meridian
+                outlines = (polygon.exterior, *polygon.interiors)
+                found.append([[(x - east, y) for x, y in outline.coords[:-1]] for outline in outlines])
+    return found
+
+
+def _geometry(polygons: Sequence[Sequence[Sequence[Point]]]) -> dict[str, Any]:
+    """One polygon of GeoJSON, or several as one geometry; the first ring of each is its outer one."""
+    found = []
+    for rings in polygons:
+        rounded = [[(round(x, DIGITS), round(y, DIGITS)) for x, y in ring] for ring in rings]
+        found.append([[list(point) for point in _ring(ring, hole=i > 0)] for i, ring in enumerate(rounded)])
+    if len(found) == 1:
+        return {"type": "Polygon", "coordinates": found[0]}
+    return {"type": "MultiPolygon", "coordinates": found}
 
 
 def collection_start(kind: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -308,7 +309,7 @@ def read_plan(path: Path) -> dict[str, Any]:
         return {"identity": identity, "gap": gap, "tariff": tariff, "chosen": scenes, "versions": versions}
     except RunError as error:
         raise UsageError(f"--plan {path}: cannot be read; make one with `patchdrop plan`") from error
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise UsageError(f"--plan {path}: is no plan.json of `patchdrop plan`, or is damaged; make it again") from error
 
 
@@ -591,14 +592,27 @@ def _total(scenes: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 
 def _each_once(sources: Sequence[str]) -> list[str]:
-    return list(dict.fromkeys(sources))
+    """The sources without repetitions.
+
+    Raises:
+        UsageError: two of them cannot be told apart by what may be shown of them.
+    """
+    named: dict[str, str] = {}
+    for source in sources:
+        if named.setdefault(public_name(source), source) != source:
+            raise UsageError(
+                f"{public_name(source)}: is named twice, with another user, query or fragment; "
+                "give one of them, or each its own --out"
+            )
+    return list(named.values())
 
 
 def _file_name(source: str) -> str:
     """What a scene's files are called: its own name, and enough of a digest to tell it from others of that name."""
     name = public_name(source)
-    stem = PurePosixPath(name).stem or "scene"
-    return f"{stem}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    stem = PurePosixPath(name).stem[:50] or "scene"  # the file system's limit counts bytes, and suffixes follow
+    address = name.encode() if is_url(source) else os.fsencode(os.path.abspath(source))
+    return f"{stem}-{hashlib.sha256(address).hexdigest()[:8]}"
 
 
 def _digest(chosen: dict[int, list[int]]) -> str:
