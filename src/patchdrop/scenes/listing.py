@@ -111,13 +111,11 @@ def _json_lines(file: Path) -> Iterator[Row]:
                 continue
             try:
                 found = json.loads(line)
-                scene = found.get(COLUMN) if isinstance(found, dict) else None
             except ValueError:
-                scene = None
-            if isinstance(scene, str) and scene.strip():
-                yield Row(f"line {number}", scene.strip())
-            else:
-                yield Row(f"line {number}", "", f'no scene: write {{"{COLUMN}": "FILE_OR_URL"}}')
+                found = None
+            value = found.get(COLUMN) if isinstance(found, dict) else None
+            scene = value.strip() if isinstance(value, str) else ""
+            yield Row(f"line {number}", scene, "" if scene else f'no scene: write {{"{COLUMN}": "FILE_OR_URL"}}')
 
 
 def _stac_items(file: Path, asset: str | None) -> Iterator[Row]:
