@@ -75,7 +75,8 @@ def decode(level: Level, parts: list[bytes], name: str) -> Pixels:
         shape = (level.colours, *level.tile)
         return Pixels(np.zeros(shape, np.uint8), np.zeros(level.tile, bool))
     try:
-        bands = np.concatenate([_samples(level, part) for part in parts])
+        samples = [_samples(level, part) for part in parts]
+        bands = np.concatenate(samples) if level.planar else samples[0]
     except Exception as error:  # decoders raise whatever their parsing ran into
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise DataError(f"{name}: damaged {COMPRESSIONS[level.compression]} tile ({reason})") from error
@@ -96,7 +97,7 @@ def _samples(level: Level, data: bytes) -> NDArray[np.generic]:
     raw = _raw(level, data, length)
     if len(raw) != length:
         raise ValueError(f"{len(raw)} bytes where {length} are needed")
-    values = np.frombuffer(raw, dtype).reshape(height, width, bands).astype(level.kind)
+    values = np.frombuffer(raw, dtype).reshape(height, width, bands).astype(level.kind, copy=False)
     if level.predictor == 2 and COMPRESSIONS[level.compression] in _PREDICTED:  # others ignore the tag
         values = np.cumsum(values, axis=1, dtype=level.kind)
     return values.transpose(2, 0, 1)
@@ -138,7 +139,7 @@ def _image(level: Level, data: bytes, bands: int) -> NDArray[np.generic]:
     with Image.open(io.BytesIO(data), formats=("JPEG",) if jpeg else ("WEBP",)) as image:
         if (image.height, image.width) != level.tile:
             raise ValueError(f"{image.width} x {image.height} px instead of {level.tile[1]} x {level.tile[0]}")
-        values = np.asarray(image.convert(mode))
+        values = np.asarray(image if image.mode == mode else image.convert(mode))
     return values.reshape(*level.tile, bands).transpose(2, 0, 1)
 
 
@@ -162,7 +163,7 @@ def _pixels(level: Level, bands: NDArray[np.generic]) -> Pixels:
 def _to_eight_bit(bands: NDArray[np.generic], white_is_zero: bool) -> NDArray[np.uint8]:
     levels: NDArray[np.uint8]
     if bands.dtype.itemsize == 1:
-        levels = bands.astype(np.uint8)
+        levels = bands.astype(np.uint8, copy=False)
     else:
         levels = ((bands.astype(np.uint32) * 255 + 32767) // 65535).astype(np.uint8)
     return 255 - levels if white_is_zero else levels

@@ -12,7 +12,9 @@ row, so memory is bounded by two rows of tiles as they are stored, and by a grou
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -31,6 +33,8 @@ from patchdrop.read.transport import Priced, Span, Transport, joined
 
 GROUP_PIXELS = 2**27
 """Cells of a group have at most this many HR samples in all, chosen or not; one cell may have more."""
+DECODERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+"""Tiles decoded at once; Pillow and zlib leave the interpreter free meanwhile."""
 SAME_SCALE = 1.01
 """An overview this much coarser than LR still counts as LR's size: writers round sides differently."""
 
@@ -323,11 +327,15 @@ class Tiles:
                 users.setdefault(tile, []).append(i)
         found = into or [np.empty((self.level.colours, box[2] - box[0], box[3] - box[1]), np.uint8) for box in where]
         seen = [None if self._all_seen else np.ones(pixels.shape[1:], bool) for pixels in found]
-        for tile in sorted(users):
+
+        def paint(tile: int) -> None:
             parts = [self._held[tile + p * self._in_plane] for p in range(self._planes)]
             pixels = decode(self.level, parts, name)
             for i in users[tile]:
                 self._paste(tile, pixels, where[i], found[i], seen[i])
+
+        with ThreadPoolExecutor(DECODERS) as threads:
+            list(threads.map(paint, sorted(users)))
         return [Pixels(values, mask) for values, mask in zip(found, seen, strict=True)]
 
     @property
