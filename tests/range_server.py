@@ -1,12 +1,22 @@
-"""A server of byte ranges on loopback that counts what it sends, and can be told to misbehave."""
+"""A server of byte ranges on loopback that counts what it sends, and can be told to misbehave.
+
+    python tests/range_server.py FOLDER SECONDS
+
+serves the files of a folder from a process of its own, ``SECONDS`` after each request, prints its address, and answers
+each line of stdin with what was asked and sent since the last one, as a line of JSON; it ends with stdin.
+"""
 
 from __future__ import annotations
 
+import json
+import mmap
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import NamedTuple
 
 
@@ -19,7 +29,7 @@ class Asked(NamedTuple):
 
 
 class RangeServer(ThreadingHTTPServer):
-    """Serves ``files`` (path -> bytes).
+    """Serves ``files`` (path -> bytes, or a map of a file).
 
     Attributes:
         asked: every request, in the order in which they came.
@@ -33,7 +43,7 @@ class RangeServer(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.files: dict[str, bytes] = {}
+        self.files: dict[str, bytes | mmap.mmap] = {}
         self.etags: dict[str, str] = {}
         self.asked: list[Asked] = []
         self.sent = 0
@@ -64,8 +74,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         """Asked by GDAL; not counted, because it has no body."""
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.files[self.path.lstrip("/")])))
+        time.sleep(self.server.delay)
+        content = self.server.files.get(self.path.lstrip("/").partition("?")[0])
+        self.send_response(404 if content is None else 200)
+        self.send_header("Content-Length", str(len(content or b"")))
         self.send_header("Accept-Ranges", "bytes")
         self.end_headers()
 
@@ -121,3 +133,20 @@ def range_server() -> Iterator[RangeServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def main(folder: Path, delay: float) -> None:
+    """Serve a folder until stdin ends."""
+    with range_server() as server:
+        server.delay = delay
+        for path in folder.iterdir():
+            with path.open("rb") as file:
+                server.files[path.name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        print(server.url(""), flush=True)
+        for _ in sys.stdin:
+            print(json.dumps({"asked": server.asked, "sent": server.sent}), flush=True)
+            server.reset()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), float(sys.argv[2]))

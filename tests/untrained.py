@@ -11,16 +11,19 @@ import torch
 from patchdrop.cli import main
 from patchdrop.models import ModelConfig, build_stage
 from patchdrop.runfolder import RunFolder
+from patchdrop.settings import TrainSettings
 from tiny import CLASSES, tiny_settings, unsettle
 
 
-def untrained_run(path: Path) -> Path:
-    """HR 64, LR 16, grid 4: random networks choose, and see, something different in each cell."""
+SETTINGS = tiny_settings(high="64", low="16", policy_head="global")
+
+
+def untrained_run(path: Path, settings: TrainSettings = SETTINGS, stages: tuple[str, ...] = ("pt", "ft2")) -> Path:
+    """Random networks that choose, and see, something different in each cell."""
     folder = RunFolder(path)
-    settings = tiny_settings(high="64", low="16", policy_head="global")
     folder.start(settings)
     config = ModelConfig.of(settings, CLASSES)
-    for seed, stage in enumerate(("pt", "ft2")):
+    for seed, stage in enumerate(stages):
         torch.manual_seed(seed)
         module = unsettle(build_stage(stage, config), seed)
         for name, tensor in module.state_dict().items():
