@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ import rasterio
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from rasterio.errors import NotGeoreferencedWarning
 from rasterio.shutil import copy
 from rasterio.windows import Window
 from sklearn.datasets import load_sample_images
@@ -46,6 +48,8 @@ from patchdrop.read.transport import HttpFile, LocalFile
 from range_server import Asked
 from tiny import tiny_settings
 from untrained import untrained_run
+
+warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
 
 CODECS = ("JPEG", "DEFLATE", "WEBP")
 COUNTS = (0, 1, 2, 4, 5, 8, 16)
