@@ -28,6 +28,7 @@ import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
+from patchdrop.read.images import read_image
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.shutil import copy
@@ -36,7 +37,6 @@ from sklearn.datasets import load_sample_images
 from torch import Tensor
 
 import range_server
-from patchdrop.data.images import read_image
 from patchdrop.data.low import area_average
 from patchdrop.files import read_json, write_json
 from patchdrop.grid import Grid

@@ -251,7 +251,7 @@ def test_other_settings_in_the_same_folder_are_refused_with_the_difference(fmow:
         (["--table", "fmow", "--epochs-lr", "0"], "lr is left out"),
         (["--table", "fmow", "--stages", "lr", "hr"], "pt is left out"),
         (["--table", "fmow", "--seeds", "0"], "seeds: 0"),
-        (["--table", "fmow", "--classifier", "bagnet"], "compares with 'masked'"),
+        (["--table", "fmow", "--classifier", "bagnet", "--fill", "mean"], "compares with 'masked'"),
         (["--table", "fmov"], "fmov"),
         (["--table", "fmow", "--data", "nowhere"], "nowhere"),
         (["--table", "fmow", "--config", "nothing"], "no such file"),

@@ -163,7 +163,7 @@ def test_ctrl_c_and_sigterm_to_every_process_reach_the_workers_too_and_still_sav
 ) -> None:
     """Whether they are starting up, before they can say that they do not care, or decoding."""
     out = tmp_path / "run"
-    streaming = {"stages": "lr", "epochs_lr": 1, "memory_gb": 0, "workers": 2}
+    streaming = {"stages": "lr", "epochs_lr": 3, "memory_gb": 0, "workers": 2}
     for wait in (wait_for_workers, lambda process: wait_for_progress(process, out, saved(out))):
         process = start(data, out, **streaming)
         before = saved(out)

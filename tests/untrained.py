@@ -14,7 +14,6 @@ from patchdrop.runfolder import RunFolder
 from patchdrop.settings import TrainSettings
 from tiny import CLASSES, tiny_settings, unsettle
 
-
 SETTINGS = tiny_settings(high="64", low="16", policy_head="global")
 
 
