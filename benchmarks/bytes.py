@@ -28,7 +28,6 @@ import numpy as np
 import rasterio
 import torch
 from numpy.typing import NDArray
-from patchdrop.read.images import read_image
 from PIL import Image
 from rasterio.errors import NotGeoreferencedWarning
 from rasterio.shutil import copy
@@ -42,9 +41,11 @@ from patchdrop.files import read_json, write_json
 from patchdrop.grid import Grid
 from patchdrop.provenance import provenance
 from patchdrop.read import tiled
+from patchdrop.read.http import HttpFile
+from patchdrop.read.images import read_image
 from patchdrop.read.ledger import Cost, Ledger
 from patchdrop.read.tiled import Shape, TiledScene
-from patchdrop.read.transport import HttpFile, LocalFile
+from patchdrop.read.transport import LocalFile
 from range_server import Asked
 from tiny import tiny_settings
 from untrained import untrained_run

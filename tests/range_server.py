@@ -55,10 +55,16 @@ class RangeServer(ThreadingHTTPServer):
         """The address of a file."""
         return f"http://127.0.0.1:{self.server_address[1]}/{path}"
 
+    def taken(self) -> tuple[list[Asked], int]:
+        """What was asked and sent, which is then forgotten."""
+        with self.lock:
+            found = self.asked, self.sent
+            self.asked, self.sent = [], 0
+        return found
+
     def reset(self) -> None:
         """Forget what was asked and sent."""
-        with self.lock:
-            self.asked, self.sent = [], 0
+        self.taken()
 
     def handle_error(self, *_: object) -> None:
         """A client that hangs up is no news."""
@@ -144,8 +150,8 @@ def main(folder: Path, delay: float) -> None:
                 server.files[path.name] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         print(server.url(""), flush=True)
         for _ in sys.stdin:
-            print(json.dumps({"asked": server.asked, "sent": server.sent}), flush=True)
-            server.reset()
+            asked, sent = server.taken()
+            print(json.dumps({"asked": asked, "sent": sent}), flush=True)
 
 
 if __name__ == "__main__":
