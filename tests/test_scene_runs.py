@@ -18,7 +18,7 @@ from patchdrop.errors import DataError, UsageError
 from patchdrop.read import tiff, tiled
 from patchdrop.read.cache import FILE
 from patchdrop.read.transport import Stopped
-from patchdrop.scenes import work
+from patchdrop.scenes import plan, predict
 from patchdrop.scenes.at_once import SceneBar, at_once
 from pyramids import picture, write_cog
 from range_server import Asked, RangeServer, range_server
@@ -114,12 +114,12 @@ def test_three_at_once_write_the_bytes_of_one_at_a_time_and_are_three(
     model: Path, listed: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = {}
-    for verb in ("plan", "predict"):
+    for verb, module in (("plan", plan), ("predict", predict)):
         for jobs in (1, 3):
             out = tmp_path / f"{verb}{jobs}"
             with monkeypatch.context() as patched:
-                counted = Counted(getattr(work, f"_{verb}_scene"), jobs)
-                patched.setattr(work, f"_{verb}_scene", counted)
+                counted = Counted(getattr(module, f"_{verb}_scene"), jobs)
+                patched.setattr(module, f"_{verb}_scene", counted)
                 code, text, err = run(verb, model, "--scenes", listed, "--out", out, "--jobs", jobs, "--json")
             assert (code, counted.most, counted.begun) == (4, jobs, 6)
             found[verb, jobs] = (text, err, files(out))
@@ -200,7 +200,7 @@ def test_killed_and_interrupted_runs_go_on_and_ask_for_no_finished_scene_again(
     assert run("predict", model, "--scenes", listed, "--out", unbroken, "--jobs", 2)[0] == 4
     arguments = [str(a) for a in ("predict", model, "--scenes", listed, "--out", out, "--jobs", 2)]
     processes = multiprocessing.get_context("forkserver")  # torch is imported once for all of them
-    processes.set_forkserver_preload(["untrained", "patchdrop.scenes.work"])
+    processes.set_forkserver_preload(["untrained", "patchdrop.scenes.predict"])
     finished: set[str] = set()
     # A scene takes six requests and two are read at once: at the thirteenth, one or two are finished.
     for number, moment in ((signal.SIGKILL, 2), (signal.SIGKILL, 13), (signal.SIGINT, 13)):

@@ -33,7 +33,7 @@ from patchdrop.read.tiff import Georeference
 from patchdrop.read.tiled import Shape, TiledScene
 from patchdrop.read.transport import LocalFile
 from patchdrop.runfolder import RunFolder
-from patchdrop.scenes import outputs, work
+from patchdrop.scenes import outputs, predict
 from patchdrop.scenes.places import Places
 from pyramids import picture, write_cog
 from range_server import RangeServer, range_server
@@ -325,14 +325,14 @@ def test_a_finished_scene_is_never_read_again_and_one_that_was_stopped_begins_an
 ) -> None:
     urls = [server.url("utm.tif"), server.url("plain.tif")]
     with monkeypatch.context() as broken:
-        predict_group = work._predict_group
+        predict_group = predict._predict_group
 
         def stop(model: Any, scene: TiledScene, group: range, chosen: Any) -> Any:
             if "plain" in scene.name and group.start:
                 raise KeyboardInterrupt
             return predict_group(model, scene, group, chosen)
 
-        broken.setattr(work, "_predict_group", stop)
+        broken.setattr(predict, "_predict_group", stop)
         assert run("predict", model, *urls, "--out", tmp_path)[0] == 130
     assert {p.name.partition("-")[0] for p in tmp_path.iterdir()} == {"utm"}
     server.reset()

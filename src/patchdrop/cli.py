@@ -177,17 +177,19 @@ def predict(
             raise UsageError("--low, --overlay and --scaled-low are for image files, not for scenes (--out)")
         if plan and tariff:
             raise UsageError("--tariff: a plan brings its own; give it to `patchdrop plan`")
-        from patchdrop.scenes import work
+        from patchdrop.scenes import predict as scenes
         from patchdrop.scenes.listing import sources_of
+        from patchdrop.scenes.model import Choosing
         from patchdrop.scenes.tariff import read_tariff
+        from patchdrop.scenes.walk import Reading
 
-        reading = work.Reading(gap, limit, jobs, cache)
-        choosing, results = work.Choosing(run, stage, dial), work.Results(out, formats)
+        reading = Reading(gap, limit, jobs, cache)
+        choosing, results = Choosing(run, stage, dial), scenes.Results(out, formats)
         sold = None if tariff is None else read_tariff(tariff)
 
         def read(failed: Callable[[str], None]) -> dict[str, Any]:
             sources = sources_of(images, scene_list, asset, failed)
-            return work.predict(choosing, sources, results, reading, failed, plan, sold)
+            return scenes.predict(choosing, sources, results, reading, failed, plan, sold)
 
         return _scenes(read, as_json)
     listed = scene_list or asset or cache or jobs > 1
@@ -303,15 +305,17 @@ def plan(
     bandwidth
         Megabits a second, for the estimate of time; by default 100 over HTTP, 4000 on a disk.
     """
-    from patchdrop.scenes import work
+    from patchdrop.scenes import plan as scenes
     from patchdrop.scenes.listing import sources_of
+    from patchdrop.scenes.model import Choosing
     from patchdrop.scenes.tariff import read_tariff
+    from patchdrop.scenes.walk import Reading
 
-    choosing, reading = work.Choosing(run, stage, dial), work.Reading(gap, limit, jobs, cache)
-    terms = work.Terms(None if tariff is None else read_tariff(tariff), latency, bandwidth)
+    choosing, reading = Choosing(run, stage, dial), Reading(gap, limit, jobs, cache)
+    terms = scenes.Terms(None if tariff is None else read_tariff(tariff), latency, bandwidth)
 
     def look(failed: Callable[[str], None]) -> dict[str, Any]:
-        return work.plan(choosing, sources_of(sources, scene_list, asset, failed), out, reading, terms, failed)
+        return scenes.plan(choosing, sources_of(sources, scene_list, asset, failed), out, reading, terms, failed)
 
     return _scenes(look, as_json)
 

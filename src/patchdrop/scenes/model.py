@@ -1,0 +1,127 @@
+"""A trained stage as scenes use it: policy and classifier for batches of any size."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from patchdrop.data.sets import Split
+from patchdrop.dial import Dial
+from patchdrop.errors import UsageError
+from patchdrop.evaluation.dial import chosen_point, read_calibration, stage_and_choice
+from patchdrop.packed import Packed
+from patchdrop.policy.choice import Choose, greedy
+from patchdrop.read.tiled import Shape
+from patchdrop.read.transport import Stopped
+from patchdrop.runfolder import RunFolder
+from patchdrop.serve.predictor import Predictor
+
+CHUNK_PIXELS = 2**20
+"""Cells that go through the networks at once have at most this many HR pixels; one cell may have more."""
+
+
+class Choosing(NamedTuple):
+    """Who chooses patches, and how many."""
+
+    run: str | Path
+    """Run folder."""
+    stage: str | None = None
+    """``pt``, ``ft1`` or ``ft2``; None: the last one that is trained."""
+    dial: Dial | None = None
+    """How many patches of a cell may be read; None: what the policy chooses."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained stage, for batches of any size, used by one scene at a time.
+
+    Attributes:
+        sha256: of its weights.
+        choice: how patches are chosen, in words: ``policy``, or what the dial says.
+        stop: once it is set, the networks answer no more.
+    """
+
+    run: str
+    stage: str
+    sha256: str
+    predictor: Predictor
+    choice: str = "policy"
+    stop: threading.Event = field(default_factory=threading.Event, init=False)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+
+    @property
+    def shape(self) -> Shape:
+        """What it takes."""
+        config = self.predictor.config
+        return Shape(config.high_size, config.low_size, self.predictor.grid, config.channels)
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What a plan, or results, were made with."""
+        return {"stage": self.stage, "sha256": self.sha256}
+
+    def policy(self, low: Tensor) -> Tensor:
+        """Patch logits ``(B, P)`` of LR ``(B, C, h, w)``."""
+        found = []
+        for part in torch.split(low, self._chunk):
+            with self._turn():
+                found.append(self.predictor.model.policy(part.to(self.predictor.device)))
+        return torch.cat(found)
+
+    def classify(self, packed: Packed, low: Tensor) -> Tensor:
+        """Class logits ``(B, K)``."""
+        found = []
+        for start in range(0, packed.batch, self._chunk):
+            keep = torch.zeros(packed.batch, dtype=torch.bool)
+            keep[start : start + self._chunk] = True
+            part = packed.of_images(keep)
+            with self._turn():
+                found.append(self.predictor.model.classifier(part, low[keep].to(self.predictor.device)))
+        return torch.cat(found)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        with self._lock:
+            if self.stop.is_set():
+                raise Stopped
+            yield
+
+    @property
+    def _chunk(self) -> int:
+        height, width = self.shape.high
+        return max(1, CHUNK_PIXELS // (height * width))
+
+
+def load_model(choosing: Choosing) -> Model:
+    """A trained stage of a run.
+
+    Raises:
+        RunError: no such run or stage, or no calibrated point.
+        UsageError: it was trained on LR images of a sensor of their own, which a scene's overview is not, or the dial
+            is out of range or needs the validation split.
+    """
+    run, stage, dial = choosing
+    choose: Choose = greedy
+    choice = "policy"
+    if dial is not None and dial.turned:
+        folder = RunFolder(run).require()
+        stage, choose = stage_and_choice(dial, folder, stage, _no_validation, torch.device("cpu"))
+        choice = str(dial)
+        if dial.calibrated:
+            choice += f", threshold {chosen_point(folder, read_calibration(folder))['threshold']:.8g}"
+    predictor = Predictor(run, stage, choose=choose)
+    if predictor.own_low:
+        raise UsageError(f"{run}: was trained on LR images of their own, a scene's overview is none; train one without")
+    sha256 = RunFolder(run).stage_config(predictor.stage)["sha256"]
+    return Model(str(run), predictor.stage, sha256, predictor, choice)
+
+
+def _no_validation() -> Split:
+    raise UsageError("--mean-budget: needs images; calibrate the run with it once, then give scenes --calibrated")

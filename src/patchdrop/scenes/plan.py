@@ -1,0 +1,184 @@
+"""`plan`: what predicting scenes would read and cost, known from headers and overviews."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from patchdrop.errors import RunError, UsageError
+from patchdrop.files import read_json, write_json, writing
+from patchdrop.read.tiled import Box
+from patchdrop.read.transport import is_url
+from patchdrop.scenes.at_once import SceneBar, at_once
+from patchdrop.scenes.bill import DISK, NETWORK, Link, Priced
+from patchdrop.scenes.costs import bill_of, billed, check_price, cost_of_everything, seconds_of, total_of, with_total
+from patchdrop.scenes.model import Choosing, Model, load_model
+from patchdrop.scenes.outputs import Features
+from patchdrop.scenes.places import Places
+from patchdrop.scenes.tariff import Tariff, tariff_from
+from patchdrop.scenes.walk import Failed, Reading, Scene, described, each_once, name_of, opened, seen_cells
+
+
+class Terms(NamedTuple):
+    """What reading is worth in money and time; None leaves the choice to the source, or the money out."""
+
+    tariff: Tariff | None = None
+    latency: float | None = None
+    """Milliseconds; see `Link`."""
+    bandwidth: float | None = None
+    """Megabits a second; see `Link`."""
+
+    def link(self, source: str) -> Link:
+        """How fast bytes of a source come, as it is said or as is usual."""
+        usual = NETWORK if is_url(source) else DISK
+        return Link(
+            usual.latency if self.latency is None else self.latency,
+            usual.bandwidth if self.bandwidth is None else self.bandwidth,
+            usual.in_flight,
+        )
+
+
+def plan(
+    choosing: Choosing, sources: Sequence[str], out: Path, reading: Reading, terms: Terms, failed: Failed
+) -> dict[str, Any]:
+    """Look at scenes, choose, and price the choice.
+
+    Writes ``plan.json`` and, for each scene, the areas to order as GeoJSON into ``out``: the chosen patches where no
+    tariff says otherwise. The plan records dial and tariff.
+
+    Args:
+        failed: takes the reason of each scene that cannot be planned; the others are.
+
+    Returns:
+        The document of ``plan.json``.
+
+    Raises:
+        RunError, UsageError: see `load_model`.
+    """
+    model = load_model(choosing)
+
+    def one(source: str, bar: SceneBar) -> dict[str, Any]:
+        return _plan_scene(model, source, out, reading, terms, bar)
+
+    planned = at_once(one, each_once(sources), reading.jobs, failed, model.stop)
+    how = {"choice": model.choice, "gap": reading.gap}
+    document = {"run": model.run, **model.identity, **how, "scenes": planned, "total": total_of(planned)}
+    document |= billed(planned, terms.tariff)
+    if planned:
+        write_json(out / "plan.json", document)
+    return document
+
+
+def _plan_scene(model: Model, source: str, out: Path, reading: Reading, terms: Terms, bar: SceneBar) -> dict[str, Any]:
+    with opened(source, model, reading) as scene:
+        bar.begin(scene.cells)
+        places = Places(scene.georeference, scene.name)
+        check_price(scene, places, terms.tariff)
+        priced: Any = type(scene.transport.ledger)()
+        chosen: list[tuple[int, list[int]]] = []
+        skipped = 0
+        for group in scene.groups():
+            cells, low = seen_cells(scene, group)
+            skipped += len(group) - len(cells)
+            if cells:
+                with torch.inference_mode():
+                    choice = model.predictor.choose(model.policy(low)).cpu()
+                scene.price(cells, choice, priced)
+                rows = [row.nonzero().flatten().tolist() for row in choice]
+                chosen += [(cell, patches) for cell, patches in zip(cells, rows, strict=True) if patches]
+            bar.advance(len(group))
+        spent = scene.transport.ledger
+        costs = {"header": spent.needed("header"), "overview": spent.needed("overview"), "patch": priced.of("patch")}
+        execution = with_total(costs)
+        boxes = [scene.patch_box(cell, patch) for cell, patches in chosen for patch in patches]
+        owed, order = bill_of(scene, places, boxes, execution["total"], terms.tariff)
+        areas = out / f"{name_of(source)}.areas.geojson"
+        with writing(areas) as file:
+            features = Features(file, places.kind)
+            if terms.tariff is not None and terms.tariff.sells_imagery:
+                for geometry, properties in _ordered(order, places, terms.tariff):
+                    features.add(geometry, properties)
+            else:
+                for box, properties in _areas(scene, chosen):
+                    features.add(places.polygon(box), properties)
+            features.end()
+        return {
+            **described(scene, places),
+            "skipped": skipped,
+            "patches": sum(len(patches) for _, patches in chosen),
+            "areas": areas.name,
+            "planning": spent.to_json(),
+            "execution": execution,
+            "everything": cost_of_everything(scene)._asdict(),
+            "bill": owed._asdict(),
+            "estimate": seconds_of(scene, costs, terms.link(source)),
+            "chosen": chosen,
+        }
+
+
+def _areas(scene: Scene, chosen: Sequence[tuple[int, Sequence[int]]]) -> Iterator[tuple[Box, dict[str, Any]]]:
+    """The chosen patches of each cell, those beside one another as one box."""
+    columns = scene.shape.grid.cols
+    for cell, patches in chosen:
+        runs: list[list[int]] = []
+        for patch in patches:
+            if runs and patch == runs[-1][-1] + 1 and patch % columns:
+                runs[-1].append(patch)
+            else:
+                runs.append([patch])
+        for run in runs:
+            first, last = scene.patch_box(cell, run[0]), scene.patch_box(cell, run[-1])
+            yield (first[0], first[1], last[2], last[3]), {"cell": cell, "patches": run}
+
+
+def _ordered(
+    order: Sequence[Priced], places: Places, tariff: Tariff
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Geometry and properties of each area of an order."""
+    for (shape, km2), price in order:
+        rings = [list(ring.coords)[:-1] for ring in (shape.exterior, *shape.interiors)]
+        values = {"km2": km2 if places.kind == "CRS84" else None, "price": price, "currency": tariff.currency}
+        yield places.outline(rings), values
+
+
+class Planned(NamedTuple):
+    """What a plan says of a scene."""
+
+    chosen: dict[int, list[int]]
+    """Cell -> patches."""
+    version: str
+    """Of the file that was planned."""
+
+
+def read_plan(path: Path) -> dict[str, Any]:
+    """A ``plan.json``.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        document = read_json(path)
+        scenes = {
+            scene["scene"]: {int(cell): [int(p) for p in patches] for cell, patches in scene["chosen"]}
+            for scene in document["scenes"]
+        }
+        versions = {scene["scene"]: str(scene["version"]) for scene in document["scenes"]}
+        identity = {name: str(document[name]) for name in ("stage", "sha256")}
+        sold = document.get("tariff")
+        tariff = None if sold is None else tariff_from(sold, f"--plan {path}: tariff")
+        gap = int(document["gap"])
+        return {"identity": identity, "gap": gap, "tariff": tariff, "chosen": scenes, "versions": versions}
+    except RunError as error:
+        raise UsageError(f"--plan {path}: cannot be read; make one with `patchdrop plan`") from error
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:
+        raise UsageError(f"--plan {path}: is no plan.json of `patchdrop plan`, or is damaged; make it again") from error
+
+
+def digest(chosen: dict[int, list[int]]) -> str:
+    """What tells a plan's choice from another one."""
+    return "plan " + hashlib.sha256(json.dumps(sorted(chosen.items())).encode()).hexdigest()[:16]

@@ -1,0 +1,197 @@
+"""`predict` for scenes: the chosen patches of every cell are read, whoever chose them, and every cell is classified."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from patchdrop.episode import play
+from patchdrop.errors import DataError, UsageError
+from patchdrop.files import read_json, write_json
+from patchdrop.policy.choice import Choose
+from patchdrop.read.tiled import Box
+from patchdrop.read.transport import public_name
+from patchdrop.scenes.at_once import SceneBar, at_once
+from patchdrop.scenes.costs import bill_of, billed, check_price, cost_of_everything, mapping, total_of
+from patchdrop.scenes.formats import DEFAULT, Format
+from patchdrop.scenes.model import Choosing, Model, load_model
+from patchdrop.scenes.outputs import CellResult, check_formats, file_name, outputs
+from patchdrop.scenes.places import Places
+from patchdrop.scenes.plan import Planned, digest, read_plan
+from patchdrop.scenes.tariff import Tariff
+from patchdrop.scenes.walk import Failed, Reading, Scene, described, each_once, name_of, opened, seen_cells
+
+
+class Results(NamedTuple):
+    """What `predict` writes, and where."""
+
+    folder: Path
+    formats: Sequence[Format] = DEFAULT
+    """Kinds of files."""
+
+
+def predict(
+    choosing: Choosing,
+    sources: Sequence[str],
+    results: Results,
+    reading: Reading,
+    failed: Failed,
+    plan_file: Path | None = None,
+    tariff: Tariff | None = None,
+) -> dict[str, Any]:
+    """Read what the policy, or a plan, chooses, and classify every cell.
+
+    Writes for each scene its files and, when it is finished, ``NAME.json`` with the ledger. A scene that is finished in
+    the folder is not read again.
+
+    Args:
+        failed: takes the reason of each scene that cannot be read; the others are.
+        plan_file: a ``plan.json``, whose choice, gap and tariff are used instead of the policy's, ``reading``'s and
+            ``tariff``.
+        tariff: what money is owed by.
+
+    Returns:
+        ``scenes``: the ``NAME.json`` of each; ``total``; ``tariff`` and ``bill``.
+
+    Raises:
+        RunError: see `load_model`; or a file cannot be written.
+        UsageError: see `load_model`; the plan is of another training, or the folder holds other results.
+    """
+    check_formats(results.formats)
+    if plan_file is not None and choosing.dial is not None and choosing.dial.turned:
+        raise UsageError(f"--plan {plan_file}: says what is read; turn the dial of `patchdrop plan` instead")
+    planned = None if plan_file is None else read_plan(plan_file)
+    if planned is not None:
+        reading = reading._replace(gap=planned["gap"])
+        tariff = planned["tariff"]
+        choosing = choosing._replace(stage=choosing.stage or planned["identity"]["stage"])
+    model = load_model(choosing)
+    if planned is not None and planned["identity"] != model.identity:
+        raise UsageError(f"--plan {plan_file}: was made with another training of {choosing.run}; make it again")
+    work = _Work(model, reading, results, tariff)
+
+    def one(source: str, bar: SceneBar) -> dict[str, Any]:
+        name = public_name(source)
+        if planned is None:
+            return _predict_scene(work, source, None, bar)
+        if name not in planned["chosen"]:
+            raise DataError(f"{name}: is not in {plan_file}; plan it first")
+        return _predict_scene(work, source, Planned(planned["chosen"][name], planned["versions"][name]), bar)
+
+    finished = at_once(one, each_once(sources), reading.jobs, failed, model.stop)
+    document = {"run": model.run, **model.identity, "scenes": finished, "total": total_of(finished)}
+    return document | billed(finished, tariff)
+
+
+class _Work(NamedTuple):
+    """What `predict` does with every scene."""
+
+    model: Model
+    reading: Reading
+    results: Results
+    tariff: Tariff | None
+
+    def key(self, planned: Planned | None) -> dict[str, Any]:
+        """What results are told apart by."""
+        choice = self.model.choice if planned is None else digest(planned.chosen)
+        return {**self.model.identity, "choice": choice, "tariff": mapping(self.tariff)}
+
+
+def _predict_scene(work: _Work, source: str, planned: Planned | None, bar: SceneBar) -> dict[str, Any]:
+    """The document of ``NAME.json``: the one that is there, or a new one."""
+    path = work.results.folder / name_of(source)
+    key = work.key(planned)
+    done = _finished(path.with_name(path.name + ".json"), key, work.results.formats)
+    if done is not None:
+        return done
+    model, formats = work.model, work.results.formats
+    with ExitStack() as stack:
+        scene = stack.enter_context(opened(source, model, work.reading))
+        if planned is not None and planned.version != scene.transport.version:
+            raise DataError(f"{scene.name}: is not the file that was planned; plan it again")
+        places = Places(scene.georeference, scene.name)
+        check_price(scene, places, work.tariff)
+        bar.begin(scene.cells)
+        writers = stack.enter_context(outputs(formats, path, scene, places, model.predictor.config.classes))
+        counts: dict[str, int] = {}
+        boxes: list[Box] = []
+        for group in scene.groups():
+            for found in _predict_group(model, scene, group, planned):
+                boxes.extend(scene.patch_box(found.cell, patch) for patch in found.patches)
+                counts[found.label or ""] = counts.get(found.label or "", 0) + 1
+                for writer in writers:
+                    writer.add(found)
+            bar.advance(len(group))
+        owed, _ = bill_of(scene, places, boxes, scene.transport.ledger.total._asdict(), work.tariff)
+        summary = {
+            **described(scene, places),
+            **key,
+            "gap": work.reading.gap,
+            "skipped": counts.pop("", 0),
+            "patches": len(boxes),
+            "classes": counts,
+            "files": {kind: file_name(path.name, kind) for kind in formats},
+            "execution": scene.transport.ledger.to_json(),
+            "everything": cost_of_everything(scene)._asdict(),
+            "bill": owed._asdict(),
+        }
+        for writer in writers:
+            writer.finish(summary)
+    write_json(path.with_name(path.name + ".json"), summary)
+    return summary
+
+
+def _predict_group(model: Model, scene: Scene, group: range, planned: Planned | None) -> Iterator[CellResult]:
+    cells, low = seen_cells(scene, group)
+    decided: dict[int, tuple[str, float, tuple[int, ...], NDArray[np.uint8]]] = {}
+    if cells:
+        choose = model.predictor.choose if planned is None else _as_planned(cells, planned.chosen)
+        with torch.inference_mode():
+            episode = play(model.policy, choose, scene.reader(cells), model.classify, low)
+        best = episode.logits.float().softmax(1).max(1)
+        names = model.predictor.config.classes
+        for cell, value, index, row, seen in zip(
+            cells, best.values.tolist(), best.indices.tolist(), episode.choice, low.numpy(), strict=True
+        ):
+            decided[cell] = names[index], value, tuple(row.nonzero().flatten().tolist()), seen
+    for cell in group:
+        yield CellResult(cell, scene.cell_box(cell), *decided.get(cell, (None, 0.0, ())))
+
+
+def _as_planned(cells: Sequence[int], chosen: dict[int, list[int]]) -> Choose:
+    """The plan's choice for these cells, whatever the policy says now."""
+
+    def choose(scores: Tensor) -> Tensor:
+        choice = torch.zeros(scores.shape, dtype=torch.bool)
+        for row, cell in enumerate(cells):
+            for patch in chosen.get(cell, ()):
+                if not 0 <= patch < scores.shape[1]:
+                    raise UsageError(f"the plan names patch {patch} of cell {cell}, the grid has {scores.shape[1]}")
+                choice[row, patch] = True
+        return choice.to(scores.device)
+
+    return choose
+
+
+def _finished(path: Path, key: dict[str, Any], formats: Sequence[Format]) -> dict[str, Any] | None:
+    """The summary of a scene that was finished before.
+
+    Raises:
+        UsageError: with another model, plan or tariff, or without a kind of file that is asked for now.
+    """
+    if not path.exists():
+        return None
+    found = read_json(path)
+    if not isinstance(found, dict) or {name: found.get(name) for name in key} != key:
+        raise UsageError(f"{path}: holds results of another run, stage, dial, plan or tariff; choose another --out")
+    lacking = [kind for kind in formats if kind not in found["files"]]
+    if lacking:
+        raise UsageError(f"{path}: was finished without --format {' '.join(lacking)}; choose another --out")
+    return found
