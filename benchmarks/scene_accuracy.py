@@ -32,7 +32,10 @@ from patchdrop.policy.choice import greedy
 from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
 from patchdrop.runfolder import RunFolder
-from patchdrop.scenes import work
+from patchdrop.scenes.model import Choosing
+from patchdrop.scenes.plan import Terms, plan
+from patchdrop.scenes.predict import Results, predict
+from patchdrop.scenes.walk import Reading
 from patchdrop.settings import TrainSettings
 from range_server import RangeServer, range_server
 
@@ -107,10 +110,11 @@ def over_http(
     server.files[path.name] = path.read_bytes()
     url = server.url(path.name)
     failures: list[str] = []
-    planned = work.plan(run, [url], folder / f"plan-{codec}", stage, work.Reading(), failures.append)
+    choosing = Choosing(run, stage)
+    planned = plan(choosing, [url], folder / f"plan-{codec}", Reading(), Terms(), failures.append)
     server.reset()
     plan_file = folder / f"plan-{codec}" / "plan.json"
-    found = work.predict(run, [url], folder / codec, stage, work.Reading(), plan_file, failures.append)
+    found = predict(choosing, [url], Results(folder / codec), Reading(), failures.append, plan_file)
     assert not failures, failures
     (scene,) = found["scenes"]
     execution = scene["execution"]["total"]

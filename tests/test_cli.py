@@ -105,7 +105,7 @@ def picture(data: Path, index: int = 0) -> Path:
         (["train"], ["--out"]),
         (["trian", "--out", "x"], ["trian", "train"]),
         (["evaluate"], ["run"]),
-        (["predict", "x"], ["no image was given"]),
+        (["predict", "x"], ["images"]),
         (["train", "--out", "x", "--batch", "0"], ["batch: 0 is out of range"]),
         (["train", "--out", "x", "--batch", "many"], ["--batch", "many"]),
         (["train", "--out", "x", "--sigma", "-1"], ["sigma: -1.0 is out of range"]),
