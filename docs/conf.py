@@ -8,3 +8,4 @@ html_theme = "furo"
 exclude_patterns = ["_build"]
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
+myst_heading_anchors = 2  # links to sections of other pages
