@@ -193,6 +193,7 @@ def test_a_comparison_that_was_stopped_equals_an_unbroken_one(
     assert without_times(found["rows"]) == without_times(unbroken)
 
 
+@pytest.mark.long
 def test_rows_side_by_side_end_as_one_after_the_other_and_stop_when_asked(
     fmow: Path, settings: TrainSettings, tmp_path: Path
 ) -> None:
