@@ -2,8 +2,9 @@
 # but Python 3.11 or newer with venv, make and git.
 PYTHON ?= python3
 BIN := .venv/bin
-# Tests take one thread each, so that their bits are the same everywhere; files run side by side.
-PARALLEL := -n auto --maxprocesses 4 --dist loadfile
+# Tests take one thread each, so that their bits are the same everywhere; files run side by side, and as some tests
+# wait for processes, three at a time fill two cores.
+PARALLEL := -n 3 --dist loadfile
 
 .PHONY: demo test test-long check docs clean
 

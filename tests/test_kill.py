@@ -157,7 +157,11 @@ def wait_for_workers(process: subprocess.Popen[str]) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["int", "term"])
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.long)],
+    ids=["int", "term"],
+)
 def test_ctrl_c_and_sigterm_to_every_process_reach_the_workers_too_and_still_save(
     data: Path, tmp_path: Path, number: int, expected: int
 ) -> None:

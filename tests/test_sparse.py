@@ -277,7 +277,9 @@ def test_a_stopped_stage_goes_on_to_the_same_bits(name: str, stage: str, tmp_pat
     assert same_bits(run(tmp_path / "stopped"), whole)
 
 
-@pytest.mark.parametrize("name", NEW)
+@pytest.mark.parametrize(
+    "name", ["canvas", pytest.param("patch-set", marks=pytest.mark.long), pytest.param("vit", marks=pytest.mark.long)]
+)
 def test_a_whole_run_trains_every_stage_predicts_and_is_timed(name: str, tmp_path: Path) -> None:
     data = write_folder(tmp_path / "data")
     epochs = {f"epochs_{stage}": 1 for stage in ("lr", "hr", "patches", "pt", "ft1", "ft2")}
