@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -34,6 +35,8 @@ def untrained_run(path: Path, settings: TrainSettings = SETTINGS, stages: tuple[
 
 def command(arguments: list[str], errors: Path) -> None:
     """A process's target: the command line, its stderr in a file."""
+    # A shell starts what runs in its background with SIGINT ignored, and that is inherited.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     with errors.open("w") as file:
         os.dup2(file.fileno(), 2)
     sys.exit(main(arguments))
