@@ -29,7 +29,8 @@ GRID = Grid(4, 4)
 
 def task_of(**changes: object) -> CachedPolicyTask:
     settings = replace(SETTINGS, **changes)  # type: ignore[arg-type]
-    found = make_task("pt", tiny_model("pt", settings), DATA, settings, CPU)
+    model = tiny_model("pt", settings).train()  # as a starting model is
+    found = make_task("pt", model, DATA, settings, CPU)
     assert isinstance(found, CachedPolicyTask)
     return found
 
@@ -72,13 +73,15 @@ def test_the_loss_and_the_figures_are_those_of_pt_through_the_network(estimator:
 
 def test_the_network_runs_once_for_each_view_and_never_in_a_step() -> None:
     task = task_of(pt_views=2)
-    runs = []
+    runs: list[int] = []
+    before = bits(task.classifier)
     task.classifier.network.register_forward_hook(lambda *_: runs.append(1))
     batches = [next(task.batches(epoch, 0)) for epoch in range(4)]
     assert len(runs) == 2 * -(-len(FIT) // 64)
     task.loss(batches[0], 0.0)
     assert len(runs) == 2 * -(-len(FIT) // 64)
     assert not torch.equal(task._kept[0].high, task._kept[1].high)
+    assert same_bits(before, bits(task.classifier))
 
 
 def test_only_the_policy_changes_and_a_resumed_stage_ends_with_the_same_bits(tmp_path: Path) -> None:

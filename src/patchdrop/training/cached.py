@@ -36,6 +36,7 @@ class CachedPolicyTask(PolicyTask):
     def __init__(self, model: PatchDrop, fit: Split, val: Split, settings: TrainSettings, device: torch.device) -> None:
         super().__init__("pt", model, fit, None, val, settings, device)
         assert isinstance(model.classifier, BagNet)
+        model.eval()  # evidence is computed before the first step, and must not move batch-norm statistics
         self.classifier = model.classifier
         self._kept: dict[int, Views] = {}
         self._kept_val: list[Views] | None = None
