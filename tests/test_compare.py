@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,11 @@ from patchdrop.compare.judge import oracle, spread_over_classes
 from patchdrop.compare.options import PROFILES, CompareOptions, Price, to_yaml
 from patchdrop.compare.results import markdown_table, over_seeds
 from patchdrop.compare.rows import CHOOSERS
+from patchdrop.compare.side_by_side import _end
 from patchdrop.compare.table import FORMS
 from patchdrop.cost import forward_costs
 from patchdrop.episode import PatchDrop
-from patchdrop.errors import Interrupted, RunError, UsageError
+from patchdrop.errors import Interrupted, RunError, TrainingError, UsageError
 from patchdrop.grid import Grid
 from patchdrop.networks import Normalise
 from patchdrop.runfolder import RunFolder
@@ -213,6 +216,17 @@ def test_rows_side_by_side_end_as_one_after_the_other_and_stop_when_asked(
     unbroken = [row for row in document(fmow)["rows"] if row["method"] in rows]
     priced = [{k: v for k, v in row.items() if k != "price"} for row in without_times(unbroken)]
     assert [{k: v for k, v in row.items() if k != "price"} for row in without_times(document(out)["rows"])] == priced
+
+
+def test_a_process_of_a_row_that_is_ended_from_outside_is_one_of_our_errors_or_an_interrupt() -> None:
+    future: Future[None] = Future()
+    future.set_exception(BrokenProcessPool())
+    stop = Stopper()
+    with pytest.raises(TrainingError, match="fewer --jobs"):
+        _end(future, stop)
+    stop.signal = 2
+    with pytest.raises(Interrupted):
+        _end(future, stop)
 
 
 def test_what_is_trained_is_not_trained_again_and_a_finished_run_may_be_dropped_in(

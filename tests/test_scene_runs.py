@@ -14,7 +14,6 @@ from typing import Any
 
 import pytest
 
-from patchdrop.cli import app, main
 from patchdrop.errors import DataError, UsageError
 from patchdrop.read import tiff, tiled
 from patchdrop.read.cache import FILE
@@ -60,18 +59,6 @@ def listed(server: RangeServer, tmp_path: Path) -> Path:
     path = tmp_path / "scenes.csv"
     path.write_text("scene\n" + "".join(f"{server.url(f'{n}.tif')}\n" for n in ("a", "b", "c", "bad", "c", "d", "e")))
     return path
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def of(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        app.config = ()
-        code = main([str(a) for a in arguments])
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return of
 
 
 @pytest.fixture

@@ -21,7 +21,6 @@ import torch
 from PIL import Image
 from rasterio.shutil import copy
 
-from patchdrop.cli import app, main
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid
@@ -76,18 +75,6 @@ def server(scenes: dict[str, Path]) -> Iterator[RangeServer]:
             running.files[f"{name}.tif"] = path.read_bytes()
             running.etags[f"{name}.tif"] = f'"{name}"'
         yield running
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def of(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        app.config = ()
-        code = main([str(a) for a in arguments])
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return of
 
 
 def results(folder: Path, scene: dict[str, Any]) -> list[dict[str, Any]]:

@@ -15,7 +15,6 @@ import torch
 from PIL import Image
 from rasterio.shutil import copy
 
-from patchdrop.cli import app, main
 from patchdrop.data.scenes import CLASSES as SCENE_CLASSES
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid
@@ -57,18 +56,6 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tensor.fill_(100.0 if name.endswith("mean") else 50.0)
     folder.finish("ft2", module, config, {"figures": {}, "seconds": 0.0})
     return folder.path
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def of(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        app.config = ()
-        code = main([str(a) for a in arguments])
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return of
 
 
 def test_openslide_and_our_reader_see_the_same(slide: Path, tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import pytest
 import rasterio
 import torch
 
-from patchdrop.cli import app, main
 from patchdrop.data.load import Data, load
 from patchdrop.data.windows import groups, list_windows
 from patchdrop.errors import DataError, UsageError
@@ -66,18 +65,6 @@ def _small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tiff, "HEADER_BYTES", 1024)
     for module in (tiled, windows):
         monkeypatch.setattr(module, "GROUP_PIXELS", 64 * 64 * 3 * 7)
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    def of(*arguments: object) -> tuple[int, str, str]:
-        capsys.readouterr()
-        app.config = ()
-        code = main([str(a) for a in arguments])
-        found = capsys.readouterr()
-        return code, found.out, found.err
-
-    return of
 
 
 def write_list(path: Path, *lines: object) -> Path:

@@ -10,6 +10,7 @@ import os
 import signal
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import Synchronized
@@ -23,7 +24,7 @@ from patchdrop.compare.rows import Row
 from patchdrop.compare.table import FORMS
 from patchdrop.compare.train import train_row, train_run
 from patchdrop.data.load import load
-from patchdrop.errors import Interrupted
+from patchdrop.errors import Interrupted, TrainingError
 from patchdrop.settings import TrainSettings
 from patchdrop.talk import as_line, warnings_told
 from patchdrop.training.run import Advance, Stopper
@@ -54,7 +55,7 @@ def train_side_by_side(bench: Bench, rows: Sequence[Row], jobs: int, advance: Ad
                 while not told.empty():
                     advance(*told.get())
                 for future in done:
-                    future.result()
+                    _end(future, stop)
                 if stop():
                     raise Interrupted(stop())
                 if run in done:
@@ -63,6 +64,19 @@ def train_side_by_side(bench: Bench, rows: Sequence[Row], jobs: int, advance: Ad
             asked.value = stop() or signal.SIGTERM
             pool.shutdown(cancel_futures=True)
             raise
+
+
+def _end(future: Future[None], stop: Stopper) -> None:
+    """Raise what a row ended with; a process that was ended from outside is Interrupted, or one of our errors."""
+    try:
+        future.result()
+    except BrokenProcessPool as error:
+        if stop():
+            raise Interrupted(stop()) from error
+        raise TrainingError(
+            "a process that trains a row was ended from outside, as happens where memory runs out; "
+            "the same command goes on, with fewer --jobs in less memory"
+        ) from error
 
 
 class _Asked(Stopper):
