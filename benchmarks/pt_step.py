@@ -25,7 +25,7 @@ from patchdrop.data.load import load
 from patchdrop.data.load import statistics as channel_statistics
 from patchdrop.models import ModelConfig, build_stage
 from patchdrop.policy.choice import keep_all
-from patchdrop.provenance import machine
+from patchdrop.provenance import machine, provenance
 from patchdrop.read.source import from_memory
 from patchdrop.settings import from_mapping, read_profile
 from patchdrop.training.batches import training_views
@@ -40,7 +40,8 @@ def main(profile: str, as_json: bool) -> None:
     base = from_mapping(read_profile(profile), profile)
     found = {name: measure(replace(base, estimator=name)) for name in ("straight-through", "self-critical", "rloo")}
     if as_json:
-        print(json.dumps({"machine": machine(), "threads": torch.get_num_threads(), "profile": profile, **found}))
+        where = {"threads": torch.get_num_threads(), "profile": profile, "provenance": provenance(base.seed)}
+        print(json.dumps({**where, "estimators": found}, indent=1))
         return
     print(f"{machine()}, {torch.get_num_threads()} threads, profile {profile}")
     for name, row in found.items():
