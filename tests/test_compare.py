@@ -28,7 +28,7 @@ from patchdrop.compare.bench import Bench
 from patchdrop.compare.costs import Player, flops, pixels_read, times_in_turns
 from patchdrop.compare.form import seed_form
 from patchdrop.compare.judge import oracle, spread_over_classes
-from patchdrop.compare.options import PROFILES, CompareOptions, Price, to_yaml
+from patchdrop.compare.options import PROFILES, CompareOptions, Price, share_of, to_yaml
 from patchdrop.compare.results import markdown_table, over_seeds
 from patchdrop.compare.rows import CHOOSERS
 from patchdrop.compare.side_by_side import _end
@@ -297,10 +297,11 @@ def test_the_list_without_data_names_the_rows_and_with_data_what_each_takes(
     assert "work" not in found
     flags = [*tiny_flags(**SHORT), "--data", str(data), "--out", str(tmp_path / "out")]
     app.config = ()
-    assert main(["compare", "--table", "fmow", "--list", "--json", "--rows", "KD", "Stochastic", *flags]) == 0
+    assert main(["compare", "--table", "fmow", "--list", "--json", "--rows", "KD", "Stochastic", "SRGAN", *flags]) == 0
     work = {(w["row"], w["stage"]): w for w in json.loads(capsys.readouterr().out)["work"]}
     choosers = {("Stochastic", stage) for stage in ("pt", "ft1", "ft2")}
-    assert set(work) == {("run", stage) for stage in STAGES} | {("KD", "lr")} | choosers
+    srgan = {("SRGAN", "generator"), ("SRGAN", "classifier")}
+    assert set(work) == {("run", stage) for stage in STAGES} | {("KD", "lr")} | choosers | srgan
     assert (work["KD", "lr"]["epochs"], work["KD", "lr"]["steps"]) == (1, 2)
     assert work["Stochastic", "pt"]["steps"] == work["Stochastic", "pt"]["seconds"] == 0
     assert work["run", "hr"]["seconds"] > 0
@@ -400,6 +401,10 @@ def test_work_is_timed_in_turns_and_warm_up_does_not_count() -> None:
     times = times_in_turns(work, torch.device("cpu"), repeats=1)
     assert order == ["a0", "b0", "a1", "b1", "a2", "b2"]
     assert set(times) == {"a", "b"}
+
+
+def test_a_share_of_epochs_is_whole_ones_and_at_least_one() -> None:
+    assert [share_of(20, 0.3), share_of(20, 1), share_of(1, 0.3), share_of(0, 0.3)] == [6, 20, 1, 0]
 
 
 def test_a_subset_is_spread_over_the_classes() -> None:

@@ -28,6 +28,7 @@ from tiny import NETWORK, tiny_settings
 
 SETTINGS = tiny_settings(augment=("flip", "shift", "erase"))
 REST = (FIT, VAL, SETTINGS, CPU)
+EPOCHS = SETTINGS.epochs_hr
 
 
 def taught() -> Teacher:
@@ -52,9 +53,11 @@ ROWS: dict[str, Callable[[], Task]] = {
     "kd": lambda: ClassifierTask("kd", tiny_model("lr", SETTINGS), *REST, like="lr", teacher=taught()),
     "pcn": lambda: CoupledTask("pcn", PartiallyCoupled(NETWORK, 3, scale(), scale()), *REST),
     "sr": lambda: GeneratorTask(
-        "sr", SuperResolution(generator(), Discriminator(width=4)), tiny_model("hr", SETTINGS), *REST
+        "sr", SuperResolution(generator(), Discriminator(width=4)), tiny_model("hr", SETTINGS), *REST, EPOCHS
     ),
-    "sr-cnn": lambda: SuperResolvedTask("sr-cnn", SuperResolved(generator(), tiny_model("hr", SETTINGS)), *REST),
+    "sr-cnn": lambda: SuperResolvedTask(
+        "sr-cnn", SuperResolved(generator(), tiny_model("hr", SETTINGS)), *REST, EPOCHS
+    ),
     "stn": lambda: ChooserTask("ft1", tiny_model("ft1", SETTINGS), partial(relaxed_top, mean_patches=5.5), *REST),
     "stochastic": blind,
 }

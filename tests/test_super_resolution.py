@@ -134,7 +134,7 @@ def test_one_step_on_the_game_makes_the_discriminator_surer_and_made_images_hard
 
 def test_generator_and_discriminator_learn_in_one_step_and_the_teacher_does_not() -> None:
     model, hr = game(), teacher()
-    task = GeneratorTask("sr", model, hr, FIT, VAL, SETTINGS, CPU)
+    task = GeneratorTask("sr", model, hr, FIT, VAL, SETTINGS, CPU, 1)
     trained_parameters = {id(p) for group in task.groups() for p in group.parameters}
     assert trained_parameters == {id(p) for p in model.parameters()}
     loss, figures = task.loss(next(task.batches(0, 0)), 0.0)
@@ -173,10 +173,10 @@ def test_a_perfect_image_has_no_pixel_and_no_feature_loss() -> None:
 
 
 def test_the_generators_stage_improves_on_bilinear_and_leaves_the_teacher_as_it_was(tmp_path: Path) -> None:
-    settings = tiny_settings(epochs_hr=8, rate_finetune=1e-2)
+    settings = tiny_settings(rate_finetune=1e-2)
     model, hr = SuperResolution(generator(settled=False), Discriminator(width=4)), teacher().train()
     before = bits(hr)
-    figures = trained(GeneratorTask("sr", model, hr, FIT, VAL, settings, CPU), tmp_path, settings)
+    figures = trained(GeneratorTask("sr", model, hr, FIT, VAL, settings, CPU, 8), tmp_path, settings)
     assert same_bits(bits(hr), before)
     assert figures["score"] == figures["psnr"] > figures["psnr_bilinear"] + 0.05
 
@@ -194,7 +194,7 @@ def test_the_classifier_is_hr_cnn_on_what_the_generator_made_within_the_range_of
 def test_in_the_second_stage_the_classifier_learns_and_the_generator_is_frozen(tmp_path: Path) -> None:
     model = SuperResolved(generator(), copy.deepcopy(teacher()))
     generated, network = bits(model.generator), bits(model.network)
-    task = SuperResolvedTask("sr-cnn", model, FIT, VAL, SETTINGS, CPU)
+    task = SuperResolvedTask("sr-cnn", model, FIT, VAL, SETTINGS, CPU, 1)
     figures = trained(task, tmp_path, SETTINGS)
     assert same_bits(bits(model.generator), generated)
     assert not same_bits(bits(model.network), network)

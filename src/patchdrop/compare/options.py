@@ -42,9 +42,21 @@ class Sizes:
     generator_width: int
     """Channels of SRGAN's residual blocks."""
     generator_blocks: int
+    generator_share: float
+    """Epochs of SRGAN's generator over those of ``hr``: an epoch of it takes five times as long."""
+    resolved_share: float
+    """Epochs of the classifier that goes on on its images, over those of ``hr``."""
 
 
-SIZES: dict[str, Sizes] = {"cpu": Sizes("resnet8-w48-d", 32, 4), "paper": Sizes("resnet32", 64, 16)}
+SIZES: dict[str, Sizes] = {
+    "cpu": Sizes("resnet8-w48-d", 32, 4, 0.3, 0.5),
+    "paper": Sizes("resnet32", 64, 16, 1, 1),
+}
+
+
+def share_of(epochs: int, share: float) -> int:
+    """That share of epochs: whole ones, at least one where there are any."""
+    return max(min(epochs, 1), round(epochs * share))
 
 
 @dataclass(frozen=True, kw_only=True)

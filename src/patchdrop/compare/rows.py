@@ -18,6 +18,7 @@ from patchdrop.classify.masked_cnn import MaskedCNN
 from patchdrop.classify.pcn import PartiallyCoupled
 from patchdrop.classify.super_resolution import Discriminator, Generator, SuperResolution, SuperResolved
 from patchdrop.compare.bench import POLICY_STAGES, Bench
+from patchdrop.compare.options import share_of
 from patchdrop.episode import PatchDrop
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
@@ -131,17 +132,20 @@ def _coupled(row: Row, bench: Bench, stage: str) -> Task:
 
 def _super_resolution(row: Row, bench: Bench, stage: str) -> Task:
     fit, val = bench.data.splits["fit"], bench.data.splits["val"]
+    sizes, epochs = bench.options.sizes, bench.settings.epochs_hr
     high = bench.earlier("hr")
     assert isinstance(high, MaskedCNN)
     if stage == "generator":
         model = on_device(_generator(bench), bench.device)
         assert isinstance(model, SuperResolution)
-        return GeneratorTask(stage, model, high, fit, val, bench.settings, bench.device)
+        epochs = share_of(epochs, sizes.generator_share)
+        return GeneratorTask(stage, model, high, fit, val, bench.settings, bench.device, epochs)
     generator = row.model(bench, "generator").generator
     assert isinstance(generator, Generator)
     resolved = on_device(SuperResolved(generator, high), bench.device)
     assert isinstance(resolved, SuperResolved)
-    return SuperResolvedTask(stage, resolved, fit, val, bench.settings, bench.device)
+    epochs = share_of(epochs, sizes.resolved_share)
+    return SuperResolvedTask(stage, resolved, fit, val, bench.settings, bench.device, epochs)
 
 
 def _hidden(hide: Callable[[Bench], Hide]) -> Callable[[Row, Bench, str], Task]:

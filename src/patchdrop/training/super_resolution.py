@@ -23,10 +23,11 @@ ADVERSARIAL_WEIGHT = 1e-3
 
 
 class GeneratorTask(ClassifierTask):
-    """Trains for as many epochs as the stage ``hr``; the checkpoint is the one with the best PSNR.
+    """Trains the generator; the checkpoint is the one with the best PSNR.
 
     Args:
         reference: HR-CNN, whose features are compared; frozen and in evaluation mode from here on.
+        epochs: how long.
     """
 
     model: SuperResolution
@@ -40,8 +41,10 @@ class GeneratorTask(ClassifierTask):
         val: Split,
         settings: TrainSettings,
         device: torch.device,
+        epochs: int,
     ) -> None:
         super().__init__(stage, model, fit, val, settings, device, like="hr")
+        self.epochs = epochs
         self.reference = reference.to(device).eval()
         freeze(reference, True)
 
@@ -69,13 +72,20 @@ class GeneratorTask(ClassifierTask):
 
 
 class SuperResolvedTask(ClassifierTask):
-    """Trains the classifier alone, for the epochs of the stage ``hr`` at the rate of fine-tuning."""
+    """Trains the classifier alone, for ``epochs`` at the rate of fine-tuning."""
 
     def __init__(
-        self, stage: str, model: SuperResolved, fit: Split, val: Split, settings: TrainSettings, device: torch.device
+        self,
+        stage: str,
+        model: SuperResolved,
+        fit: Split,
+        val: Split,
+        settings: TrainSettings,
+        device: torch.device,
+        epochs: int,
     ) -> None:
         super().__init__(stage, model, fit, val, settings, device, like="lr")
-        self.epochs = settings.epochs_hr
+        self.epochs = epochs
 
     def groups(self) -> list[Group]:
         """It starts from trained weights, as the stage ``patches`` does."""
