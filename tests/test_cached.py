@@ -118,3 +118,9 @@ def test_a_step_costs_the_policy_and_a_share_of_one_pass_a_view() -> None:
     settings = replace(SETTINGS, pt_views=1, epochs_pt=4)
     costs = forward_costs(settings, 3)
     assert step_flops("pt", costs, settings) == 3 * costs["policy"].flops + costs["hr"].flops / 4
+
+
+def test_more_views_than_memory_may_hold_are_refused_before_anything_is_computed() -> None:
+    with pytest.raises(UsageError, match="pt_views: 3 views of .* more than --memory-gb 1e-05; use fewer"):
+        task_of(pt_views=3, epochs_pt=3, memory_gb=1e-5)
+    task_of(pt_views=3, epochs_pt=3, memory_gb=1.0)

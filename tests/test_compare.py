@@ -218,6 +218,32 @@ def test_rows_side_by_side_end_as_one_after_the_other_and_stop_when_asked(
     assert [{k: v for k, v in row.items() if k != "price"} for row in without_times(document(out)["rows"])] == priced
 
 
+@pytest.mark.long
+def test_after_kill_9_the_processes_of_rows_end_too_and_what_they_saved_is_gone_on_with(
+    settings: TrainSettings, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "asked.yaml").write_text(
+        to_yaml(CompareOptions(table="fmow", rows=("PCN",), jobs=2), replace(settings, epochs_lr=400, save_minutes=0.0))
+    )
+    command = [sys.executable, "-m", "patchdrop", "compare", "--config", str(out / "asked.yaml"), "--out", str(out)]
+    first = subprocess.Popen(command)
+    state = out / "seed-0" / "pcn" / "lr" / "state.json"
+    while first.poll() is None and not state.exists():
+        time.sleep(0.02)
+    children = [Path("/proc") / c for c in Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()]
+    before = json.loads(state.read_text())["step"]
+    first.kill()
+    first.wait()
+    deadline = time.monotonic() + 60
+    while any(child.exists() for child in children):
+        assert time.monotonic() < deadline, "a process was left behind"
+        time.sleep(0.1)
+    assert len(children) >= 2
+    assert json.loads(state.read_text())["step"] >= before
+
+
 def test_a_process_of_a_row_that_is_ended_from_outside_is_one_of_our_errors_or_an_interrupt() -> None:
     future: Future[None] = Future()
     future.set_exception(BrokenProcessPool())

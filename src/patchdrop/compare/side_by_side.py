@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +16,7 @@ from multiprocessing import get_context
 from multiprocessing.queues import Queue
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
+from threading import Lock, Thread
 
 import torch
 
@@ -94,6 +96,8 @@ class _Asked(Stopper):
 _bench: Bench
 _told: Queue[tuple[str, int]]
 _stop: _Asked
+_busy = Lock()
+"""Held while a row trains."""
 
 
 def _begin(
@@ -112,19 +116,24 @@ def _begin(
     torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // jobs))
     _bench = Bench(options, settings, load(settings, lambda done, total: None), folder)
     _told, _stop = told, _Asked(asked, parent)
+    Thread(target=_end_after, args=(parent,), daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    """End this process once the first one is gone, which cannot say so, and a row in training has been saved."""
+    while os.getppid() == parent:
+        time.sleep(POLL_SECONDS)
+    with _busy:
+        os._exit(1)
 
 
 def _train(method: str) -> None:
     def advance(name: str, count: int) -> None:
         _told.put((name, count))
 
-    try:
-        with warnings_told(as_line):
-            if method == RUN:
-                train_run(_bench, advance, _stop)
-            else:
-                row = next(row for row in FORMS[_bench.options.table].rows if row.method == method)
-                train_row(row, _bench, advance, _stop)
-    except Interrupted:
-        if os.getppid() != _stop._parent:
-            os._exit(1)  # Nobody is left to end this process.
+    with _busy, warnings_told(as_line):
+        if method == RUN:
+            train_run(_bench, advance, _stop)
+        else:
+            row = next(row for row in FORMS[_bench.options.table].rows if row.method == method)
+            train_row(row, _bench, advance, _stop)

@@ -16,6 +16,8 @@ from torch import Tensor
 from patchdrop.classify.bagnet import BagNet
 from patchdrop.data.sets import Batch, Split
 from patchdrop.episode import PatchDrop
+from patchdrop.errors import UsageError
+from patchdrop.grid import Grid
 from patchdrop.packed import gather
 from patchdrop.policy.choice import keep_all
 from patchdrop.settings import TrainSettings
@@ -36,6 +38,7 @@ class CachedPolicyTask(PolicyTask):
     def __init__(self, model: PatchDrop, fit: Split, val: Split, settings: TrainSettings, device: torch.device) -> None:
         super().__init__("pt", model, fit, None, val, settings, device)
         assert isinstance(model.classifier, BagNet)
+        _check_memory(settings, len(fit), model.classifier.head.out_features)
         model.eval()  # evidence is computed before the first step, and must not move batch-norm statistics
         self.classifier = model.classifier
         self._kept: dict[int, Views] = {}
@@ -74,3 +77,15 @@ class CachedPolicyTask(PolicyTask):
     def _with_evidence(self, views: Views) -> Views:
         everything = keep_all(torch.empty(len(views.target), self.grid.patches, device=self.device))
         return views._replace(high=self.classifier.evidence(gather(views.high, everything, self.grid)))
+
+
+def _check_memory(settings: TrainSettings, images: int, classes: int) -> None:
+    """Raise UsageError where evidence and LR of all views are more than may be kept."""
+    height, width = settings.low_size
+    image = 4 * Grid.parse(settings.grid).patches * classes + settings.channels * height * width
+    needed = images * image * min(settings.pt_views, settings.epochs_pt) / 2**30
+    if needed > settings.memory_gb:
+        raise UsageError(
+            f"pt_views: {settings.pt_views} views of {images} images are {needed:.3g} GB, more than --memory-gb "
+            f"{settings.memory_gb:g}; use fewer, or 0 for Pt through the network"
+        )

@@ -140,7 +140,7 @@ class PolicyTask:
         hard = greedy(scores.detach())
         self._move_sigma(float(hard.sum(1).float().mean()))
         figures = {
-            "reward": float(rewards.detach().mean()),
+            "reward": float(rewards[0].detach().mean()),
             "patches": float(choices[0].detach().sum(1).float().mean()),
         }
         if self.trains_classifier:
