@@ -121,6 +121,6 @@ def test_a_step_costs_the_policy_and_a_share_of_one_pass_a_view() -> None:
 
 
 def test_more_views_than_memory_may_hold_are_refused_before_anything_is_computed() -> None:
-    with pytest.raises(UsageError, match="pt_views: 3 views of .* more than --memory-gb 1e-05; use fewer"):
+    with pytest.raises(UsageError, match=r"pt_views: 3 views of .* more than --memory-gb 1e-05; use fewer"):
         task_of(pt_views=3, epochs_pt=3, memory_gb=1e-5)
     task_of(pt_views=3, epochs_pt=3, memory_gb=1.0)
