@@ -112,6 +112,8 @@ def test_a_run_trains_with_it_and_other_classifiers_are_refused(tmp_path: Path) 
         check_settings(replace(settings, classifier="masked"))
     with pytest.raises(UsageError, match="grid 4 has 16 patches; use a grid of at most 10"):
         check_settings(replace(settings, estimator="exact"))
+    with pytest.raises(UsageError, match="pt_views: with LR-CNN as a second stream in Pt nothing can be kept"):
+        check_settings(replace(settings, low_stream="pt"))
 
 
 def test_a_step_costs_the_policy_and_a_share_of_one_pass_a_view() -> None:

@@ -126,6 +126,20 @@ def test_ft2_leaves_the_lr_classifier_as_it_was(runs: Any, variant: str) -> None
     assert same_bits(tensors_of(run, "ft2", "classifier.low."), tensors_of(run, "lr"))
 
 
+def test_lr_cnn_may_join_in_pt_and_ft1_be_left_out(tmp_path: Path) -> None:
+    run = run_stages(
+        tmp_path, tiny_settings(classifier="canvas", fill="low", low_stream="pt", fusion="learned", epochs_ft1=0)
+    )
+    assert run.stages_done() == [stage for stage in STAGES if stage != "ft1"]
+    low, patches = tensors_of(run, "lr"), tensors_of(run, "patches")
+    for stage in ("pt", "ft2"):
+        assert same_bits(tensors_of(run, stage, "classifier.low."), low)
+    assert same_bits(tensors_of(run, "pt", "classifier.high."), patches)
+    assert float(tensors_of(run, "pt")["classifier.log_power"]) == pytest.approx(math.log(3))
+    assert not same_bits(tensors_of(run, "ft2", "classifier.high."), patches)
+    assert not same_bits(tensors_of(run, "ft2", "policy."), tensors_of(run, "pt", "policy."))
+
+
 def test_what_a_stage_trains_does_move(runs: Any) -> None:
     run = runs("everything")
     assert not same_bits(tensors_of(run, "hr"), tensors_of(run, "patches"))

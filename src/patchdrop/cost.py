@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
 from patchdrop.packed import gather
-from patchdrop.settings import TAUGHT, TrainSettings
+from patchdrop.settings import TAUGHT, TrainSettings, two_streams
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> f
     plays = {"self-critical": 2, "rloo": settings.samples, "straight-through": 1, "exact": 1 + (1 << patches)}[
         settings.estimator
     ]
-    low = lr if stage == "ft2" else 0
+    low = lr if two_streams(stage, settings.low_stream) else 0
     judging = 3 * policy + plays * (hr + low)
     # Backward to the weights costs one more forward pass, backward to the input another.
     to_input = hr if settings.estimator == "straight-through" else 0

@@ -23,7 +23,7 @@ from patchdrop.errors import RunError, UsageError
 from patchdrop.grid import Grid
 from patchdrop.networks import Normalise
 from patchdrop.policy.network import Policy
-from patchdrop.settings import TrainSettings, size_of
+from patchdrop.settings import TrainSettings, size_of, two_streams
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class ModelConfig:
     classifier: str = "masked"
     patch_stages: int = 0
     set_layers: int = 1
+    low_stream: str = "ft2"
 
     @classmethod
     def of(cls, settings: TrainSettings, classes: Sequence[str]) -> ModelConfig:
@@ -121,7 +122,7 @@ def build_stage(
         pretrained=pretrained,
     )
     high = _build_high(config, statistics, False)
-    if stage != "ft2":
+    if not two_streams(stage, config.low_stream):
         return PatchDrop(policy, high)
     return PatchDrop(policy, TwoStream(high, _build_low(config, statistics, False), config.fusion))
 

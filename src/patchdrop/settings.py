@@ -22,6 +22,14 @@ TAUGHT: tuple[Stage, ...] = ("patches", "ft1", "ft2")
 """Stages whose classifier may learn from HR-CNN (`TrainSettings.distill`)."""
 FREE_SETTINGS = ("stages", "device", "workers", "memory_gb", "save_minutes", "data", "layout", "cache")
 """These may differ from call to call without making it another run."""
+
+
+def two_streams(stage: str, low_stream: str) -> bool:
+    """Whether a stage of the policy has LR-CNN as a second stream, where that joins in stage ``low_stream``."""
+    order: tuple[str, ...] = STAGES
+    return order.index(stage) >= order.index(low_stream)
+
+
 Augmentation = Literal["flip", "upside-down", "turn", "shift", "zoom", "colour", "erase"]
 
 
@@ -89,8 +97,11 @@ class TrainSettings:
     """What the HR classifier has in the place of unread patches: the mean colour, or nothing (the paper), or LR: the
     enlarged image (``masked``), features of it (``canvas``), a token for the set (``patch-set``), tokens for unread
     patches (``vit``). ``bagnet`` takes ``mean`` only."""
+    low_stream: Literal["ft2", "ft1", "pt"] = "ft2"
+    """The stage from which on LR-CNN is the classifier's second stream; the paper's is ``ft2``. From ``pt`` on, a
+    classifier that knows nothing of an image without a patch (``canvas``, ``patch-set``, ``vit``) has LR-CNN's word."""
     fusion: Literal["share", "learned"] = "share"
-    """Ft-2: weight HR by S/P (the paper), or by ``1 - (1 - S/P)^k`` with a learned k."""
+    """Two streams: weight HR by S/P (the paper), or by ``1 - (1 - S/P)^k`` with a learned k."""
 
     # --- training
     stages: tuple[Stage, ...] = STAGES

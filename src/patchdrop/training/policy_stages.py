@@ -6,6 +6,8 @@
 | ft1 | policy and HR classifier | HR classifier |
 | ft2 | policy, HR classifier (and the learned fusion) | two streams, LR classifier frozen |
 
+With ``low_stream`` there are two streams from an earlier stage on.
+
 Departures from the paper, each on its own setting or for a stated reason:
 
 * Batch-norm statistics stay those of the supervised stages throughout, so that a sampled and a greedy choice are
@@ -28,6 +30,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.sets import Batch, Split
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import CollapsedPolicyWarning
@@ -77,8 +80,8 @@ class PolicyTask:
         self.memory = {"log_sigma": math.log(max(settings.sigma, 1e-6))}
         freeze(model.classifier, not self.trains_classifier)
         self.judge = model.classifier if self.trains_classifier else folded(model.classifier)
-        if stage == "ft2":
-            freeze(model.classifier.low, True)  # type: ignore[arg-type]
+        if isinstance(model.classifier, TwoStream):
+            freeze(model.classifier.low, True)
 
     @property
     def sigma(self) -> float:

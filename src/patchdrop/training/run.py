@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from patchdrop.classify.patch_set import PatchSet
+from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.load import Data, Statistics, statistics
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError
@@ -168,20 +169,25 @@ def starting_model(
         copy_matching(earlier("hr"), model)
         _join_low(model, earlier)
     elif isinstance(model, PatchDrop):
+        streams = model.classifier
+        high = streams.high if isinstance(streams, TwoStream) else streams
+        joins = isinstance(streams, TwoStream)
         if stage == "pt":
             classifier = "patches" if settings.epochs_patches > 0 else "hr"
             if classifier == "hr":
-                _join_low(model.classifier, earlier)
-            copy_matching(earlier(classifier), model.classifier)
+                _join_low(high, earlier)
+            copy_matching(earlier(classifier), high)
             if settings.policy_start == "lr" and settings.policy_network == settings.lr_network:
                 copy_matching(earlier("lr").network, model.policy.network)  # type: ignore[arg-type]
         else:
-            before = earlier("pt" if stage == "ft1" else "ft1")
-            copy_matching(before.policy, model.policy)  # type: ignore[arg-type]
-            high = model.classifier.high if stage == "ft2" else model.classifier
-            copy_matching(before.classifier, high)  # type: ignore[arg-type]
-        if stage == "ft2":
-            copy_matching(earlier("lr"), model.classifier.low)  # type: ignore[arg-type]
+            before = earlier("ft1" if stage == "ft2" and settings.epochs_ft1 > 0 else "pt")
+            assert isinstance(before, PatchDrop)
+            copy_matching(before.policy, model.policy)
+            joins = joins and not isinstance(before.classifier, TwoStream)
+            copy_matching(before.classifier, high if joins else streams)
+        if joins:
+            assert isinstance(streams, TwoStream)
+            copy_matching(earlier("lr"), streams.low)
     return model
 
 
