@@ -5,6 +5,7 @@ moto stands for S3. What a store may do wrong is done by the tests' own range se
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -93,6 +94,27 @@ def test_moto_as_s3_gives_the_bytes_that_were_put_there(environment: Callable[[s
             opened("s3://bucket/none.tif").head(16)
     finally:
         moto.stop()
+
+
+@pytest.mark.parametrize("scheme", ["gs", "az"])
+def test_google_and_azure_are_asked_in_their_own_way_for_the_same_bytes(
+    server: RangeServer, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    endpoint = server.url("").rstrip("/")
+    key = {"gcs_base_url": endpoint, "disable_oauth": True, "client_email": "", "private_key": "", "private_key_id": ""}
+    monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT_KEY", json.dumps(key))
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_NAME", "nobody")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "bm9ib2R5")
+    monkeypatch.setenv("AZURE_STORAGE_ENDPOINT", endpoint)
+    asked_as = {"gs": "bucket/folder%2Fa%20b%2Etif", "az": "bucket/folder/a%20b.tif"}[scheme]
+    server.files = {asked_as: CONTENT}
+    server.etags = {asked_as: '"one"'}
+    file = opened(f"{scheme}://bucket/folder/a b.tif")
+    assert file.head(16) == CONTENT[:16]
+    assert file.size == len(CONTENT)
+    assert file.read(SPANS, "patch") == [CONTENT[s.start : s.stop] for s in SPANS]
+    assert file.ledger.total == Cost(len(server.asked), server.sent) == Cost(4, 16 + sum(s.length for s in SPANS))
+    file.close()
 
 
 def test_the_ledger_counts_what_the_server_counts_repeated_requests_too(server: RangeServer) -> None:
