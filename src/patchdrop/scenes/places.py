@@ -12,9 +12,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import shapely
 
 from patchdrop.errors import DataError
+from patchdrop.read.pairs import Onto, Points
 from patchdrop.read.tiff import Georeference
 from patchdrop.read.tiled import Box
 from patchdrop.scenes.areas import Ground
@@ -22,6 +24,8 @@ from patchdrop.scenes.areas import Ground
 Point = tuple[float, float]
 DIGITS = 8
 """Decimal digits of a degree: about a millimetre."""
+UNEVEN = 1.05
+"""How much longer on the ground a scene's longest pixel may be than its shortest where cells have a ground size."""
 EDGE_POINTS = 64
 """Parts that an edge of a scene is measured in: a straight line of its coordinate system is curved on the ground."""
 
@@ -58,6 +62,79 @@ class Places:
             self.crs = f"EPSG:{georeference.epsg}"
             self._geographic = crs.is_geographic
         self.kind = "pixels" if self._to_crs84 is None else "CRS84"
+
+    def cell(self, metres: float, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in pixels of a square of so many metres on the ground, to whole pixels.
+
+        Metres are geodesic, whatever the coordinate system's own unit is, and taken in the middle of the scene.
+
+        Args:
+            size: height and width of the scene in pixels.
+
+        Raises:
+            DataError: no georeference, or pixels that are not of one size on the ground; or see `polygon`.
+        """
+        if self.kind == "pixels":
+            raise DataError(
+                f"{self._name}: has no georeference with an EPSG code, which --cell-metres needs: correct it with "
+                "gdal_edit -a_srs, or leave --cell-metres out"
+            )
+        from pyproj import Geod
+
+        at = [(x * size[1], y * size[0]) for y in (0.0, 0.5, 1.0) for x in (0.0, 0.5, 1.0)]
+        down, across = (
+            Geod(ellps="WGS84").inv(*_columns(self._points(at)), *_columns(self._points(moved)))[2]
+            for moved in ([(x, y + 1) for x, y in at], [(x + 1, y) for x, y in at])
+        )
+        for sides in (down, across):
+            if not max(sides) <= UNEVEN * min(sides):
+                raise DataError(
+                    f"{self._name}: its pixels are {min(sides):.4g} to {max(sides):.4g} m long, no grid of cells of "
+                    "--cell-metres: warp it to UTM with gdalwarp, or cut it into smaller scenes"
+                )
+        return max(1, round(metres / down[4])), max(1, round(metres / across[4]))
+
+    def onto(self, other: Places, width: int) -> Onto:
+        """From this scene's pixels to those of another one.
+
+        Args:
+            width: of the other one in pixels.
+
+        Raises:
+            DataError: one of both has no georeference, or is rotated.
+        """
+        for places, others in ((self, other), (other, self)):
+            if places.kind == "pixels" or places.matrix is None:
+                raise DataError(
+                    f"{places._name}: has no georeference with an EPSG code, which a pair with {others._name} needs: "
+                    "correct it with gdal_edit -a_srs"
+                )
+            if places.matrix[1] or places.matrix[3]:
+                raise DataError(
+                    f"{places._name}: is rotated in its coordinate system, a pair with {others._name} needs rows that "
+                    "run along it: warp it with gdalwarp"
+                )
+            if not places.matrix[0] or not places.matrix[4]:
+                raise DataError(f"{places._name}: its georeference gives it no extent: correct it")
+        transform = None
+        if self.crs != other.crs:
+            from pyproj import Transformer
+
+            transform = Transformer.from_crs(self.crs, other.crs, always_xy=True).transform
+        assert self.matrix is not None
+        assert other.matrix is not None
+        (a, _, c, _, e, f), (u, _, w, _, v, z) = self.matrix, other.matrix
+        middle = w + u * width / 2
+
+        def moved(columns: Points, rows: Points) -> tuple[Points, Points]:
+            x, y = a * columns + c, e * rows + f
+            if transform is not None:
+                x, y = transform(x, y)
+            if other._geographic:
+                x = x - 360 * np.round((x - middle) / 360)  # a turn more or less is the same place
+            return (x - w) / u, (y - z) / v
+
+        return moved
 
     def polygon(self, box: Box) -> dict[str, Any]:
         """A GeoJSON geometry of a box of pixels.
