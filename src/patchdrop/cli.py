@@ -167,8 +167,8 @@ def predict(
         from patchdrop.scenes import predict as scenes
         from patchdrop.scenes.listing import sources_of
         from patchdrop.scenes.model import Choosing
-        from patchdrop.scenes.tariff import read_tariff
         from patchdrop.scenes.walk import reading_of
+        from patchdrop.tariffs.tariff import read_tariff
 
         reading = reading_of(asked)
         choosing, results = Choosing(run, stage, dial), scenes.Results(out, formats)
@@ -288,8 +288,8 @@ def plan(
     from patchdrop.scenes import plan as scenes
     from patchdrop.scenes.listing import sources_of
     from patchdrop.scenes.model import Choosing
-    from patchdrop.scenes.tariff import read_tariff
     from patchdrop.scenes.walk import reading_of
+    from patchdrop.tariffs.tariff import read_tariff
 
     asked = scene or SceneFlags()
     choosing, reading = Choosing(run, stage, dial), reading_of(asked)

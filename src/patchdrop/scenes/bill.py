@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from patchdrop.errors import DataError
 from patchdrop.read.ledger import Cost
 from patchdrop.read.remote import IN_FLIGHT
-from patchdrop.scenes.areas import Area, Ground, covered_km2, orderable, scene_outline
-from patchdrop.scenes.tariff import Tariff
+from patchdrop.tariffs.areas import Area, Ground, covered_km2, orderable, scene_outline
+from patchdrop.tariffs.tariff import Tariff
 
 if TYPE_CHECKING:
     from patchdrop.read.tiled import Box

@@ -21,8 +21,8 @@ from patchdrop.scenes.listing import Source
 from patchdrop.scenes.model import Choosing, Model, load_model
 from patchdrop.scenes.outputs import Features
 from patchdrop.scenes.places import Places
-from patchdrop.scenes.tariff import Tariff, tariff_from
 from patchdrop.scenes.walk import Failed, Reading, Scene, described, each_once, name_of, opened, seen_cells
+from patchdrop.tariffs.tariff import Tariff, tariff_from
 
 
 class Terms(NamedTuple):

@@ -26,8 +26,8 @@ from patchdrop.scenes.model import Choosing, Model, load_model
 from patchdrop.scenes.outputs import CellResult, check_formats, file_name, outputs
 from patchdrop.scenes.places import Places
 from patchdrop.scenes.plan import Planned, digest, read_plan
-from patchdrop.scenes.tariff import Tariff
 from patchdrop.scenes.walk import Failed, Reading, Scene, described, each_once, name_of, opened, seen_cells
+from patchdrop.tariffs.tariff import Tariff
 
 
 class Results(NamedTuple):
