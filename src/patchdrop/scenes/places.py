@@ -1,13 +1,14 @@
 """Where boxes of pixels lie: polygons of GeoJSON (RFC 7946), in CRS84 where the scene's header allows it.
 
 CRS84 is longitude, latitude on WGS 84. Rings run counter-clockwise (the right-hand rule). Longitudes are between -180
-and 180 degrees; what lies across the 180th meridian is cut there. A scene without a georeference, or with a
-coordinate system that has no EPSG code, gives pixel coordinates, x to the right and y down; the collection then says so
-in ``"coordinates": "pixels"``, which is no part of the standard.
+and 180 degrees; what lies across the 180th meridian is cut there, and what lies over a pole reaches up to it on a map
+of degrees. A scene without a georeference, or with a coordinate system that has no EPSG code, gives pixel coordinates,
+x to the right and y down; the collection then says so in ``"coordinates": "pixels"``, which is no part of the standard.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,14 @@ from patchdrop.tariffs.areas import Ground
 Point = tuple[float, float]
 DIGITS = 8
 """Decimal digits of a degree: about a millimetre."""
+POLE = 1e-7
+"""Degrees from a pole that are none."""
+TINY = 1e-9
+"""Degrees that rounding may make."""
+POLE_POINTS = 16
+"""Points on an edge of an area that lies over a pole."""
+AROUND = 90.0
+"""What lies over a pole is wider than so many degrees."""
 UNEVEN = 1.05
 """How much longer on the ground a scene's longest pixel may be than its shortest where cells have a ground size."""
 EDGE_POINTS = 64
@@ -155,9 +164,17 @@ class Places:
         """
         if self._to_crs84 is None or self.matrix is None:
             return _geometry([rings])
-        own = [x for x, _ in _moved(rings[0], self.matrix)]
-        wide = self._geographic and max(own) - min(own) > 180
-        return _geometry(_within_180([self._points(ring) for ring in rings], wide))
+        points = [self._points(ring) for ring in rings]
+        if self._geographic:
+            own = [x for x, _ in _moved(rings[0], self.matrix)]
+            return _geometry(_within_180(points, max(own) - min(own) > 180))
+        points = [_beside_poles(ring) for ring in points]
+        wide = [_spread(ring) > AROUND for ring in points]
+        dense = [self._points(_dense(ring)) if turned else [] for ring, turned in zip(rings, wide, strict=True)]
+        poled = [_turns(ring) for ring in dense]
+        if any(poled[1:]):
+            raise DataError(f"{self._name}: an area round a pole cannot be outlined: leave --tariff out")
+        return _geometry(_over_pole(dense[0], points[1:]) if poled[0] else _within_180(points, wide=False))
 
     def ring(self, box: Box) -> list[Point]:
         """The closed outline of a box of pixels in the scene's own coordinates; in pixels where it has none."""
@@ -210,6 +227,64 @@ class Places:
         if not all(abs(x) <= 540 and abs(y) <= 91 for x, y in zip(xs, ys, strict=True)):
             raise DataError(f"{self._name}: its georeference leads off the Earth: correct it")
         return [(x, min(90.0, max(-90.0, y))) for x, y in zip(xs, ys, strict=True)]
+
+
+def _spread(ring: Sequence[Point]) -> float:
+    """Degrees between the westernmost and the easternmost point, as numbers."""
+    xs = [x for x, _ in ring]
+    return max(xs) - min(xs)
+
+
+def _dense(ring: Sequence[Point]) -> list[Point]:
+    """The ring with `POLE_POINTS` points on each edge."""
+    following = [*ring[1:], ring[0]]
+    steps = [i / POLE_POINTS for i in range(POLE_POINTS)]
+    return [(x + s * (u - x), y + s * (v - y)) for (x, y), (u, v) in zip(ring, following, strict=True) for s in steps]
+
+
+def _eastward(start: float, end: float) -> float:
+    """Degrees from one longitude to another, the shorter way."""
+    return (end - start + 180) % 360 - 180
+
+
+def _turns(ring: Sequence[Point]) -> bool:
+    """Whether a closed line of degrees goes once round a pole; not where it goes through it."""
+    if not ring or any(abs(y) > 90 - POLE for _, y in ring):
+        return False
+    xs = [x for x, _ in ring]
+    return abs(sum(map(_eastward, xs, [*xs[1:], xs[0]]))) > 180
+
+
+def _over_pole(outer: Sequence[Point], holes: Sequence[Sequence[Point]]) -> list[list[list[Point]]]:
+    """A polygon whose outer line goes round a pole, on a map of degrees that the pole is an edge of."""
+    # Between the point nearest to the pole and the pole the line does not pass.
+    first = max(range(len(outer)), key=lambda i: abs(outer[i][1]))
+    line = [*outer[first:], *outer[: first + 1]]
+    found = [line[0]]
+    for (x, _), (u, v) in itertools.pairwise(line):
+        found.append((found[-1][0] + _eastward(x, u), v))
+    pole = math.copysign(90.0, line[0][1])
+    cut = _within_180([[*found, (found[-1][0], pole), (found[0][0], pole)]], wide=True)
+    parts = [shapely.Polygon(ring) for (ring,) in cut]
+    left = [shapely.Polygon(ring) for hole in holes for ring, *_ in _within_180([list(hole)], wide=False)]
+    whole = shapely.difference(shapely.union_all(parts, grid_size=TINY), shapely.union_all(left), grid_size=TINY)
+    return [
+        [list(ring.coords)[:-1] for ring in (part.exterior, *part.interiors)]
+        for part in shapely.get_parts(whole).tolist()
+        if isinstance(part, shapely.Polygon)
+    ]
+
+
+def _beside_poles(ring: Sequence[Point]) -> list[Point]:
+    """A pole, which has every longitude, is given those of the points before and after it."""
+    found: list[Point] = []
+    for i, (x, y) in enumerate(ring):
+        if abs(y) > 90 - POLE:
+            before, after = ring[i - 1], ring[(i + 1) % len(ring)]
+            found += [(before[0], math.copysign(90, y)), (after[0], math.copysign(90, y))]
+        else:
+            found.append((x, y))
+    return found
 
 
 def _corners(box: Box) -> list[Point]:

@@ -174,6 +174,17 @@ class Planned(NamedTuple):
             if version != planned:
                 raise DataError(f"{name}: is not the file that was planned; plan it again")
 
+    def check_choice(self, name: str, cells: int, patches: int) -> None:
+        """Raise DataError where it names a cell or a patch that a scene of so many has not."""
+        for cell, chosen in self.chosen.items():
+            if not 0 <= cell < cells:
+                raise DataError(f"{name}: its plan names cell {cell}, the scene has {cells}; plan it again")
+            for patch in chosen:
+                if not 0 <= patch < patches:
+                    raise DataError(
+                        f"{name}: its plan names patch {patch} of cell {cell}, the grid has {patches}; plan it again"
+                    )
+
 
 class Plan(NamedTuple):
     """What a ``plan.json`` says."""
