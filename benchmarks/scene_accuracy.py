@@ -32,6 +32,7 @@ from patchdrop.policy.choice import greedy
 from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
 from patchdrop.runfolder import RunFolder
+from patchdrop.scenes.listing import Source
 from patchdrop.scenes.model import Choosing
 from patchdrop.scenes.plan import Terms, plan
 from patchdrop.scenes.predict import Results, predict
@@ -111,10 +112,10 @@ def over_http(
     url = server.url(path.name)
     failures: list[str] = []
     choosing = Choosing(run, stage)
-    planned = plan(choosing, [url], folder / f"plan-{codec}", Reading(), Terms(), failures.append)
+    planned = plan(choosing, [Source(url)], folder / f"plan-{codec}", Reading(), Terms(), failures.append)
     server.reset()
     plan_file = folder / f"plan-{codec}" / "plan.json"
-    found = predict(choosing, [url], Results(folder / codec), Reading(), failures.append, plan_file)
+    found = predict(choosing, [Source(url)], Results(folder / codec), Reading(), failures.append, plan_file)
     assert not failures, failures
     (scene,) = found["scenes"]
     execution = scene["execution"]["total"]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely import Polygon, box
 
-from patchdrop.scenes.areas import Area, Ground, covered_km2, orderable
-from patchdrop.scenes.tariff import Step, Tariff
+from patchdrop.tariffs.areas import Area, Ground, covered_km2, orderable
+from patchdrop.tariffs.tariff import Step, Tariff
 
 GROUND = Ground(100.0, 100.0, 0.01)
 """Pixels of 100 m: ten of them are a kilometre, a hundred a square kilometre."""

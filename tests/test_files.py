@@ -154,6 +154,27 @@ def test_a_full_disk_says_what_is_needed_and_what_is_free(
     assert message.endswith("make room and run the same again")
 
 
+def test_a_disk_that_fills_up_while_a_file_grows_says_what_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "replace", full)
+
+    def write(opened: Any) -> None:
+        with opened(tmp_path / "file") as found:
+            if isinstance(found, Path):
+                found.write_text("x")
+
+    for opened in (files.writing, files.beside):
+        with pytest.raises(RunError) as caught:
+            write(opened)
+        message = one_line(caught)
+        assert message.startswith(f"{tmp_path / 'file'}: the disk is full, ") and "needed" not in message
+        assert message.endswith(" bytes free; make room and run the same again")
+
+
 @pytest.mark.parametrize("where", ["file/a.json", "file/below/a.json", "n" * 252])
 def test_what_cannot_even_be_begun_is_one_of_our_errors(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").touch()

@@ -27,7 +27,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("models",),
     ("episode",),
     ("classify", "reward"),  # classify enlarges LR as the policy does
-    ("policy", "data"),
+    ("policy", "data", "tariffs"),
     ("read",),  # below data: labelled windows of scenes are read as serving reads them
     ("networks", "packed", "files", "provenance", "talk"),
     ("grid", "settings", "dial"),
@@ -43,7 +43,7 @@ ALWAYS_FREE_OF_TORCH = (
     "talk",
     "dial",
     "compare.options",
-    "scenes.tariff",
+    "tariffs.tariff",
 )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from patchdrop.errors import DataError, PatchDropError, UsageError
-from patchdrop.scenes.listing import sources_of
+from patchdrop.scenes.listing import Source, sources_of
 
 COG = "image/tiff; application=geotiff; profile=cloud-optimized"
 
@@ -51,7 +51,8 @@ def test_every_form_names_the_same_scenes_and_each_bad_row_is_one_line(tmp_path:
     file.write_text(LISTS[name])
     said: list[str] = []
     found = sources_of(["first.tif"], file, None, said.append)
-    assert found == ["first.tif", str(tmp_path / "a.tif"), str(tmp_path / "sub/b.tif"), "s3://bucket/c.tif"]
+    names = ["first.tif", str(tmp_path / "a.tif"), str(tmp_path / "sub/b.tif"), "s3://bucket/c.tif"]
+    assert found == [Source(name) for name in names]
     assert len(said) == 3
     assert all(line.startswith(f"{file}: ") and "\n" not in line for line in said)
     assert "begins with http://" in said[-1]
@@ -63,7 +64,7 @@ def test_the_asset_is_the_one_geotiff_or_the_one_that_is_named(tmp_path: Path) -
     said: list[str] = []
     assert sources_of(None, file, None, said.append) == []
     assert "several GeoTIFFs (red, green): pick one with --asset" in said[0]
-    assert sources_of(None, file, "green", said.append) == ["/data/g.tif"]
+    assert sources_of(None, file, "green", said.append) == [Source("/data/g.tif")]
     assert sources_of(None, file, "blue", said.append) == []
     assert "no asset 'blue', it has red, green" in said[1]
 

@@ -17,6 +17,8 @@ import numpy as np
 import pytest
 import rasterio
 import rasterio.warp
+import shapely
+import shapely.geometry
 import torch
 from PIL import Image
 from rasterio.shutil import copy
@@ -231,8 +233,9 @@ def test_files_that_need_a_package_or_another_folder_are_refused_in_a_line(
 def test_a_plan_is_carried_out_as_it_stands_in_the_file(
     model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path
 ) -> None:
-    assert run("plan", model, scenes["plain"], "--out", tmp_path)[0] == 0
+    assert run("plan", model, scenes["plain"], scenes["utm"], "--out", tmp_path)[0] == 0
     document = json.loads((tmp_path / "plan.json").read_text())
+    other = document["scenes"].pop()
     document["scenes"][0]["chosen"] = [[3, [0, 5]], [7, [15]]]
     (tmp_path / "plan.json").write_text(json.dumps(document))
     flags = ("--out", tmp_path / "out", "--plan", tmp_path / "plan.json", "--json")
@@ -245,6 +248,17 @@ def test_a_plan_is_carried_out_as_it_stands_in_the_file(
     assert code == 3 and "utm.tif: is not in" in err
     code, _, err = run("predict", model, scenes["plain"], "--stage", "pt", *flags)
     assert code == 2 and "was made with another training" in err
+    for chosen, words in (
+        ([[16, [0]]], "plain.tif: its plan names cell 16, the scene has 16"),
+        ([[-1, [0]]], "plain.tif: its plan names cell -1, the scene has 16"),
+        ([[2, [3, 16]]], "plain.tif: its plan names patch 16 of cell 2, the grid has 16"),
+    ):
+        both = document | {"scenes": [document["scenes"][0] | {"chosen": chosen}, other]}
+        (tmp_path / "plan.json").write_text(json.dumps(both))
+        both_scenes = (scenes["plain"], scenes["utm"])
+        code, out, err = run("predict", model, *both_scenes, "--out", tmp_path / f"b{chosen[0][0]}", *flags[2:])
+        assert code == 4 and err.count("\n") == 1 and words in err
+        assert [Path(s["scene"]).name for s in json.loads(out)["scenes"]] == ["utm.tif"]
     document["scenes"][0]["version"] = "another"
     (tmp_path / "plan.json").write_text(json.dumps(document))
     code, _, err = run("predict", model, scenes["plain"], "--out", tmp_path / "new", *flags[2:])
@@ -331,6 +345,32 @@ def test_a_finished_scene_is_never_read_again_and_one_that_was_stopped_begins_an
     assert code == 0 and server.asked == [] and json.loads(out) == first
     code, _, err = run("predict", model, urls[0], "--out", tmp_path, "--stage", "pt")
     assert code == 2 and "holds results of another run, stage, dial, plan or tariff" in err
+
+
+def test_a_finished_scene_that_has_changed_is_read_again_and_a_damaged_result_is_one_line(
+    model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path
+) -> None:
+    mine = {name: Path(shutil.copy(path, tmp_path)) for name, path in scenes.items()}
+    call = ("predict", model, *mine.values(), "--out", tmp_path / "out", "--json")
+    code, out, _ = run(*call)
+    first = json.loads(out)
+    assert code == 0
+    code, out, err = run(*call)
+    assert (code, err) == (0, "") and json.loads(out) == first
+    write_cog(mine["plain"], picture(256, 256, seed=9), where={})
+    code, out, err = run(*call)
+    again = json.loads(out)
+    assert code == 0 and err.count("\n") == 1 and "plain.tif: has changed since" in err and "is read again" in err
+    assert again["scenes"][0] == first["scenes"][0] and again["scenes"][1]["version"] != first["scenes"][1]["version"]
+    assert run(*call)[2] == ""
+    mine["plain"].unlink()  # what is gone cannot be read again
+    assert run(*call)[2] == "" and json.loads(run(*call)[1]) == again
+    (result,) = (tmp_path / "out").glob("plain-*.json")
+    for damaged in ("{", "[]", "{}", json.dumps(again["scenes"][1] | {"execution": {}}), json.dumps({"files": 3})):
+        result.write_text(damaged)
+        code, out, err = run(*call)
+        assert code == 4 and err.count("\n") == 1 and f"{result}: is damaged; remove it" in err
+        assert json.loads(out)["scenes"] == first["scenes"][:1]
 
 
 def test_one_bad_scene_is_reported_and_the_others_finish(
@@ -559,6 +599,32 @@ def test_an_area_with_a_hole_is_cut_at_the_180th_meridian_too(hole: tuple[int, i
     found = sum(area(ring) for part in parts for ring in part)
     assert found == pytest.approx(0.02**2 * (100 - (hole[1] - hole[0]) ** 2))
     assert all(area(outer) > 0 and all(area(ring) < 0 for ring in inner) for outer, *inner in parts)
+
+
+@pytest.mark.parametrize(
+    ("epsg", "left", "top", "sign", "wide"),
+    [
+        (3413, -5000.0, 5000.0, 1, 360),  # the pole is the box's centre
+        (3413, -2000.0, 9000.0, 1, 360),
+        (3031, -9500.0, 500.0, -1, 360),
+        (3413, 0.0, 10_000.0, 1, 90),  # a corner
+        (3413, -10_000.0, 0.0, 1, 90),
+        (3031, 1000.0, 5000.0, -1, 180),  # beside it
+    ],
+)
+def test_a_box_over_a_pole_is_a_valid_polygon_that_reaches_it(
+    epsg: int, left: float, top: float, sign: int, wide: float
+) -> None:
+    places = Places(Georeference((100.0, 0.0, left, 0.0, -100.0, top), epsg), "a")
+    geometry = places.polygon((0, 0, 100, 100))
+    shape = shapely.geometry.shape(geometry)
+    assert shape.is_valid and shape.bounds[0] >= -180 and shape.bounds[2] <= 180
+    width = sum(part.bounds[2] - part.bounds[0] for part in shapely.get_parts(shape))
+    assert width == pytest.approx(wide) if wide != 180 else width < 180
+    assert (sign * max(sign * shape.bounds[1], sign * shape.bounds[3]) == 90 * sign) == (wide != 180)
+    if wide == 360:  # every place next to the pole, and none far away
+        assert all(shape.covers(shapely.Point(x, sign * 89.9999)) for x in range(-175, 180, 10))
+        assert not any(shape.covers(shapely.Point(x, sign * 89.8)) for x in range(-175, 180, 10))
 
 
 def test_longitudes_from_0_to_360_are_brought_back_and_half_the_globe_stays_one_box() -> None:

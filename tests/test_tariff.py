@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from patchdrop.errors import UsageError
 from patchdrop.read.ledger import Cost
-from patchdrop.scenes.tariff import Step, Tariff, money_a_patch, read_tariff, tariff_from
+from patchdrop.tariffs.tariff import Step, Tariff, money_a_patch, read_tariff, tariff_from
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "tariffs").glob("*.yaml"))
 STEPS = (Step(0, 100, 14), Step(100, 500, 11), Step(500, math.inf, 9))

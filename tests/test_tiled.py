@@ -352,6 +352,41 @@ def test_what_is_nodata_or_transparent_is_black_and_cells_of_nothing_else_are_no
         assert packed.pixels[packed.image == 3].float().mean() > 50
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_colours_stored_times_alpha_are_not_multiplied_again(tmp_path: Path, bits: int) -> None:
+    kind = np.dtype(f"uint{bits}")
+    scale = np.iinfo(kind).max // 255
+    colours, alpha = np.full((3, 256, 256), 200, int), np.full((1, 256, 256), 102, int)
+    alpha[:, :, :64], alpha[:, :, 64:128] = 255, 0
+    times = (colours * alpha + 127) // 255
+    found = {}
+    for name, stored, value in (("YES", colours, "NON-PREMULTIPLIED"), ("PREMULTIPLIED", times, "PREMULTIPLIED")):
+        pixels = (np.concatenate([stored, alpha]) * scale).astype(kind)
+        path = tmp_path / f"{name}.tif"
+        size = {"count": 4, "height": 256, "width": 256, "dtype": kind, "photometric": "RGB", "alpha": value}
+        with rasterio.open(path, "w", driver="GTiff", tiled=True, blockxsize=128, blockysize=128, **size) as file:
+            file.write(pixels)
+            file.build_overviews([4], rasterio.enums.Resampling.nearest)
+        opened = scene(path)
+        assert opened.full.premultiplied == (name == "PREMULTIPLIED") and opened.full.alpha == 3
+        found[name] = opened.reader([0])(torch.ones(1, 16, dtype=torch.bool)).pixels
+    assert torch.equal(found["YES"], found["PREMULTIPLIED"])
+    assert found["YES"][:, 0, 0, 0].tolist() == [200, 0, 80, 80] * 4
+
+
+def test_bits_stored_last_to_first_are_refused(tmp_path: Path) -> None:
+    path = write_cog(tmp_path / "a.tif", picture(512, 512))
+    content = bytearray(path.read_bytes())
+    (at,) = struct.unpack_from("<I", content, 4)
+    (count,) = struct.unpack_from("<H", content, at)
+    for entry in range(at + 2, at + 2 + 12 * count, 12):
+        if struct.unpack_from("<H", content, entry) == (262,):  # photometric, whose place FillOrder takes
+            struct.pack_into("<HHIHH", content, entry, 266, 3, 1, 2, 0)
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"last to first \(FillOrder 2\): write the file again"):
+        scene(path)
+
+
 def test_tiles_that_are_not_stored_cost_nothing_and_are_nodata(tmp_path: Path) -> None:
     pixels = picture(256, 256).clip(1)
     pixels[:, :128, :128] = 0

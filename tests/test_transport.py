@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from patchdrop.errors import DataError, UsageError
 from patchdrop.read import transport as module
-from patchdrop.read.http import HttpFile
+from patchdrop.read.http import HttpFile, is_public
 from patchdrop.read.ledger import Cost, Ledger
 from patchdrop.read.opening import open_transport
 from patchdrop.read.remote import IN_FLIGHT
@@ -398,6 +398,30 @@ def test_a_redirect_to_a_private_address_is_refused_before_anything_is_asked_the
             file.head(16)
         assert inner.asked == []
         file.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("93.184.216.34", True),
+        ("2606:2800:220:1::1", True),
+        ("64:ff9b::5db8:d822", True),  # NAT64 of 93.184.216.34
+        ("2002:5db8:d822::1", True),  # 6to4 of it
+        ("::ffff:93.184.216.34", True),
+        ("10.0.0.1", False),
+        ("169.254.169.254", False),
+        ("::1", False),
+        ("224.0.0.1", False),
+        ("::ffff:10.0.0.1", False),
+        ("64:ff9b::a00:1", False),  # of 10.0.0.1
+        ("64:ff9b::a9fe:a9fe", False),  # of 169.254.169.254
+        ("64:ff9b:1::5db8:d822", False),
+        ("2002:a00:1::1", False),
+        ("2002:7f00:1::", False),
+    ],
+)
+def test_an_address_that_stands_for_a_private_one_is_private(address: str, public: bool) -> None:
+    assert is_public(address) == public
 
 
 @pytest.mark.parametrize("location", ["ftp://example.org/a.tif", "file:///etc/passwd", "http://[::1", ""])

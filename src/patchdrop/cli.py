@@ -17,6 +17,7 @@ from cyclopts.validators import Number
 from patchdrop.compare.options import PROFILES, CompareOptions, Price, split_mapping
 from patchdrop.dial import Dial, Target
 from patchdrop.errors import Interrupted, PatchDropError, UsageError
+from patchdrop.scenes.flags import Reach, SceneFlags
 from patchdrop.scenes.formats import DEFAULT, Format
 from patchdrop.settings import TrainSettings, from_mapping, read_profile
 from patchdrop.version import VERSION
@@ -42,19 +43,9 @@ Flag = Parameter(negative="")
 Options = Annotated[CompareOptions, Parameter(name="*")]
 # A file may be called [1].png, which is no JSON list.
 Files = Parameter(json_list=False, negative="")
-Gap = Annotated[int, Parameter(validator=Number(gte=0), help="Read ranges at most this many bytes apart as one.")]
 Formats = Annotated[tuple[Format, ...], Parameter(name="--format", negative="")]
-Limit = Annotated[float, Parameter(validator=Number(gt=0, lte=86400), help="Seconds a range may take over a network.")]
-SceneList = Annotated[
-    Path | None,
-    Parameter(name="--scenes", help="List of scenes: .csv or .jsonl with scene, or STAC items as .json."),
-]
-Asset = Annotated[str | None, Parameter(help="Asset of each STAC item; by default its one GeoTIFF.")]
-Jobs = Annotated[int, Parameter(validator=Number(gte=1, lte=32), help="Scenes at once.")]
-Cache = Annotated[
-    Path | None,
-    Parameter(help="Folder that keeps headers and overviews of remote scenes for later commands."),
-]
+ReachFlags = Annotated[Reach, Parameter(name="*")]
+SceneOptions = Annotated[SceneFlags, Parameter(name="*")]
 TariffFile = Annotated[Path | None, Parameter(help="YAML file with the terms that pixels are sold by, for money.")]
 
 
@@ -140,12 +131,7 @@ def predict(
     out: Path | None = None,
     plan: Path | None = None,
     formats: Formats = DEFAULT,
-    gap: Gap = 0,
-    limit: Limit = 15,
-    scene_list: SceneList = None,
-    asset: Asset = None,
-    jobs: Jobs = 1,
-    cache: Cache = None,
+    scene: SceneOptions | None = None,
     tariff: TariffFile = None,
     as_json: Json = False,
 ) -> int:
@@ -172,6 +158,7 @@ def predict(
     formats
         Files to write for each scene: jsonl, csv, geojson, gpkg (GeoPackage), map (of classes, a COG), png (a picture).
     """
+    asked = scene or SceneFlags()
     if out is not None:
         if low or overlay or scaled_low:
             raise UsageError("--low, --overlay and --scaled-low are for image files, not for scenes (--out)")
@@ -180,23 +167,23 @@ def predict(
         from patchdrop.scenes import predict as scenes
         from patchdrop.scenes.listing import sources_of
         from patchdrop.scenes.model import Choosing
-        from patchdrop.scenes.tariff import read_tariff
-        from patchdrop.scenes.walk import Reading
+        from patchdrop.scenes.walk import reading_of
+        from patchdrop.tariffs.tariff import read_tariff
 
-        reading = Reading(gap, limit, jobs, cache)
+        reading = reading_of(asked)
         choosing, results = Choosing(run, stage, dial), scenes.Results(out, formats)
         sold = None if tariff is None else read_tariff(tariff)
 
         def read(failed: Callable[[str], None]) -> dict[str, Any]:
-            sources = sources_of(images, scene_list, asset, failed)
+            sources = sources_of(images, asked.scenes, asked.asset, failed, asked.low_scene)
             return scenes.predict(choosing, sources, results, reading, failed, plan, sold)
 
         return _scenes(read, as_json)
-    listed = scene_list or asset or cache or jobs > 1
-    if plan or gap or tariff or listed or formats != DEFAULT or any("://" in name for name in images or ()):
+    for_scenes = plan or tariff or asked != SceneFlags() or formats != DEFAULT
+    if for_scenes or any("://" in name for name in images or ()):
         raise UsageError(
-            "URLs, --scenes, --asset, --jobs, --cache, --plan, --format, --gap and --tariff are for scenes: "
-            "name a folder for their results with --out"
+            "URLs, --scenes, --asset, --limit, --jobs, --cache, --plan, --format, --gap, --low-scene, --cell-metres "
+            "and --tariff are for scenes: name a folder for their results with --out"
         )
     if not images:
         raise UsageError("images: none was given; name one or more image files")
@@ -228,10 +215,7 @@ def check(
     high: str = "128",
     low: str = "32",
     grid: str = "4",
-    scene_list: SceneList = None,
-    asset: Asset = None,
-    jobs: Jobs = 1,
-    cache: Cache = None,
+    reach: ReachFlags | None = None,
     as_json: Json = False,
 ) -> int:
     """Are scenes fit for reading single patches? Reads their headers, and says what to do where they are not.
@@ -261,8 +245,9 @@ def check(
         failures.append(reason)
         say(f"error: {reason}")
 
-    shape = shape_of(run, high, low, grid)
-    found = check_scenes(sources_of(sources, scene_list, asset, failed), shape, failed, jobs, cache)
+    shape, asked = shape_of(run, high, low, grid), reach or Reach()
+    named = [source.scene for source in sources_of(sources, asked.scenes, asked.asset, failed)]
+    found = check_scenes(named, shape, failed, asked.jobs, asked.cache, asked.limit)
     _print({"scenes": found, "failed": failures}, check_table, as_json)
     fit = [scene["fit"] for scene in found]
     return DONE if all(fit) and not failures else SOME_FAILED if any(fit) else BAD_INPUT
@@ -277,12 +262,7 @@ def plan(
     out: Path,
     stage: str | None = None,
     dial: DialFlags | None = None,
-    gap: Gap = 0,
-    limit: Limit = 15,
-    scene_list: SceneList = None,
-    asset: Asset = None,
-    jobs: Jobs = 1,
-    cache: Cache = None,
+    scene: SceneOptions | None = None,
     tariff: TariffFile = None,
     latency: Annotated[float | None, Parameter(validator=Number(gte=0))] = None,
     bandwidth: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
@@ -308,14 +288,16 @@ def plan(
     from patchdrop.scenes import plan as scenes
     from patchdrop.scenes.listing import sources_of
     from patchdrop.scenes.model import Choosing
-    from patchdrop.scenes.tariff import read_tariff
-    from patchdrop.scenes.walk import Reading
+    from patchdrop.scenes.walk import reading_of
+    from patchdrop.tariffs.tariff import read_tariff
 
-    choosing, reading = Choosing(run, stage, dial), Reading(gap, limit, jobs, cache)
+    asked = scene or SceneFlags()
+    choosing, reading = Choosing(run, stage, dial), reading_of(asked)
     terms = scenes.Terms(None if tariff is None else read_tariff(tariff), latency, bandwidth)
 
     def look(failed: Callable[[str], None]) -> dict[str, Any]:
-        return scenes.plan(choosing, sources_of(sources, scene_list, asset, failed), out, reading, terms, failed)
+        named = sources_of(sources, asked.scenes, asked.asset, failed, asked.low_scene)
+        return scenes.plan(choosing, named, out, reading, terms, failed)
 
     return _scenes(look, as_json)
 

@@ -7,6 +7,7 @@ Free of torch, so that the command line answers at once. How a wish becomes a ch
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from patchdrop.errors import UsageError
@@ -84,6 +85,10 @@ class Target:
     ``money``."""
     price: float | None = None
     """Money for the HR of a whole image; a share of it costs that share."""
+    tariff: Path | None = None
+    """YAML file with the terms that pixels are sold by, instead of ``price``; an image is an order of its own."""
+    pixel_metres: float | None = None
+    """Metres on the ground of an HR pixel, for a tariff with a price per km2; by default the run's setting."""
 
     def __post_init__(self) -> None:
         names = ("mean_budget", "target_accuracy", "target_cost")
@@ -94,14 +99,17 @@ class Target:
             value = getattr(self, name)
             if value is not None and not 0 < value < 1:
                 raise UsageError(f"{name}: {value:g} is out of range, use more than 0 and less than 1")
-        for name in ("mean_budget", "target_cost", "price"):
+        for name in ("mean_budget", "target_cost", "price", "pixel_metres"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise UsageError(f"{name}: {value:g} is out of range, use 0 or more")
-        if self.unit == "money" and self.price is None:
-            raise UsageError("unit money needs --price, the money for the HR of a whole image")
-        if self.price is not None and self.unit != "money":
-            raise UsageError("--price needs --unit money")
+        if self.unit == "money" and (self.price is None) == (self.tariff is None):
+            raise UsageError("unit money needs --price, the money for the HR of a whole image, or --tariff; give one")
+        for flag, given in (("--price", self.price), ("--tariff", self.tariff)):
+            if given is not None and self.unit != "money":
+                raise UsageError(f"{flag} needs --unit money")
+        if self.pixel_metres is not None and self.tariff is None:
+            raise UsageError("--pixel-metres needs --tariff")
         if self.unit != "bytes" and self.target_cost is None:
             raise UsageError(f"unit {self.unit} needs --target-cost, the most that an image may cost")
 

@@ -59,7 +59,7 @@ def writing(path: Path) -> Iterator[TextIO]:
         os.replace(beside, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise RunError(_why_not(path, 1, error)) from error
+        raise RunError(_why_not(path, None, error)) from error
     finally:
         _remove(beside)
 
@@ -86,16 +86,18 @@ def beside(path: Path) -> Iterator[Path]:
         os.replace(other, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise RunError(_why_not(path, 1, error)) from error
+        raise RunError(_why_not(path, None, error)) from error
     finally:
         other.unlink(missing_ok=True)
 
 
-def _why_not(path: Path, size: int, error: OSError) -> str:
+def _why_not(path: Path, size: int | None, error: OSError) -> str:
+    """What to say of a file that cannot be written; ``size`` is None where it is not known beforehand."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         stat = os.statvfs(next(folder for folder in path.absolute().parents if folder.exists()))
         free = stat.f_bavail * stat.f_frsize
-        return f"{path}: the disk is full, {size} bytes needed and {free} free; make room and run the same again"
+        needed = f"{free} bytes free" if size is None else f"{size} bytes needed and {free} free"
+        return f"{path}: the disk is full, {needed}; make room and run the same again"
     return f"{path}: cannot be written ({error.strerror}); choose another folder"
 
 

@@ -22,15 +22,15 @@ TAUGHT: tuple[Stage, ...] = ("patches", "ft1", "ft2")
 """Stages whose classifier may learn from HR-CNN (`TrainSettings.distill`)."""
 FREE_SETTINGS = ("stages", "device", "workers", "memory_gb", "save_minutes", "data", "layout", "cache")
 """These may differ from call to call without making it another run."""
+PATCHES = "patches"
+"""`TrainSettings.cost` that is no tariff."""
+Augmentation = Literal["flip", "upside-down", "turn", "shift", "zoom", "colour", "erase"]
 
 
 def two_streams(stage: str, low_stream: str) -> bool:
     """Whether a stage of the policy has LR-CNN as a second stream, where that joins in stage ``low_stream``."""
     order: tuple[str, ...] = STAGES
     return order.index(stage) >= order.index(low_stream)
-
-
-Augmentation = Literal["flip", "upside-down", "turn", "shift", "zoom", "colour", "erase"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +150,11 @@ class TrainSettings:
     reward: Literal["hard", "soft"] = "hard"
     """``hard``: the classifier's best class is right or wrong (the paper); ``soft``: the expected reward when the class
     is drawn from the classifier's probabilities. ``straight-through`` is always paid the soft one."""
+    cost: str = "patches"
+    """What the reward counts: ``patches`` (the paper), or a tariff's YAML file: the money for the chosen patches of an
+    image ordered together, as a share of that for all. Not for ``straight-through``. See docs/method.md."""
+    pixel_metres: float = 0.0
+    """Metres on the ground of an HR pixel, for a tariff with a price per km2 as ``cost``."""
     sigma: float = 0.5
     """Penalty for a wrong class; the start value when ``target_patches`` moves it."""
     target_patches: float = 0.0
@@ -213,6 +218,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("distill", 0.0, 1.0),
     ("samples", 2, 1000),
     ("pt_views", 0, 1000),
+    ("pixel_metres", 0.0, 1e6),
     ("sigma", 0.0, 1000.0),
     ("target_patches", 0.0, 1_000_000),
     ("alpha_start", 0.5, 1.0),

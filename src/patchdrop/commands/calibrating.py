@@ -15,7 +15,7 @@ from patchdrop.data.windows import is_window_list, list_windows, overlapping
 from patchdrop.dial import Target
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError, RunError
-from patchdrop.evaluation.calibrate import drawn, milliseconds, operating_points
+from patchdrop.evaluation.calibrate import drawn, mask_price, milliseconds, operating_points
 from patchdrop.evaluation.dial import FILE as CALIBRATION
 from patchdrop.evaluation.dial import policy_stage
 from patchdrop.files import write_json
@@ -62,6 +62,7 @@ def calibrate(
         assert isinstance(model, PatchDrop)
         patches = Grid.parse(config.grid).patches
         times = milliseconds(run.bench(), stage, patches) if target.unit == "milliseconds" else None
+        prices = mask_price(target, config, settings.pixel_metres)
         loaded, val = _calibration_data(run, settings, data, split)
         whole = loaded.splits[split]
         if fraction is None:
@@ -71,7 +72,8 @@ def calibrate(
         described, device = run.stage_config(stage), device_of(settings)
         sigma = float(described["figures"].get("sigma", 0.5))
         with bars({"val": (len(val), 1.0), "calibration": (len(held), 1.0)}, "images") as bar:
-            found = operating_points(model.to(device), config, val, held, target, times, sigma, device, bar.advance)
+            priced = (target, times, prices)
+            found = operating_points(model.to(device), config, val, held, *priced, sigma, device, bar.advance)
         document = {
             "name": run.path.name,
             "stage": stage,

@@ -10,8 +10,9 @@ from patchdrop.errors import PatchDropError, RunError, UsageError, first_line
 from patchdrop.grid import Grid
 from patchdrop.networks import check_pretrained
 from patchdrop.runfolder import RunFolder
-from patchdrop.settings import TrainSettings
+from patchdrop.settings import PATCHES, TrainSettings
 from patchdrop.talk import bars, say
+from patchdrop.training.policy_stages import mask_price
 
 EXACT_PATCHES = 10
 
@@ -30,6 +31,13 @@ def check_settings(settings: TrainSettings) -> None:
             f"estimator: exact takes all 2^P masks, grid {grid} has {grid.patches} patches; use a grid of at most "
             f"{EXACT_PATCHES} patches, or rloo with more --samples"
         )
+    if settings.cost != PATCHES:
+        if settings.estimator == "straight-through":
+            raise UsageError(
+                "cost: a tariff's cost has no gradient in the mask, which estimator straight-through needs; "
+                "use --estimator rloo or self-critical, or --cost patches"
+            )
+        mask_price(settings)
     if settings.pt_views and settings.classifier != "bagnet":
         raise UsageError(
             f"pt_views: classifier {settings.classifier} looks at the whole canvas, so nothing can be kept; "

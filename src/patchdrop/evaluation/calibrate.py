@@ -27,6 +27,8 @@ from patchdrop.models import ModelConfig
 from patchdrop.policy.budget import cut_for_mean, probability_of
 from patchdrop.read.source import from_memory
 from patchdrop.reward import gain
+from patchdrop.tariffs.masks import MaskPrice
+from patchdrop.tariffs.tariff import read_tariff
 
 BATCH = 64
 STEPS = 32
@@ -165,10 +167,30 @@ def milliseconds(bench: Mapping[str, Any], stage: str, patches: int) -> Tensor:
     return torch.from_numpy(np.interp(np.arange(patches + 1), known, times))
 
 
-def cost(measured: Measured, target: Target, config: ModelConfig, times: Tensor | None) -> list[float]:
-    """Mean cost an image of each point, in the target's unit; ``times`` are `milliseconds`."""
+def mask_price(target: Target, config: ModelConfig, pixel_metres: float) -> MaskPrice | None:
+    """Prices by the target's tariff; None without one.
+
+    Args:
+        pixel_metres: of an HR pixel, where the target does not say.
+
+    Raises:
+        UsageError: the tariff cannot be read, or needs what is not given.
+    """
+    if target.tariff is None:
+        return None
+    metres = pixel_metres if target.pixel_metres is None else target.pixel_metres
+    grid = Grid.parse(config.grid)
+    return MaskPrice(read_tariff(target.tariff), grid, config.high_size, config.channels, metres)
+
+
+def cost(
+    measured: Measured, target: Target, config: ModelConfig, times: Tensor | None, prices: MaskPrice | None = None
+) -> list[float]:
+    """Mean cost an image of each point, in the target's unit; ``times`` are `milliseconds`, ``prices`` a tariff's."""
     if target.unit == "bytes":
         return bytes_read(measured.choice, config)
+    if prices is not None:
+        return [float(prices.money(choice).mean()) for choice in measured.choice]
     if target.unit == "money":
         patches = measured.choice.shape[2]
         return measured.mean((target.price or 0.0) * torch.arange(patches + 1, dtype=torch.float64) / patches)
@@ -291,6 +313,7 @@ def operating_points(
     held: Split,
     target: Target,
     times: Tensor | None,
+    prices: MaskPrice | None,
     sigma: float,
     device: torch.device,
     advance: Callable[[str, int], None],
@@ -300,6 +323,7 @@ def operating_points(
     Args:
         held: calibration images.
         times: `milliseconds`, where the target is in them.
+        prices: `mask_price`, where the target is in a tariff's money.
         advance: told how many images of ``val`` and of ``calibration`` are done.
 
     Returns:
@@ -312,7 +336,7 @@ def operating_points(
     cuts = cuts_on(scores, target.mean_budget)
     validation = measure(model, config, val, cuts, device, lambda count: advance("val", count))
     calibration = measure(model, config, held, cuts, device, lambda count: advance("calibration", count))
-    costs = cost(validation, target, config, times)
+    costs = cost(validation, target, config, times, prices)
     return {
         "target": _wishes(target),
         "chosen": pick(target, cuts, scores, validation, calibration, costs),
@@ -323,5 +347,6 @@ def operating_points(
 def _wishes(target: Target) -> dict[str, Any]:
     """What was asked for, without what was not."""
     given = {name: value for name, value in asdict(target).items() if value is not None}
+    given |= {} if target.tariff is None else {"tariff": read_tariff(target.tariff).to_mapping()}
     needed = {"confidence": "target_accuracy", "unit": "target_cost"}
     return {name: value for name, value in given.items() if needed.get(name, name) in given}

@@ -152,7 +152,8 @@ def _pixels(level: Level, bands: NDArray[np.generic]) -> Pixels:
     if level.alpha is not None:
         alpha = _to_eight_bit(bands[level.alpha], False)
         seen = (alpha > 0) if seen is None else seen & (alpha > 0)
-        values = ((values.astype(np.uint16) * alpha + 127) // 255).astype(np.uint8)
+        if not level.premultiplied:
+            values = ((values.astype(np.uint16) * alpha + 127) // 255).astype(np.uint8)
     if seen is not None:
         if bool(seen.all()):
             return Pixels(values, None)

@@ -40,6 +40,7 @@ REDIRECTS = 5
 _PIECE = 2**16
 _RETRIED = (429, 500, 502, 503, 504)
 _REDIRECTED = (301, 302, 303, 307, 308)
+_NAT64, _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48")
 
 
 def is_http(url: str) -> bool:
@@ -296,12 +297,18 @@ def _pools(in_flight: int, public: bool) -> urllib3.PoolManager:
 
 def _require_public(connection: HTTPConnection) -> None:
     """Nothing was asked yet: a private address gets no request."""
-    address = ipaddress.ip_address(connection.sock.getpeername()[0].partition("%")[0])
-    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-        address = address.ipv4_mapped
-    if not address.is_global or address.is_multicast:
+    if not is_public(connection.sock.getpeername()[0].partition("%")[0]):
         connection.close()
         raise _PrivateAddress
+
+
+def is_public(text: str) -> bool:
+    """Whether an IP address is one of the open Internet, and so is an IPv4 address that an IPv6 one stands for."""
+    address = ipaddress.ip_address(text)
+    if isinstance(address, ipaddress.IPv6Address):
+        translated = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
+        address = address.ipv4_mapped or address.sixtofour or translated or address
+    return address.is_global and not address.is_multicast and address not in _LOCAL_NAT64
 
 
 def _host(url: str) -> tuple[str, str]:

@@ -46,6 +46,8 @@ class Tally(Generic[C]):
         self._lock = threading.Lock()
         self._costs: dict[Purpose, C] = {purpose: kind(0, 0) for purpose in PURPOSES}
         self._held: dict[Purpose, C] = {purpose: kind(0, 0) for purpose in PURPOSES}
+        self.beside: Tally[C] | None = None
+        """What is read of the LR scene of a pair, all of it told as ``low``."""
 
     def add(self, purpose: Purpose, times: int, amount: int) -> None:
         """Count ``times`` more requests (or regions) and ``amount`` more bytes (or pixels)."""
@@ -69,13 +71,24 @@ class Tally(Generic[C]):
 
     @property
     def total(self) -> C:
-        """What was read in all."""
-        with self._lock:
-            return self._kind(*(sum(column) for column in zip(*self._costs.values(), strict=True)))
+        """What was read in all, of both scenes of a pair."""
+        costs: list[C] = [self.of(purpose) for purpose in PURPOSES]
+        if self.beside is not None:
+            costs.append(self.beside.total)
+        return self._sum(costs)
+
+    def all_needed(self) -> dict[str, C]:
+        """What was read, and would have been without a cache, by purpose; of a pair also ``low``."""
+        found: dict[str, C] = {purpose: self.needed(purpose) for purpose in PURPOSES}
+        return found if self.beside is None else {**found, "low": self._sum(list(self.beside.all_needed().values()))}
 
     def to_json(self) -> dict[str, dict[str, int]]:
         """``{"header": {"requests": .., "bytes": ..}, "overview": .., "patch": .., "total": ..}``."""
-        return {**{p: self.of(p)._asdict() for p in PURPOSES}, "total": self.total._asdict()}
+        low = {} if self.beside is None else {"low": self.beside.total._asdict()}
+        return {**{p: self.of(p)._asdict() for p in PURPOSES}, **low, "total": self.total._asdict()}
+
+    def _sum(self, costs: list[C]) -> C:
+        return self._kind(*(sum(column) for column in zip(*costs, strict=True)))
 
 
 class Ledger(Tally[Cost]):

@@ -47,14 +47,15 @@ COMPRESSIONS = {
 }
 _SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _CODES = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 11: "f", 12: "d", 13: "I", 16: "Q", 17: "q", 18: "Q"}
-_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC = 256, 257, 258, 259, 262
+_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER = 256, 257, 258, 259, 262, 266
 _STRIPS, _SAMPLES, _PLANAR, _PREDICTOR = 273, 277, 284, 317
 _TILE_WIDTH, _TILE_HEIGHT, _OFFSETS, _COUNTS, _EXTRA, _FORMAT, _TABLES = 322, 323, 324, 325, 338, 339, 347
 _SUBFILE, _SCALE, _TIEPOINT, _MATRIX, _GEOKEYS, _NODATA = 254, 33550, 33922, 34264, 34735, 42113
 _TOO_LARGE = f"header larger than {MAX_HEADER_BYTES >> 20} MiB: write the file again with larger tiles"
 _USED = (
-    *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _SAMPLES, _PLANAR, _PREDICTOR, _TILE_WIDTH, _TILE_HEIGHT),
-    *(_OFFSETS, _COUNTS, _EXTRA, _FORMAT, _TABLES, _SUBFILE, _SCALE, _TIEPOINT, _MATRIX, _GEOKEYS, _NODATA),
+    *(_WIDTH, _HEIGHT, _BITS, _COMPRESSION, _PHOTOMETRIC, _FILL_ORDER, _SAMPLES, _PLANAR, _PREDICTOR),
+    *(_TILE_WIDTH, _TILE_HEIGHT, _OFFSETS, _COUNTS, _EXTRA, _FORMAT, _TABLES),
+    *(_SUBFILE, _SCALE, _TIEPOINT, _MATRIX, _GEOKEYS, _NODATA),
 )
 
 
@@ -69,6 +70,7 @@ class Level:
         planar: bands are stored one after the other (band interleave).
         predictor: 1 none, 2 differences along rows, 3 floating point.
         alpha: number of the alpha band, None without one.
+        premultiplied: colours are stored times alpha ("associated alpha").
         tables: JPEG's shared tables, empty for others.
         offsets, counts: ``(tiles,)`` int64, first byte and number of bytes of each tile, row by row; where planar,
             band by band. A tile of 0 bytes is not stored and is all nodata.
@@ -89,6 +91,7 @@ class Level:
     tables: bytes
     offsets: NDArray[np.int64]
     counts: NDArray[np.int64]
+    premultiplied: bool = False
 
     @property
     def tile_grid(self) -> tuple[int, int]:
@@ -314,6 +317,8 @@ def _level(tags: dict[int, Any], order: str, nodata: float | None, size: int) ->
     bands = _one(tags, _SAMPLES, 1)
     if not 0 < bands <= MAX_BANDS:
         raise _Refused(f"{bands} bands, {MAX_BANDS} are the most that are read: pick some with `gdal_translate -b`")
+    if _one(tags, _FILL_ORDER, 1) != 1:
+        raise _Refused("bits are stored last to first (FillOrder 2): write the file again with `gdal_translate`")
     planar = bands > 1 and _one(tags, _PLANAR, 1) == 2
     tile = (_one(tags, _TILE_HEIGHT, 0), _one(tags, _TILE_WIDTH, 0)) if _OFFSETS in tags else None
     offsets = counts = np.zeros(0, np.int64)
@@ -347,6 +352,7 @@ def _level(tags: dict[int, Any], order: str, nodata: float | None, size: int) ->
         tables,
         offsets,
         counts,
+        bool(extra) and extra[-1] == 1,
     )
 
 

@@ -4,7 +4,9 @@ A cell is an image of the model's HR size on the scene's own pixel grid, row by 
 is no multiple of it, the last row and the last column of cells end at the scene's border, so they overlap their
 neighbours and no pixel is left out.
 
-LR comes from the coarsest overview that is at least as fine as LR, averaged over area where its pixels are not LR's.
+LR comes from the coarsest overview that is at least as fine as LR, averaged over area where its pixels are not LR's; or
+from another scene (`patchdrop.read.pairs`). A cell may have another size in pixels than HR (cells of a ground size): HR
+then comes from the coarsest level that is at least as fine as HR, averaged likewise.
 
 Cells are taken in groups, row by row. A tile is fetched once: its bytes are held until the cells have passed its last
 row, so memory is bounded by two rows of tiles as they are stored, and by a group's pixels.
@@ -15,7 +17,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -40,6 +42,8 @@ SAME_SCALE = 1.01
 
 Box = tuple[int, int, int, int]
 """Top, left, bottom, right in pixels, end exclusive."""
+Exact = tuple[float, float, float, float]
+"""The same, in parts of pixels."""
 
 
 class Shape(NamedTuple):
@@ -60,18 +64,30 @@ class Look(NamedTuple):
     """``(B,)`` bool: whether any pixel is neither nodata nor transparent."""
 
 
+class LowSource(Protocol):
+    """Where LR of a scene's cells comes from, if not from the scene's own overview."""
+
+    def look(self, where: Sequence[Box]) -> Look:
+        """LR of boxes in the scene's pixels."""
+
+    def forget(self, top: int) -> None:
+        """No box above this row of the scene will be looked at any more."""
+
+
 class Cells:
     """Where the cells of a scene lie, and their patches.
 
     Args:
         size: height and width of the scene in pixels, at least a cell's.
+        cell: height and width of a cell in pixels of the scene; None: HR's.
     """
 
-    def __init__(self, size: tuple[int, int], shape: Shape) -> None:
+    def __init__(self, size: tuple[int, int], shape: Shape, cell: tuple[int, int] | None = None) -> None:
         self.size = size
         self.shape = shape
-        self.rows, self.cols = (-(-side // cell) for side, cell in zip(size, shape.high, strict=True))
-        self._patches = boxes(shape.grid, *shape.high)
+        self.cell = cell or shape.high
+        self.rows, self.cols = (-(-side // part) for side, part in zip(size, self.cell, strict=True))
+        self._patches = boxes(shape.grid, *self.cell)
 
     @property
     def cells(self) -> int:
@@ -80,7 +96,7 @@ class Cells:
 
     def cell_box(self, cell: int) -> Box:
         """Where a cell lies in the scene."""
-        height, width = self.shape.high
+        height, width = self.cell
         top = min(cell // self.cols * height, self.size[0] - height)
         left = min(cell % self.cols * width, self.size[1] - width)
         return top, left, top + height, left + width
@@ -91,9 +107,13 @@ class Cells:
         top, left, bottom, right = self._patches[patch]
         return top + y, left + x, bottom + y, right + x
 
-    def in_groups(self) -> Iterator[range]:
-        """The cells in their order, in groups of at most `GROUP_PIXELS`."""
-        size = max(1, GROUP_PIXELS // (self.shape.high[0] * self.shape.high[1] * self.shape.channels))
+    def in_groups(self, pixels: int = 0) -> Iterator[range]:
+        """The cells in their order, in groups of at most `GROUP_PIXELS`.
+
+        Args:
+            pixels: of a cell where it is read, if they are more than HR's.
+        """
+        size = max(1, GROUP_PIXELS // (max(pixels, self.shape.high[0] * self.shape.high[1]) * self.shape.channels))
         for start in range(0, self.cells, size):
             yield range(start, min(start + size, self.cells))
 
@@ -109,26 +129,40 @@ class TiledScene(Cells):
         transport: where its bytes come from; its ledger counts them.
         shape: sizes, grid and bands of the model.
         gap: ranges at most this many bytes apart are read as one.
+        header: of the scene, where it has been read already.
+        cell: height and width of a cell in pixels of the scene; None: HR's.
+        low: where LR comes from; None: from the scene's own overview.
 
     Raises:
         DataError: it cannot be read in parts, or does not fit the model.
     """
 
-    def __init__(self, transport: Transport, shape: Shape, gap: int = 0) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        shape: Shape,
+        gap: int = 0,
+        header: Header | None = None,
+        cell: tuple[int, int] | None = None,
+        low: LowSource | None = None,
+    ) -> None:
         self.transport = transport
         self.name = transport.name
         self.gap = gap
-        self.header = read_header(transport)
+        self.header = header or read_header(transport)
         self.full = self.header.levels[0]
-        reason = misfit(self.header, shape)
+        as_cut = shape._replace(high=cell or shape.high)
+        reason = misfit(self.header, as_cut, overview=low is None)
         if reason:
             raise DataError(f"{self.name}: {reason}")
-        overview = low_level(self.header, shape)
-        assert overview is not None
-        self.overview = overview
-        super().__init__((self.full.height, self.full.width), shape)
-        self._high = Tiles(self.full, self.header.start, gap)
-        self._low = Tiles(self.overview, self.header.start, gap)
+        super().__init__((self.full.height, self.full.width), shape, cell)
+        self._high = Tiles(high_level(self.header, shape.high, self.cell), self.header.start, gap)
+        self.low = low or _OwnOverview(self.header, as_cut, transport, gap)
+
+    @property
+    def overview(self) -> Level | None:
+        """What LR comes from; None where that is another scene."""
+        return self.low.level if isinstance(self.low, _OwnOverview) else None
 
     @property
     def georeference(self) -> Georeference | None:
@@ -137,19 +171,23 @@ class TiledScene(Cells):
 
     def groups(self) -> Iterator[range]:
         """The cells in their order, in groups; after a group its tiles are let go where no later cell needs them."""
-        for group in self.in_groups():
+        level = self._high.level
+        down, across = level.height / self.full.height, level.width / self.full.width
+        for group in self.in_groups(round(self.cell[0] * down * self.cell[1] * across)):
             yield group
             if group.stop < self.cells:
                 top = self.cell_box(group.stop)[0]
-                self._high.forget(top)
-                self._low.forget(int(top * self.overview.height / self.full.height))
+                self._high.forget(int(top * down))
+                self.low.forget(top)
 
     def look(self, cells: Sequence[int]) -> Look:
-        """LR of some cells, from the overview."""
-        return look_at(self._low, self.full, [self.cell_box(c) for c in cells], self.transport, self.shape.low)
+        """LR of some cells, from the overview or from another scene."""
+        return self.low.look([self.cell_box(cell) for cell in cells])
 
     def reader(self, cells: Sequence[int]) -> Reader:
         """Reads the chosen patches of some cells; fetches the tiles that cover them and no other byte."""
+        if self.cell != self.shape.high:
+            return self._resampling_reader(cells)
 
         def read(choice: Tensor) -> Packed:
             image, patch = choice.cpu().nonzero(as_tuple=True)
@@ -168,11 +206,42 @@ class TiledScene(Cells):
 
         A scene is either priced or read, group by group: tiles that were priced count as held.
         """
-        self._high.fetch(self.chosen(cells, choice), Priced(self.transport, ledger), "patch")
+        where = self.chosen(cells, choice)
+        if self.cell != self.shape.high:
+            where = [_in_level(self._high.level, self.full, box)[1] for box, _ in self._exactly(cells, choice)]
+        self._high.fetch(where, Priced(self.transport, ledger), "patch")
+
+    def _resampling_reader(self, cells: Sequence[int]) -> Reader:
+        """As `reader`, for cells of another size than HR."""
+
+        def read(choice: Tensor) -> Packed:
+            image, patch = choice.cpu().nonzero(as_tuple=True)
+            where = self._exactly(cells, choice)
+            size = patch_size(self.shape.grid, *self.shape.high)
+            pixels = torch.zeros(len(where), self.shape.channels, *size, dtype=torch.uint8)
+            found, _ = resampled(self._high, self.full, where, self.transport, "patch")
+            for into, values in zip(pixels.numpy(), found, strict=True):
+                into[:, : values.shape[1], : values.shape[2]] = values
+            return Packed(pixels, image, patch, len(cells)).to(choice.device)
+
+        return read
+
+    def _exactly(self, cells: Sequence[int], choice: Tensor) -> list[tuple[Exact, tuple[int, int]]]:
+        """Where the chosen patches lie in the scene, in parts of pixels, and their height and width in HR."""
+        down, across = (side / high for side, high in zip(self.cell, self.shape.high, strict=True))
+        patches = boxes(self.shape.grid, *self.shape.high)
+        found = []
+        for i, p in choice.cpu().nonzero().tolist():
+            y, x, _, _ = self.cell_box(cells[i])
+            top, left, bottom, right = patches[p]
+            exact = y + top * down, x + left * across, y + bottom * down, x + right * across
+            found.append((exact, (bottom - top, right - left)))
+        return found
 
     def everything(self) -> Cost:
         """What reading all HR tiles would cost, without the header."""
-        spans = [self.full.span(int(tile)) for tile in np.flatnonzero(self.full.counts)]
+        level = self._high.level
+        spans = [level.span(int(tile)) for tile in np.flatnonzero(level.counts)]
         requests = joined([s for s in spans if s.stop > len(self.header.start)], self.gap)
         return Cost(len(requests), sum(span.length for span in requests))
 
@@ -184,16 +253,62 @@ def look_at(tiles: Tiles, full: Level, where: Sequence[Box], transport: Transpor
         full: the scene's full resolution, in whose pixels the boxes are.
         size: LR's height and width.
     """
-    level = tiles.level
-    down, across = level.height / full.height, level.width / full.width
-    exact = [(t * down, x * across, b * down, r * across) for t, x, b, r in where]
-    outer = [(int(t), int(x), _up(b, level.height), _up(r, level.width)) for t, x, b, r in exact]
-    tiles.fetch(outer, transport, "overview")
+    found, seen = resampled(tiles, full, [(box, size) for box in where], transport, "overview")
+    low = torch.empty(len(where), tiles.level.colours, *size, dtype=torch.uint8)
+    for into, values in zip(low, found, strict=True):
+        into.copy_(torch.from_numpy(values))
+    return Look(low, torch.tensor(seen, dtype=torch.bool))
+
+
+def resampled(
+    tiles: Tiles,
+    full: Level,
+    where: Sequence[tuple[Exact, tuple[int, int]]],
+    transport: Transport,
+    purpose: Purpose,
+) -> tuple[list[NDArray[np.uint8]], list[bool]]:
+    """Boxes of a scene from the tiles of one of its levels, averaged over area.
+
+    Args:
+        full: the scene's full resolution, in whose pixels the boxes are.
+        where: boxes, and height and width of what each becomes.
+
+    Returns:
+        ``(C, height, width)`` of each box, and whether any pixel of it is neither nodata nor transparent.
+    """
+    placed = [_in_level(tiles.level, full, box) for box, _ in where]
+    outer = [around for _, around in placed]
+    tiles.fetch(outer, transport, purpose)
     windows = tiles.windows(outer, transport.name)
-    low = torch.empty(len(where), level.colours, *size, dtype=torch.uint8)
-    for i, (box, around, window) in enumerate(zip(exact, outer, windows, strict=True)):
-        low[i] = torch.from_numpy(area_resampled(window.values, box, around, size))
-    return Look(low, torch.tensor([w.seen is None or bool(w.seen.any()) for w in windows], dtype=torch.bool))
+    found = [
+        area_resampled(window.values, exact, around, size)
+        for window, (exact, around), (_, size) in zip(windows, placed, where, strict=True)
+    ]
+    return found, [w.seen is None or bool(w.seen.any()) for w in windows]
+
+
+def _in_level(level: Level, full: Level, box: Exact) -> tuple[Exact, Box]:
+    """A box of the scene in pixels of a level: as it is, and the whole pixels that it touches."""
+    down, across = level.height / full.height, level.width / full.width
+    top, left, bottom, right = box[0] * down, box[1] * across, box[2] * down, box[3] * across
+    return (top, left, bottom, right), (int(top), int(left), _up(bottom, level.height), _up(right, level.width))
+
+
+class _OwnOverview:
+    """LR from the scene's own overview."""
+
+    def __init__(self, header: Header, shape: Shape, transport: Transport, gap: int) -> None:
+        overview = low_level(header, shape)
+        assert overview is not None, "see misfit"
+        self.level = overview
+        self._full, self._size, self._transport = header.levels[0], shape.low, transport
+        self._tiles = Tiles(overview, header.start, gap)
+
+    def look(self, where: Sequence[Box]) -> Look:
+        return look_at(self._tiles, self._full, where, self._transport, self._size)
+
+    def forget(self, top: int) -> None:
+        self._tiles.forget(int(top * self.level.height / self._full.height))
 
 
 def misfit(header: Header, shape: Shape, overview: bool = True) -> str:
@@ -236,6 +351,18 @@ def low_level(header: Header, shape: Shape) -> Level | None:
     return fit[-1] if fit else None
 
 
+def high_level(header: Header, high: tuple[int, int], cell: tuple[int, int]) -> Level:
+    """The coarsest level that is at least as fine as HR, where a cell of ``cell`` pixels becomes ``high``."""
+    full = header.levels[0]
+    wanted = min(side / pixels for side, pixels in zip(cell, high, strict=True)) * SAME_SCALE
+    fit = [
+        level
+        for level in header.levels
+        if full.width / level.width <= wanted and full.height / level.height <= wanted and level.colours == full.colours
+    ]
+    return fit[-1] if fit else full
+
+
 def covering(level: Level, box: Box) -> list[int]:
     """Numbers of the tiles that hold a pixel of a box, row by row; of the first band where the level is planar."""
     assert level.tile is not None
@@ -249,9 +376,7 @@ def covering(level: Level, box: Box) -> list[int]:
     ]
 
 
-def area_resampled(
-    values: NDArray[np.uint8], box: tuple[float, float, float, float], around: Box, size: tuple[int, int]
-) -> NDArray[np.uint8]:
+def area_resampled(values: NDArray[np.uint8], box: Exact, around: Box, size: tuple[int, int]) -> NDArray[np.uint8]:
     """A box of pixels averaged over area: each pixel of the result is the mean of what it covers.
 
     Args:

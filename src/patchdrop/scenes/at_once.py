@@ -11,6 +11,7 @@ from patchdrop.errors import DataError
 from patchdrop.read.transport import Stopped
 from patchdrop.talk import Bars, bars
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -55,8 +56,8 @@ class SceneBar:
 
 
 def at_once(
-    work: Callable[[str, SceneBar], T],
-    sources: Sequence[str],
+    work: Callable[[S, SceneBar], T],
+    sources: Sequence[S],
     jobs: int,
     failed: Callable[[str], None],
     stop: threading.Event,
@@ -74,7 +75,7 @@ def at_once(
         What came of the others, in the order of the scenes.
     """
 
-    def one(source: str) -> T:
+    def one(source: S) -> T:
         if stop.is_set():
             raise Stopped
         bar.started()

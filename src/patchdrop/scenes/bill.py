@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from patchdrop.errors import DataError
 from patchdrop.read.ledger import Cost
 from patchdrop.read.remote import IN_FLIGHT
-from patchdrop.scenes.areas import Area, Ground, covered_km2, orderable, scene_outline
-from patchdrop.scenes.tariff import Tariff
+from patchdrop.tariffs.areas import Area, Ground, covered_km2, orderable, scene_outline
+from patchdrop.tariffs.tariff import Tariff
 
 if TYPE_CHECKING:
     from patchdrop.read.tiled import Box
@@ -143,11 +143,11 @@ def total_bill(bills: Sequence[Mapping[str, float | None]]) -> dict[str, float |
 def estimate(costs: Mapping[str, Cost], everything: Cost, link: Link) -> dict[str, Any]:
     """Seconds that reading takes; the networks' time is not part of it.
 
-    The header's requests follow one another, the others go ``link.in_flight`` at a time; a turn of requests waits for
-    the latency once, and all bytes share the bandwidth.
+    The header's requests follow one another, the others, a pair's LR scene among them, go ``link.in_flight`` at a time;
+    a turn of requests waits for the latency once, and all bytes share the bandwidth.
 
     Args:
-        costs: of an execution, by purpose: ``header``, ``overview`` and ``patch``.
+        costs: of an execution, by purpose: ``header``, ``overview``, ``patch``, of a pair also ``low``.
         everything: of reading the whole scene, its header included.
     """
 
@@ -155,7 +155,8 @@ def estimate(costs: Mapping[str, Cost], everything: Cost, link: Link) -> dict[st
         return turns * link.latency / 1000 + received * 8 / (link.bandwidth * 1e6)
 
     header = costs["header"]
-    turns = header.requests + sum(math.ceil(costs[name].requests / link.in_flight) for name in ("overview", "patch"))
+    others = [cost for name, cost in costs.items() if name != "header"]
+    turns = header.requests + sum(math.ceil(cost.requests / link.in_flight) for cost in others)
     all_turns = header.requests + math.ceil((everything.requests - header.requests) / link.in_flight)
     return {
         "seconds": seconds(turns, sum(cost.bytes for cost in costs.values())),

@@ -16,6 +16,7 @@ from patchdrop.errors import DataError
 from patchdrop.grid import Grid, boxes, patch_size
 from patchdrop.read.decode import unreadable
 from patchdrop.read.opening import open_transport
+from patchdrop.read.remote import LIMIT
 from patchdrop.read.slide import slide_instead, slide_level, slide_misfit
 from patchdrop.read.tiff import COMPRESSIONS, Header, HeaderError, Level, read_header
 from patchdrop.read.tiled import Shape, covering, low_level, misfit
@@ -41,21 +42,26 @@ def shape_of(run: Path | None, high: str, low: str, grid: str) -> Shape:
 
 
 def check(
-    sources: Sequence[str], shape: Shape, failed: Callable[[str], None], jobs: int = 1, cache: Path | None = None
+    sources: Sequence[str],
+    shape: Shape,
+    failed: Callable[[str], None],
+    jobs: int = 1,
+    cache: Path | None = None,
+    limit: float = LIMIT,
 ) -> list[dict[str, Any]]:
     """What each file is, and whether a model of this shape can read it in parts.
 
     Args:
         failed: takes the reason of each file whose header cannot be read.
         jobs: files at once.
-        cache: see `open_transport`.
+        cache, limit: see `open_transport`.
     """
     stop = threading.Event()
 
     def one(source: str, bar: SceneBar) -> dict[str, Any]:
         bar.begin(1)
         try:
-            return check_one(source, shape, stop, cache)
+            return check_one(source, shape, stop, cache, limit)
         except DataError as error:
             return {"scene": public_name(source), "fit": False, "reasons": [str(error)], "advice": []}
         finally:
@@ -68,9 +74,11 @@ def check(
     return found
 
 
-def check_one(source: str, shape: Shape, stop: threading.Event, cache: Path | None) -> dict[str, Any]:
+def check_one(
+    source: str, shape: Shape, stop: threading.Event, cache: Path | None, limit: float = LIMIT
+) -> dict[str, Any]:
     """As `check`, of one file; raises DataError where its header cannot be read."""
-    with closing(open_transport(source, stop=stop, cache=cache)) as transport:
+    with closing(open_transport(source, limit, stop=stop, cache=cache)) as transport:
         try:
             header = read_header(transport)
         except HeaderError as refused:

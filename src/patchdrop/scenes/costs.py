@@ -9,8 +9,8 @@ from patchdrop.read.ledger import Cost, Regions
 from patchdrop.read.tiled import Box, TiledScene
 from patchdrop.scenes.bill import Bill, Link, Priced, bill, check_billable, estimate, total_bill
 from patchdrop.scenes.places import Places
-from patchdrop.scenes.tariff import Tariff
 from patchdrop.scenes.walk import Scene
+from patchdrop.tariffs.tariff import Tariff
 
 
 def cost_of_everything(scene: Scene) -> Cost | Regions:

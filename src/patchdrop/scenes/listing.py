@@ -17,6 +17,15 @@ from patchdrop.read.opening import check_address
 from patchdrop.read.transport import is_url
 
 COLUMN = "scene"
+LOW = "low"
+
+
+class Source(NamedTuple):
+    """A scene by a user's words: a file, a URL or the address of an object."""
+
+    scene: str
+    low: str | None = None
+    """Another scene that its LR comes from; None: its own overview."""
 
 
 class Row(NamedTuple):
@@ -25,16 +34,23 @@ class Row(NamedTuple):
     where: str
     scene: str
     reason: str = ""
+    low: str = ""
 
 
 def sources_of(
-    named: Sequence[str] | None, file: Path | None, asset: str | None, failed: Callable[[str], None]
-) -> list[str]:
+    named: Sequence[str] | None,
+    file: Path | None,
+    asset: str | None,
+    failed: Callable[[str], None],
+    low: str | None = None,
+) -> list[Source]:
     """The scenes that a user has named, then those of a list.
 
     Args:
-        file: ``.csv`` (column ``scene``), ``.jsonl`` (key ``scene``) or ``.json`` (a STAC item or item collection).
+        file: ``.csv`` (column ``scene``, perhaps ``low``), ``.jsonl`` (the same keys) or ``.json`` (a STAC item or item
+            collection).
         asset: which asset of a STAC item; None: the one whose media type is GeoTIFF.
+        low: the LR scene of those that have none of their own in the list.
         failed: takes the reason of each row that names no scene.
 
     Raises:
@@ -46,18 +62,22 @@ def sources_of(
     if file is None:
         if not named:
             raise UsageError("no scene was given; name one, or a list of them with --scenes")
-        return list(named)
-    found = list(named or [])
+        return [Source(name, low) for name in named]
+    found = [Source(name, low) for name in named or []]
     rows = list(_rows(file, asset))
     if not rows:
         raise DataError(f"{file}: holds no scene; add a row for each")
     for row in rows:
-        reason = row.reason or _refused(row.scene)
+        reason = row.reason or _refused(row.scene) or (_refused(row.low) if row.low else "")
         if reason:
             failed(f"{file}: {row.where}: {reason}")
         else:
-            found.append(row.scene if is_url(row.scene) else str(file.parent / row.scene))
+            found.append(Source(_beside(file, row.scene), _beside(file, row.low) if row.low else low))
     return found
+
+
+def _beside(file: Path, name: str) -> str:
+    return name if is_url(name) else str(file.parent / name)
 
 
 def _refused(scene: str) -> str:
@@ -99,7 +119,7 @@ def _csv_rows(file: Path) -> Iterator[Row]:
                 reason = "" if scene else f"empty {COLUMN}: fill it in or remove the line"
                 if None in cells:
                     reason = "more cells than columns: quote cells with commas"
-                yield Row(f"line {reader.line_num}", scene, reason)
+                yield Row(f"line {reader.line_num}", scene, reason, (cells.get(LOW) or "").strip())
         except csv.Error as error:
             raise DataError(f"{file}: not a CSV file ({error}): save it as UTF-8 text with commas") from error
 
@@ -113,9 +133,12 @@ def _json_lines(file: Path) -> Iterator[Row]:
                 found = json.loads(line)
             except ValueError:
                 found = None
-            value = found.get(COLUMN) if isinstance(found, dict) else None
-            scene = value.strip() if isinstance(value, str) else ""
-            yield Row(f"line {number}", scene, "" if scene else f'no scene: write {{"{COLUMN}": "FILE_OR_URL"}}')
+            values = [found.get(name) if isinstance(found, dict) else None for name in (COLUMN, LOW)]
+            scene, low = (value.strip() if isinstance(value, str) else "" for value in values)
+            reason = "" if scene else f'no scene: write {{"{COLUMN}": "FILE_OR_URL"}}'
+            if not isinstance(values[1], str | None):
+                reason = f"{LOW}: is no name: write it as text, or leave it out"
+            yield Row(f"line {number}", scene, reason, low)
 
 
 def _stac_items(file: Path, asset: str | None) -> Iterator[Row]:

@@ -104,8 +104,7 @@ def load_model(choosing: Choosing) -> Model:
 
     Raises:
         RunError: no such run or stage, or no calibrated point.
-        UsageError: it was trained on LR images of a sensor of their own, which a scene's overview is not, or the dial
-            is out of range or needs the validation split.
+        UsageError: the dial is out of range or needs the validation split.
     """
     run, stage, dial = choosing
     choose: Choose = greedy
@@ -117,8 +116,6 @@ def load_model(choosing: Choosing) -> Model:
         if dial.calibrated:
             choice += f", threshold {chosen_point(folder, read_calibration(folder))['threshold']:.8g}"
     predictor = Predictor(run, stage, choose=choose)
-    if predictor.own_low:
-        raise UsageError(f"{run}: was trained on LR images of their own, a scene's overview is none; train one without")
     sha256 = RunFolder(run).stage_config(predictor.stage)["sha256"]
     return Model(str(run), predictor.stage, sha256, predictor, choice)
 

@@ -243,7 +243,7 @@ class ClassMap:
 
         scene = self._scene
         grid = scene.shape.grid
-        down, across = scene.shape.high[0] / grid.rows, scene.shape.high[1] / grid.cols
+        down, across = scene.cell[0] / grid.rows, scene.cell[1] / grid.cols
         height, width = _parts(scene.size[0], down), _parts(scene.size[1], across)
         pixels = self._cells.repeat(grid.rows, 0).repeat(grid.cols, 1)[:height, :width]
         matrix = Affine(*(self._places.matrix or (1, 0, 0, 0, 1, 0))) @ Affine.scale(across, down)
@@ -266,7 +266,7 @@ class Picture:
     def __init__(self, path: Path, scene: Cells, classes: Sequence[str]) -> None:
         self._path, self._scene = path, scene
         self._colours = {name: theme.class_colour(i) for i, name in enumerate(classes)}
-        low = max(pixels / side for pixels, side in zip(scene.shape.low, scene.shape.high, strict=True))
+        low = max(pixels / side for pixels, side in zip(scene.shape.low, scene.cell, strict=True))
         self._picture = ScenePicture(scene.size, low)
 
     def add(self, found: CellResult) -> None:

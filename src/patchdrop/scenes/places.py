@@ -1,27 +1,40 @@
 """Where boxes of pixels lie: polygons of GeoJSON (RFC 7946), in CRS84 where the scene's header allows it.
 
 CRS84 is longitude, latitude on WGS 84. Rings run counter-clockwise (the right-hand rule). Longitudes are between -180
-and 180 degrees; what lies across the 180th meridian is cut there. A scene without a georeference, or with a
-coordinate system that has no EPSG code, gives pixel coordinates, x to the right and y down; the collection then says so
-in ``"coordinates": "pixels"``, which is no part of the standard.
+and 180 degrees; what lies across the 180th meridian is cut there, and what lies over a pole reaches up to it on a map
+of degrees. A scene without a georeference, or with a coordinate system that has no EPSG code, gives pixel coordinates,
+x to the right and y down; the collection then says so in ``"coordinates": "pixels"``, which is no part of the standard.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import shapely
 
 from patchdrop.errors import DataError
+from patchdrop.read.pairs import Onto, Points
 from patchdrop.read.tiff import Georeference
 from patchdrop.read.tiled import Box
-from patchdrop.scenes.areas import Ground
+from patchdrop.tariffs.areas import Ground
 
 Point = tuple[float, float]
 DIGITS = 8
 """Decimal digits of a degree: about a millimetre."""
+POLE = 1e-7
+"""Degrees from a pole that are none."""
+TINY = 1e-9
+"""Degrees that rounding may make."""
+POLE_POINTS = 16
+"""Points on an edge of an area that lies over a pole."""
+AROUND = 90.0
+"""What lies over a pole is wider than so many degrees."""
+UNEVEN = 1.05
+"""How much longer on the ground a scene's longest pixel may be than its shortest where cells have a ground size."""
 EDGE_POINTS = 64
 """Parts that an edge of a scene is measured in: a straight line of its coordinate system is curved on the ground."""
 
@@ -59,6 +72,79 @@ class Places:
             self._geographic = crs.is_geographic
         self.kind = "pixels" if self._to_crs84 is None else "CRS84"
 
+    def cell(self, metres: float, size: tuple[int, int]) -> tuple[int, int]:
+        """Height and width in pixels of a square of so many metres on the ground, to whole pixels.
+
+        Metres are geodesic, whatever the coordinate system's own unit is, and taken in the middle of the scene.
+
+        Args:
+            size: height and width of the scene in pixels.
+
+        Raises:
+            DataError: no georeference, or pixels that are not of one size on the ground; or see `polygon`.
+        """
+        if self.kind == "pixels":
+            raise DataError(
+                f"{self._name}: has no georeference with an EPSG code, which --cell-metres needs: correct it with "
+                "gdal_edit -a_srs, or leave --cell-metres out"
+            )
+        from pyproj import Geod
+
+        at = [(x * size[1], y * size[0]) for y in (0.0, 0.5, 1.0) for x in (0.0, 0.5, 1.0)]
+        down, across = (
+            Geod(ellps="WGS84").inv(*_columns(self._points(at)), *_columns(self._points(moved)))[2]
+            for moved in ([(x, y + 1) for x, y in at], [(x + 1, y) for x, y in at])
+        )
+        for sides in (down, across):
+            if not max(sides) <= UNEVEN * min(sides):
+                raise DataError(
+                    f"{self._name}: its pixels are {min(sides):.4g} to {max(sides):.4g} m long, no grid of cells of "
+                    "--cell-metres: warp it to UTM with gdalwarp, or cut it into smaller scenes"
+                )
+        return max(1, round(metres / down[4])), max(1, round(metres / across[4]))
+
+    def onto(self, other: Places, width: int) -> Onto:
+        """From this scene's pixels to those of another one.
+
+        Args:
+            width: of the other one in pixels.
+
+        Raises:
+            DataError: one of both has no georeference, or is rotated.
+        """
+        for places, others in ((self, other), (other, self)):
+            if places.kind == "pixels" or places.matrix is None:
+                raise DataError(
+                    f"{places._name}: has no georeference with an EPSG code, which a pair with {others._name} needs: "
+                    "correct it with gdal_edit -a_srs"
+                )
+            if places.matrix[1] or places.matrix[3]:
+                raise DataError(
+                    f"{places._name}: is rotated in its coordinate system, a pair with {others._name} needs rows that "
+                    "run along it: warp it with gdalwarp"
+                )
+            if not places.matrix[0] or not places.matrix[4]:
+                raise DataError(f"{places._name}: its georeference gives it no extent: correct it")
+        transform = None
+        if self.crs != other.crs:
+            from pyproj import Transformer
+
+            transform = Transformer.from_crs(self.crs, other.crs, always_xy=True).transform
+        assert self.matrix is not None
+        assert other.matrix is not None
+        (a, _, c, _, e, f), (u, _, w, _, v, z) = self.matrix, other.matrix
+        middle = w + u * width / 2
+
+        def moved(columns: Points, rows: Points) -> tuple[Points, Points]:
+            x, y = a * columns + c, e * rows + f
+            if transform is not None:
+                x, y = transform(x, y)
+            if other._geographic:
+                x = x - 360 * np.round((x - middle) / 360)  # a turn more or less is the same place
+            return (x - w) / u, (y - z) / v
+
+        return moved
+
     def polygon(self, box: Box) -> dict[str, Any]:
         """A GeoJSON geometry of a box of pixels.
 
@@ -78,9 +164,17 @@ class Places:
         """
         if self._to_crs84 is None or self.matrix is None:
             return _geometry([rings])
-        own = [x for x, _ in _moved(rings[0], self.matrix)]
-        wide = self._geographic and max(own) - min(own) > 180
-        return _geometry(_within_180([self._points(ring) for ring in rings], wide))
+        points = [self._points(ring) for ring in rings]
+        if self._geographic:
+            own = [x for x, _ in _moved(rings[0], self.matrix)]
+            return _geometry(_within_180(points, max(own) - min(own) > 180))
+        points = [_beside_poles(ring) for ring in points]
+        wide = [_spread(ring) > AROUND for ring in points]
+        dense = [self._points(_dense(ring)) if turned else [] for ring, turned in zip(rings, wide, strict=True)]
+        poled = [_turns(ring) for ring in dense]
+        if any(poled[1:]):
+            raise DataError(f"{self._name}: an area round a pole cannot be outlined: leave --tariff out")
+        return _geometry(_over_pole(dense[0], points[1:]) if poled[0] else _within_180(points, wide=False))
 
     def ring(self, box: Box) -> list[Point]:
         """The closed outline of a box of pixels in the scene's own coordinates; in pixels where it has none."""
@@ -133,6 +227,64 @@ class Places:
         if not all(abs(x) <= 540 and abs(y) <= 91 for x, y in zip(xs, ys, strict=True)):
             raise DataError(f"{self._name}: its georeference leads off the Earth: correct it")
         return [(x, min(90.0, max(-90.0, y))) for x, y in zip(xs, ys, strict=True)]
+
+
+def _spread(ring: Sequence[Point]) -> float:
+    """Degrees between the westernmost and the easternmost point, as numbers."""
+    xs = [x for x, _ in ring]
+    return max(xs) - min(xs)
+
+
+def _dense(ring: Sequence[Point]) -> list[Point]:
+    """The ring with `POLE_POINTS` points on each edge."""
+    following = [*ring[1:], ring[0]]
+    steps = [i / POLE_POINTS for i in range(POLE_POINTS)]
+    return [(x + s * (u - x), y + s * (v - y)) for (x, y), (u, v) in zip(ring, following, strict=True) for s in steps]
+
+
+def _eastward(start: float, end: float) -> float:
+    """Degrees from one longitude to another, the shorter way."""
+    return (end - start + 180) % 360 - 180
+
+
+def _turns(ring: Sequence[Point]) -> bool:
+    """Whether a closed line of degrees goes once round a pole; not where it goes through it."""
+    if not ring or any(abs(y) > 90 - POLE for _, y in ring):
+        return False
+    xs = [x for x, _ in ring]
+    return abs(sum(map(_eastward, xs, [*xs[1:], xs[0]]))) > 180
+
+
+def _over_pole(outer: Sequence[Point], holes: Sequence[Sequence[Point]]) -> list[list[list[Point]]]:
+    """A polygon whose outer line goes round a pole, on a map of degrees that the pole is an edge of."""
+    # Between the point nearest to the pole and the pole the line does not pass.
+    first = max(range(len(outer)), key=lambda i: abs(outer[i][1]))
+    line = [*outer[first:], *outer[: first + 1]]
+    found = [line[0]]
+    for (x, _), (u, v) in itertools.pairwise(line):
+        found.append((found[-1][0] + _eastward(x, u), v))
+    pole = math.copysign(90.0, line[0][1])
+    cut = _within_180([[*found, (found[-1][0], pole), (found[0][0], pole)]], wide=True)
+    parts = [shapely.Polygon(ring) for (ring,) in cut]
+    left = [shapely.Polygon(ring) for hole in holes for ring, *_ in _within_180([list(hole)], wide=False)]
+    whole = shapely.difference(shapely.union_all(parts, grid_size=TINY), shapely.union_all(left), grid_size=TINY)
+    return [
+        [list(ring.coords)[:-1] for ring in (part.exterior, *part.interiors)]
+        for part in shapely.get_parts(whole).tolist()
+        if isinstance(part, shapely.Polygon)
+    ]
+
+
+def _beside_poles(ring: Sequence[Point]) -> list[Point]:
+    """A pole, which has every longitude, is given those of the points before and after it."""
+    found: list[Point] = []
+    for i, (x, y) in enumerate(ring):
+        if abs(y) > 90 - POLE:
+            before, after = ring[i - 1], ring[(i + 1) % len(ring)]
+            found += [(before[0], math.copysign(90, y)), (after[0], math.copysign(90, y))]
+        else:
+            found.append((x, y))
+    return found
 
 
 def _corners(box: Box) -> list[Point]:

@@ -10,18 +10,19 @@ from typing import Any, NamedTuple
 
 import torch
 
-from patchdrop.errors import RunError, UsageError
+from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.files import read_json, write_json, writing
 from patchdrop.read.tiled import Box
 from patchdrop.read.transport import is_url
 from patchdrop.scenes.at_once import SceneBar, at_once
 from patchdrop.scenes.bill import DISK, NETWORK, Link, Priced
 from patchdrop.scenes.costs import bill_of, billed, check_price, cost_of_everything, seconds_of, total_of, with_total
+from patchdrop.scenes.listing import Source
 from patchdrop.scenes.model import Choosing, Model, load_model
 from patchdrop.scenes.outputs import Features
 from patchdrop.scenes.places import Places
-from patchdrop.scenes.tariff import Tariff, tariff_from
 from patchdrop.scenes.walk import Failed, Reading, Scene, described, each_once, name_of, opened, seen_cells
+from patchdrop.tariffs.tariff import Tariff, tariff_from
 
 
 class Terms(NamedTuple):
@@ -44,7 +45,7 @@ class Terms(NamedTuple):
 
 
 def plan(
-    choosing: Choosing, sources: Sequence[str], out: Path, reading: Reading, terms: Terms, failed: Failed
+    choosing: Choosing, sources: Sequence[Source], out: Path, reading: Reading, terms: Terms, failed: Failed
 ) -> dict[str, Any]:
     """Look at scenes, choose, and price the choice.
 
@@ -62,11 +63,11 @@ def plan(
     """
     model = load_model(choosing)
 
-    def one(source: str, bar: SceneBar) -> dict[str, Any]:
+    def one(source: Source, bar: SceneBar) -> dict[str, Any]:
         return _plan_scene(model, source, out, reading, terms, bar)
 
     planned = at_once(one, each_once(sources), reading.jobs, failed, model.stop)
-    how = {"choice": model.choice, "gap": reading.gap}
+    how = {"choice": model.choice, "gap": reading.gap, "cell_metres": reading.cell_metres}
     document = {"run": model.run, **model.identity, **how, "scenes": planned, "total": total_of(planned)}
     document |= billed(planned, terms.tariff)
     if planned:
@@ -74,7 +75,9 @@ def plan(
     return document
 
 
-def _plan_scene(model: Model, source: str, out: Path, reading: Reading, terms: Terms, bar: SceneBar) -> dict[str, Any]:
+def _plan_scene(
+    model: Model, source: Source, out: Path, reading: Reading, terms: Terms, bar: SceneBar
+) -> dict[str, Any]:
     with opened(source, model, reading) as scene:
         bar.begin(scene.cells)
         places = Places(scene.georeference, scene.name)
@@ -93,11 +96,11 @@ def _plan_scene(model: Model, source: str, out: Path, reading: Reading, terms: T
                 chosen += [(cell, patches) for cell, patches in zip(cells, rows, strict=True) if patches]
             bar.advance(len(group))
         spent = scene.transport.ledger
-        costs = {"header": spent.needed("header"), "overview": spent.needed("overview"), "patch": priced.of("patch")}
+        costs: dict[str, Any] = {**spent.all_needed(), "patch": priced.of("patch")}
         execution = with_total(costs)
         boxes = [scene.patch_box(cell, patch) for cell, patches in chosen for patch in patches]
         owed, order = bill_of(scene, places, boxes, execution["total"], terms.tariff)
-        areas = out / f"{name_of(source)}.areas.geojson"
+        areas = out / f"{name_of(source.scene)}.areas.geojson"
         with writing(areas) as file:
             features = Features(file, places.kind)
             if terms.tariff is not None and terms.tariff.sells_imagery:
@@ -116,7 +119,7 @@ def _plan_scene(model: Model, source: str, out: Path, reading: Reading, terms: T
             "execution": execution,
             "everything": cost_of_everything(scene)._asdict(),
             "bill": owed._asdict(),
-            "estimate": seconds_of(scene, costs, terms.link(source)),
+            "estimate": seconds_of(scene, costs, terms.link(source.scene)),
             "chosen": chosen,
         }
 
@@ -153,9 +156,49 @@ class Planned(NamedTuple):
     """Cell -> patches."""
     version: str
     """Of the file that was planned."""
+    low: str | None
+    """Its LR scene; None: its own overview."""
+    low_version: str
+
+    def check(self, found: dict[str, Any]) -> None:
+        """Raise DataError where a scene, as `described`, is not the one that was planned."""
+        if found.get("low") != self.low:
+            raise DataError(
+                f"{found['scene']}: was planned with LR from {self.low or 'its overview'}, not from "
+                f"{found.get('low', 'its overview')}; give the same --low-scene, or plan it again"
+            )
+        for name, version, planned in (
+            (found["scene"], found["version"], self.version),
+            (self.low, found.get("low_version", ""), self.low_version),
+        ):
+            if version != planned:
+                raise DataError(f"{name}: is not the file that was planned; plan it again")
+
+    def check_choice(self, name: str, cells: int, patches: int) -> None:
+        """Raise DataError where it names a cell or a patch that a scene of so many has not."""
+        for cell, chosen in self.chosen.items():
+            if not 0 <= cell < cells:
+                raise DataError(f"{name}: its plan names cell {cell}, the scene has {cells}; plan it again")
+            for patch in chosen:
+                if not 0 <= patch < patches:
+                    raise DataError(
+                        f"{name}: its plan names patch {patch} of cell {cell}, the grid has {patches}; plan it again"
+                    )
 
 
-def read_plan(path: Path) -> dict[str, Any]:
+class Plan(NamedTuple):
+    """What a ``plan.json`` says."""
+
+    identity: dict[str, str]
+    """Stage and weights it was made with."""
+    gap: int
+    cell_metres: float | None
+    tariff: Tariff | None
+    scenes: dict[str, Planned]
+    """By name."""
+
+
+def read_plan(path: Path) -> Plan:
     """A ``plan.json``.
 
     Raises:
@@ -164,15 +207,19 @@ def read_plan(path: Path) -> dict[str, Any]:
     try:
         document = read_json(path)
         scenes = {
-            scene["scene"]: {int(cell): [int(p) for p in patches] for cell, patches in scene["chosen"]}
+            scene["scene"]: Planned(
+                {int(cell): [int(p) for p in patches] for cell, patches in scene["chosen"]},
+                str(scene["version"]),
+                scene.get("low"),
+                str(scene.get("low_version", "")),
+            )
             for scene in document["scenes"]
         }
-        versions = {scene["scene"]: str(scene["version"]) for scene in document["scenes"]}
         identity = {name: str(document[name]) for name in ("stage", "sha256")}
         sold = document.get("tariff")
         tariff = None if sold is None else tariff_from(sold, f"--plan {path}: tariff")
-        gap = int(document["gap"])
-        return {"identity": identity, "gap": gap, "tariff": tariff, "chosen": scenes, "versions": versions}
+        metres = document.get("cell_metres")
+        return Plan(identity, int(document["gap"]), None if metres is None else float(metres), tariff, scenes)
     except RunError as error:
         raise UsageError(f"--plan {path}: cannot be read; make one with `patchdrop plan`") from error
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError) as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,20 +13,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from patchdrop.episode import play
-from patchdrop.errors import DataError, UsageError
+from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.files import read_json, write_json
 from patchdrop.policy.choice import Choose
 from patchdrop.read.tiled import Box
-from patchdrop.read.transport import public_name
+from patchdrop.read.transport import LocalFile, is_url, public_name
 from patchdrop.scenes.at_once import SceneBar, at_once
+from patchdrop.scenes.bill import total_bill
 from patchdrop.scenes.costs import bill_of, billed, check_price, cost_of_everything, mapping, total_of
 from patchdrop.scenes.formats import DEFAULT, Format
+from patchdrop.scenes.listing import Source
 from patchdrop.scenes.model import Choosing, Model, load_model
 from patchdrop.scenes.outputs import CellResult, check_formats, file_name, outputs
 from patchdrop.scenes.places import Places
 from patchdrop.scenes.plan import Planned, digest, read_plan
-from patchdrop.scenes.tariff import Tariff
 from patchdrop.scenes.walk import Failed, Reading, Scene, described, each_once, name_of, opened, seen_cells
+from patchdrop.talk import say
+from patchdrop.tariffs.tariff import Tariff
 
 
 class Results(NamedTuple):
@@ -39,7 +42,7 @@ class Results(NamedTuple):
 
 def predict(
     choosing: Choosing,
-    sources: Sequence[str],
+    sources: Sequence[Source],
     results: Results,
     reading: Reading,
     failed: Failed,
@@ -53,8 +56,8 @@ def predict(
 
     Args:
         failed: takes the reason of each scene that cannot be read; the others are.
-        plan_file: a ``plan.json``, whose choice, gap and tariff are used instead of the policy's, ``reading``'s and
-            ``tariff``.
+        plan_file: a ``plan.json``, whose choice, gap, cells and tariff are used instead of the policy's, ``reading``'s
+            and ``tariff``.
         tariff: what money is owed by.
 
     Returns:
@@ -69,21 +72,21 @@ def predict(
         raise UsageError(f"--plan {plan_file}: says what is read; turn the dial of `patchdrop plan` instead")
     planned = None if plan_file is None else read_plan(plan_file)
     if planned is not None:
-        reading = reading._replace(gap=planned["gap"])
-        tariff = planned["tariff"]
-        choosing = choosing._replace(stage=choosing.stage or planned["identity"]["stage"])
+        reading = reading._replace(gap=planned.gap, cell_metres=planned.cell_metres)
+        tariff = planned.tariff
+        choosing = choosing._replace(stage=choosing.stage or planned.identity["stage"])
     model = load_model(choosing)
-    if planned is not None and planned["identity"] != model.identity:
+    if planned is not None and planned.identity != model.identity:
         raise UsageError(f"--plan {plan_file}: was made with another training of {choosing.run}; make it again")
     work = _Work(model, reading, results, tariff)
 
-    def one(source: str, bar: SceneBar) -> dict[str, Any]:
-        name = public_name(source)
+    def one(source: Source, bar: SceneBar) -> dict[str, Any]:
+        name = public_name(source.scene)
         if planned is None:
             return _predict_scene(work, source, None, bar)
-        if name not in planned["chosen"]:
+        if name not in planned.scenes:
             raise DataError(f"{name}: is not in {plan_file}; plan it first")
-        return _predict_scene(work, source, Planned(planned["chosen"][name], planned["versions"][name]), bar)
+        return _predict_scene(work, source, planned.scenes[name], bar)
 
     finished = at_once(one, each_once(sources), reading.jobs, failed, model.stop)
     document = {"run": model.run, **model.identity, "scenes": finished, "total": total_of(finished)}
@@ -98,25 +101,28 @@ class _Work(NamedTuple):
     results: Results
     tariff: Tariff | None
 
-    def key(self, planned: Planned | None) -> dict[str, Any]:
+    def key(self, source: Source, planned: Planned | None) -> dict[str, Any]:
         """What results are told apart by."""
         choice = self.model.choice if planned is None else digest(planned.chosen)
-        return {**self.model.identity, "choice": choice, "tariff": mapping(self.tariff)}
+        low = None if source.low is None else public_name(source.low)
+        cut = {"low": low, "cell_metres": self.reading.cell_metres}
+        return {**self.model.identity, "choice": choice, "tariff": mapping(self.tariff), **cut}
 
 
-def _predict_scene(work: _Work, source: str, planned: Planned | None, bar: SceneBar) -> dict[str, Any]:
+def _predict_scene(work: _Work, source: Source, planned: Planned | None, bar: SceneBar) -> dict[str, Any]:
     """The document of ``NAME.json``: the one that is there, or a new one."""
-    path = work.results.folder / name_of(source)
-    key = work.key(planned)
-    done = _finished(path.with_name(path.name + ".json"), key, work.results.formats)
+    path = work.results.folder / name_of(source.scene)
+    key = work.key(source, planned)
+    done = _finished(path.with_name(path.name + ".json"), source, key, work.results.formats)
     if done is not None:
         return done
     model, formats = work.model, work.results.formats
     with ExitStack() as stack:
         scene = stack.enter_context(opened(source, model, work.reading))
-        if planned is not None and planned.version != scene.transport.version:
-            raise DataError(f"{scene.name}: is not the file that was planned; plan it again")
         places = Places(scene.georeference, scene.name)
+        if planned is not None:
+            planned.check(described(scene, places))
+            planned.check_choice(scene.name, scene.cells, scene.shape.grid.patches)
         check_price(scene, places, work.tariff)
         bar.begin(scene.cells)
         writers = stack.enter_context(outputs(formats, path, scene, places, model.predictor.config.classes))
@@ -131,8 +137,8 @@ def _predict_scene(work: _Work, source: str, planned: Planned | None, bar: Scene
             bar.advance(len(group))
         owed, _ = bill_of(scene, places, boxes, scene.transport.ledger.total._asdict(), work.tariff)
         summary = {
-            **described(scene, places),
             **key,
+            **described(scene, places),
             "gap": work.reading.gap,
             "skipped": counts.pop("", 0),
             "patches": len(boxes),
@@ -172,26 +178,57 @@ def _as_planned(cells: Sequence[int], chosen: dict[int, list[int]]) -> Choose:
         choice = torch.zeros(scores.shape, dtype=torch.bool)
         for row, cell in enumerate(cells):
             for patch in chosen.get(cell, ()):
-                if not 0 <= patch < scores.shape[1]:
-                    raise UsageError(f"the plan names patch {patch} of cell {cell}, the grid has {scores.shape[1]}")
                 choice[row, patch] = True
         return choice.to(scores.device)
 
     return choose
 
 
-def _finished(path: Path, key: dict[str, Any], formats: Sequence[Format]) -> dict[str, Any] | None:
-    """The summary of a scene that was finished before.
+def _finished(path: Path, source: Source, key: dict[str, Any], formats: Sequence[Format]) -> dict[str, Any] | None:
+    """The summary of a scene that was finished before; None where there is none, or a local file has changed since.
 
     Raises:
+        DataError: it is damaged.
         UsageError: with another model, plan or tariff, or without a kind of file that is asked for now.
     """
     if not path.exists():
         return None
-    found = read_json(path)
-    if not isinstance(found, dict) or {name: found.get(name) for name in key} != key:
-        raise UsageError(f"{path}: holds results of another run, stage, dial, plan or tariff; choose another --out")
+    found = _summary(path)
+    if {name: found.get(name) for name in key} != key:
+        raise UsageError(
+            f"{path}: holds results of another run, stage, dial, plan or tariff, LR scene or size of cells; choose "
+            "another --out"
+        )
+    for name, version in ((source.scene, found["version"]), (source.low, found.get("low_version"))):
+        if name is not None and _changed(name, version):
+            say(f"{public_name(name)}: has changed since {path} was written; {public_name(source.scene)} is read again")
+            return None
     lacking = [kind for kind in formats if kind not in found["files"]]
     if lacking:
         raise UsageError(f"{path}: was finished without --format {' '.join(lacking)}; choose another --out")
     return found
+
+
+def _summary(path: Path) -> dict[str, Any]:
+    """A ``NAME.json``; raises DataError where it is damaged."""
+    try:
+        found = read_json(path)
+        whole = isinstance(found["files"], dict) and isinstance(found["version"], str)
+        total_of([found])
+        total_bill([found["bill"]])
+    except (RunError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise DataError(f"{path}: is damaged; remove it, and the same command reads the scene again")
+    return dict(found)
+
+
+def _changed(source: str, version: str | None) -> bool:
+    """Whether a file on disk is another one than it was; one that is gone cannot be read again, and is not."""
+    if is_url(source):
+        return False
+    try:
+        with closing(LocalFile(Path(source))) as file:
+            return file.version != version
+    except DataError:
+        return False

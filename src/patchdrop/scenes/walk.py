@@ -16,13 +16,16 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from patchdrop.errors import UsageError
+from patchdrop.errors import DataError, UsageError
 from patchdrop.read.opening import open_transport
+from patchdrop.read.pairs import LowScene
 from patchdrop.read.remote import IN_FLIGHT, LIMIT
 from patchdrop.read.slide import SlideScene, slide_instead
-from patchdrop.read.tiff import HeaderError
+from patchdrop.read.tiff import Header, HeaderError, read_header
 from patchdrop.read.tiled import TiledScene
-from patchdrop.read.transport import is_url, public_name
+from patchdrop.read.transport import Transport, is_url, public_name
+from patchdrop.scenes.flags import SceneFlags
+from patchdrop.scenes.listing import Source
 from patchdrop.scenes.model import Model
 from patchdrop.scenes.places import Places
 
@@ -42,23 +45,74 @@ class Reading(NamedTuple):
     """Scenes at once, 1 to 32; they share 32 requests in flight."""
     cache: Path | None = None
     """Folder that keeps headers and overviews of scenes behind a network."""
+    cell_metres: float | None = None
+    """Side of a cell on the ground; None: a cell has HR's size in pixels of the scene."""
+
+
+def reading_of(flags: SceneFlags) -> Reading:
+    """How scenes are read by the command line's word."""
+    return Reading(flags.gap, flags.limit, flags.jobs, flags.cache, flags.cell_metres)
 
 
 @contextmanager
-def opened(source: str, model: Model, reading: Reading) -> Iterator[Scene]:
-    """A scene, or a slide where the reader of TIFFs does not take the file."""
-    in_flight = max(1, IN_FLIGHT // reading.jobs)
+def opened(source: Source, model: Model, reading: Reading) -> Iterator[Scene]:
+    """A scene, or a slide where the reader of TIFFs does not take the file.
+
+    Raises:
+        DataError: it cannot be read, or not so.
+    """
+    if source.low is None and model.predictor.own_low:
+        raise DataError(
+            f"{public_name(source.scene)}: {model.run} was trained on LR images of their own, a scene's overview is "
+            "none; give the LR scene with --low-scene, or train one without"
+        )
     with ExitStack() as stack:
-        opened = open_transport(source, reading.limit, in_flight, model.stop, reading.cache)
-        transport = stack.enter_context(closing(opened))
-        scene: Scene
+
+        def reached(name: str) -> Transport:
+            in_flight = max(1, IN_FLIGHT // reading.jobs)
+            opened = open_transport(name, reading.limit, in_flight, model.stop, reading.cache)
+            return stack.enter_context(closing(opened))
+
+        transport = reached(source.scene)
         try:
-            scene = TiledScene(transport, model.shape, reading.gap)
+            header = read_header(transport)
         except HeaderError as refused:
-            if is_url(source):
+            if is_url(source.scene):
                 raise
-            scene = SlideScene(stack.enter_context(closing(slide_instead(source, refused))), model.shape)
-        yield scene
+            file = stack.enter_context(closing(slide_instead(source.scene, refused)))
+            if source.low is not None or reading.cell_metres is not None:
+                raise DataError(
+                    f"{file.name}: is read by OpenSlide, which knows no georeference: leave --low-scene and "
+                    "--cell-metres out"
+                ) from None
+            yield SlideScene(file, model.shape)
+            return
+        places = Places(header.georeference, transport.name)
+        cell = _cell(header, places, model, reading, transport.name)
+        if source.low is None:
+            yield TiledScene(transport, model.shape, reading.gap, header, cell)
+            return
+        beside = reached(source.low)
+        transport.ledger.beside = beside.ledger
+        size = header.levels[0].height, header.levels[0].width
+        below = read_header(beside)
+        onto = places.onto(Places(below.georeference, beside.name), below.levels[0].width)
+        low = LowScene(beside, below, model.shape, reading.gap, transport.name, size, cell or model.shape.high, onto)
+        yield TiledScene(transport, model.shape, reading.gap, header, cell, low)
+
+
+def _cell(header: Header, places: Places, model: Model, reading: Reading, name: str) -> tuple[int, int] | None:
+    """Height and width in pixels of a cell of ground size; None where cells have HR's size."""
+    if reading.cell_metres is None:
+        return None
+    size = header.levels[0].height, header.levels[0].width
+    height, width = places.cell(reading.cell_metres, size)
+    said = f"{name}: cells of {reading.cell_metres:g} m are {width} x {height} px"
+    if height > size[0] or width > size[1]:
+        raise DataError(f"{said}, the scene has {size[1]} x {size[0]}: give fewer --cell-metres")
+    if height < model.shape.low[0] or width < model.shape.low[1]:
+        raise DataError(f"{said}, fewer than LR's {model.shape.low[1]} x {model.shape.low[0]}: give more --cell-metres")
+    return height, width
 
 
 def seen_cells(scene: Scene, group: range) -> tuple[list[int], Tensor]:
@@ -69,26 +123,29 @@ def seen_cells(scene: Scene, group: range) -> tuple[list[int], Tensor]:
 
 def described(scene: Scene, places: Places) -> dict[str, Any]:
     """What a plan and a prediction both say of a scene."""
+    low = scene.low if isinstance(scene, TiledScene) and isinstance(scene.low, LowScene) else None
     return {
         "scene": scene.name,
         "version": scene.transport.version,
+        **({} if low is None else {"low": low.name, "low_version": low.version}),
         "size": list(scene.size),
+        "cell": list(scene.cell),
         "coordinates": places.kind,
         "cells": scene.cells,
     }
 
 
-def each_once(sources: Sequence[str]) -> list[str]:
+def each_once(sources: Sequence[Source]) -> list[Source]:
     """The sources without repetitions.
 
     Raises:
         UsageError: two of them cannot be told apart by what may be shown of them.
     """
-    named: dict[str, str] = {}
+    named: dict[str, Source] = {}
     for source in sources:
-        if named.setdefault(public_name(source), source) != source:
+        if named.setdefault(public_name(source.scene), source) != source:
             raise UsageError(
-                f"{public_name(source)}: is named twice, with another user, query or fragment; "
+                f"{public_name(source.scene)}: is named twice, with another user, query, fragment or LR scene; "
                 "give one of them, or each its own --out"
             )
     return list(named.values())

@@ -17,6 +17,7 @@ Departures from the paper, each on its own setting or for a stated reason:
 * The policy loss is divided by 1 + sigma, so that its weight beside the cross-entropy does not depend on sigma.
 * With ``policy_fraction`` the reward is paid on images that no classifier trains on.
 * With ``target_patches`` sigma moves until images use that many patches on average.
+* With ``cost`` the reward counts a tariff's money instead of patches, as a share of what all patches cost.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +42,10 @@ from patchdrop.networks import folded
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import greedy, sampled, shuffled
 from patchdrop.read.source import from_memory
-from patchdrop.reward import reward, right_probability, soft_reward
-from patchdrop.settings import TrainSettings
+from patchdrop.reward import CostShare, patch_share, reward, right_probability, soft_reward
+from patchdrop.settings import PATCHES, TrainSettings
+from patchdrop.tariffs.masks import MaskPrice
+from patchdrop.tariffs.tariff import read_tariff
 from patchdrop.training.batches import Views, shuffled_plan, steps_in, training_views, validation_views
 from patchdrop.training.estimator import estimator
 from patchdrop.training.loop import Group, derived_seed
@@ -74,6 +78,7 @@ class PolicyTask:
         self.settings, self.device = settings, device
         self.grid = Grid.parse(settings.grid)
         self.estimator = estimator(settings.estimator, settings.samples)
+        self.cost = cost_share(settings)
         self.epochs = int(getattr(settings, f"epochs_{stage}"))
         self.trains_classifier = stage != "pt"
         self.steps_per_epoch = steps_in(fit, settings.batch)
@@ -174,9 +179,9 @@ class PolicyTask:
 
     def _reward(self, choice: Tensor, class_logits: Tensor, target: Tensor) -> Tensor:
         if self.estimator.relaxed or self.settings.reward == "soft":
-            paid = soft_reward(choice, class_logits, target, self.sigma)
+            paid = soft_reward(choice, class_logits, target, self.sigma, self.cost)
             return paid if self.estimator.relaxed else paid.detach()
-        paid = reward(choice, class_logits, target, self.sigma)
+        paid = reward(choice, class_logits, target, self.sigma, self.cost)
         # The best of logits that are not numbers is still a class; the loop is to stop instead.
         return torch.where(class_logits.isfinite().all(1), paid, torch.nan)
 
@@ -200,12 +205,14 @@ class PolicyTask:
             "accuracy": float((logits.argmax(1) == target).float().mean()),
             "probability": float(right_probability(logits, target).mean()),
             "accuracy_shuffled": float((control.argmax(1) == target).float().mean()),
-            "reward": float(reward(choice, logits, target, self.sigma).mean()),
+            "reward": float(reward(choice, logits, target, self.sigma, self.cost).mean()),
             "entropy": entropy(scores),
             "sigma": self.sigma,
             "alpha": self.settings.alpha_start + (self.settings.alpha_end - self.settings.alpha_start) * progress,
             **spread(choice),
         }
+        if self.settings.cost != PATCHES:
+            figures["cost"] = float(self.cost(choice).mean())
         self._warn_of_collapse(choice)
         return {**figures, "score": self._score(figures)}
 
@@ -242,6 +249,25 @@ class PolicyTask:
                 CollapsedPolicyWarning,
                 stacklevel=2,
             )
+
+
+def cost_share(settings: TrainSettings) -> CostShare:
+    """What the reward counts: patches, or money by a tariff.
+
+    Raises:
+        UsageError: see `mask_price`.
+    """
+    return patch_share if settings.cost == PATCHES else mask_price(settings).share
+
+
+def mask_price(settings: TrainSettings) -> MaskPrice:
+    """Prices by the tariff that the settings name.
+
+    Raises:
+        UsageError: it cannot be read, or does not go with the settings.
+    """
+    grid, tariff = Grid.parse(settings.grid), read_tariff(Path(settings.cost))
+    return MaskPrice(tariff, grid, settings.high_size, settings.channels, settings.pixel_metres)
 
 
 @contextmanager

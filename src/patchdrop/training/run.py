@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +21,9 @@ from patchdrop.files import write_json
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage, copy_matching
 from patchdrop.runfolder import RunFolder
-from patchdrop.settings import STAGES, TAUGHT, TrainSettings
+from patchdrop.settings import PATCHES, STAGES, TAUGHT, TrainSettings
 from patchdrop.talk import warnings_told
+from patchdrop.tariffs.tariff import read_tariff
 from patchdrop.training.batches import steps_in
 from patchdrop.training.cached import CachedPolicyTask
 from patchdrop.training.loop import Task, clear_state, derived_seed, make_optimizer, saved_step, train, train_step
@@ -213,6 +215,8 @@ def _check_data(settings: TrainSettings, data: Data, run: RunFolder) -> None:
         "sha256": {name: split.sha256 for name, split in data.splits.items()},
         "low": "own" if data.splits["fit"].own_low else "averaged",
     }
+    if settings.cost != PATCHES:
+        described["tariff"] = read_tariff(Path(settings.cost)).to_mapping()
     recorded = run.data() if run.begun() else {}
     if recorded:
         for key, value in described.items():

@@ -21,7 +21,7 @@ import shapely
 from numpy.typing import NDArray
 from shapely import Polygon, box
 
-from patchdrop.scenes.tariff import Tariff
+from patchdrop.tariffs.tariff import Tariff
 
 if TYPE_CHECKING:
     from patchdrop.read.tiled import Box
@@ -76,9 +76,21 @@ def orderable(boxes: Iterable[Box], size: tuple[int, int], ground: Ground, tarif
         size: height and width of the scene in pixels.
     """
     rectangles = _polygons(_rectangles(boxes))
+    rules = _Rules(tariff, ground, size)
+    areas = [Area(rules.ordered(shape, rectangles), rules.billed(shape)) for shape in _shapes(rectangles, rules)]
+    return sorted(areas, key=lambda area: (area.shape.bounds[1], area.shape.bounds[0]))
+
+
+def billed_km2(boxes: Iterable[Box], size: tuple[int, int], ground: Ground, tariff: Tariff) -> float:
+    """Square kilometres that are billed for the areas of `orderable`, whose outlines take longer to find."""
+    rules = _Rules(tariff, ground, size)
+    return sum(map(rules.billed, _shapes(_polygons(_rectangles(boxes)), rules)))
+
+
+def _shapes(rectangles: NDArray[np.object_], rules: _Rules) -> list[Polygon]:
+    """The areas to order, before they grow to the tariff's minima."""
     if not len(rectangles):
         return []
-    rules = _Rules(tariff, ground, size)
     shapes = list(rectangles) if rules.boxed else _fitting(rectangles, rules)
     count = len(shapes) + 1
     while len(shapes) < count:
@@ -86,10 +98,7 @@ def orderable(boxes: Iterable[Box], size: tuple[int, int], ground: Ground, tarif
         shapes = _joined(shapes, rules)
         if not rules.boxed:
             shapes = _united(shapes, rules)
-    if sum(map(rules.billed, shapes)) >= rules.billed(rules.scene):
-        shapes = [rules.scene]
-    areas = [Area(rules.ordered(shape, rectangles), rules.billed(shape)) for shape in shapes]
-    return sorted(areas, key=lambda area: (area.shape.bounds[1], area.shape.bounds[0]))
+    return [rules.scene] if sum(map(rules.billed, shapes)) >= rules.billed(rules.scene) else shapes
 
 
 class _Rules:

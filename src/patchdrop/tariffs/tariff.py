@@ -1,7 +1,7 @@
 """Terms that pixels are sold by, and what an order costs under them; numbers in, numbers out.
 
 Imagery is sold by area or by scene: of an order of some square kilometres only the sum matters, so which areas are
-ordered (`patchdrop.scenes.areas`) is decided in square kilometres, and money comes last. Graduated prices are those of
+ordered (`patchdrop.tariffs.areas`) is decided in square kilometres, and money comes last. Graduated prices are those of
 income tax: each square kilometre costs what its own step says. As steps never get dearer, an order never costs more
 than its parts ordered one by one, and a larger one never costs less than a smaller one.
 

@@ -1,0 +1,1 @@
+"""Terms that pixels are sold by, and what is ordered under them."""
