@@ -33,6 +33,7 @@ from patchdrop.read.tiled import Shape, TiledScene
 from patchdrop.read.transport import LocalFile
 from patchdrop.runfolder import RunFolder
 from patchdrop.scenes import outputs, predict
+from patchdrop.scenes.model import Model
 from patchdrop.scenes.places import Places
 from pyramids import picture, write_cog
 from range_server import RangeServer, range_server
@@ -63,9 +64,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """First reads and groups small enough that these scenes need several."""
+    """First reads, groups and their parts small enough that these scenes need several."""
     monkeypatch.setattr(tiff, "HEADER_BYTES", 1024)
     monkeypatch.setattr(tiled, "GROUP_PIXELS", 64 * 64 * 3 * 10)
+    monkeypatch.setattr(tiled, "PART_PIXELS", 64 * 64 * 3 * 4)
 
 
 @pytest.fixture
@@ -110,6 +112,19 @@ def test_a_plan_states_what_its_execution_reads_and_the_server_counts_the_same(
         patches = sum(s["execution"]["patch"]["bytes"] for s in read["scenes"])
         headers = sum(s["execution"]["header"]["bytes"] for s in read["scenes"])
         assert patches + headers <= read["total"]["everything_bytes"]
+
+
+def test_a_group_is_asked_for_at_once_and_its_pixels_are_held_part_by_part(
+    model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts, asked = [], []
+    classify, ask = Model.classify, TiledScene.ask
+    monkeypatch.setattr(Model, "classify", lambda self, p, low: (parts.append(p.batch), classify(self, p, low))[1])
+    monkeypatch.setattr(TiledScene, "ask", lambda self, c, choice: (asked.append(len(c)), ask(self, c, choice))[1])
+    code, _, _ = run("predict", model, scenes["utm"], "--out", tmp_path)
+    assert code == 0
+    assert asked == [8, 10, 10, 5]  # two cells are nodata
+    assert parts == [4, 4, 4, 4, 2, 4, 4, 2, 4, 1]
 
 
 @pytest.mark.parametrize("stage", ["pt", "ft2"])

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchdrop.episode import play
 from patchdrop.errors import DataError, UsageError
 from patchdrop.files import read_json, write_json
 from patchdrop.policy.choice import Choose
@@ -154,11 +153,14 @@ def _predict_group(model: Model, scene: Scene, group: range, planned: Planned | 
     if cells:
         choose = model.predictor.choose if planned is None else _as_planned(cells, planned.chosen)
         with torch.inference_mode():
-            episode = play(model.policy, choose, scene.reader(cells), model.classify, low)
-        best = episode.logits.float().softmax(1).max(1)
+            choice = choose(model.policy(low))
+            scene.ask(cells, choice)
+            parts = scene.in_parts(len(cells))
+            logits = [model.classify(scene.reader(cells[part])(choice[part]), low[part]) for part in parts]
+        best = torch.cat(logits).float().softmax(1).max(1)
         names = model.predictor.config.classes
         for cell, value, index, row, seen in zip(
-            cells, best.values.tolist(), best.indices.tolist(), episode.choice, low.numpy(), strict=True
+            cells, best.values.tolist(), best.indices.tolist(), choice, low.numpy(), strict=True
         ):
             decided[cell] = names[index], value, tuple(row.nonzero().flatten().tolist()), seen
     for cell in group:

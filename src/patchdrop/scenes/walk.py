@@ -1,8 +1,9 @@
 """What `plan` and `predict` of scenes share: a scene is opened, looked at in groups of cells, and described.
 
-Of each group of cells: look (LR from the overview), then decide -> choose -> read -> classify by
-`patchdrop.episode.play`; a plan stops after choose and counts what would be read. Both fetch tiles in the same order,
-so a plan's requests and bytes are those of its execution, as long as no request has to be repeated.
+Of each group of cells: look (LR from the overview) -> decide -> choose -> read -> classify, the walk of
+`patchdrop.episode.play`, but with the last two part by part, so that pixels of a few cells are held at a time. A plan
+stops after choose and counts what would be read. Both ask for a group's tiles at once and in the same order, so the
+requests and bytes of a plan are those of its execution, as long as no request has to be repeated.
 """
 
 from __future__ import annotations
