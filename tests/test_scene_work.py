@@ -9,7 +9,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,12 @@ import rasterio.warp
 import torch
 from PIL import Image
 from rasterio.shutil import copy
+from torch import Tensor
 
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid
+from patchdrop.packed import Packed
 from patchdrop.policy import budget
 from patchdrop.policy.choice import greedy
 from patchdrop.read import tiff, tiled
@@ -114,17 +116,27 @@ def test_a_plan_states_what_its_execution_reads_and_the_server_counts_the_same(
         assert patches + headers <= read["total"]["everything_bytes"]
 
 
-def test_a_group_is_asked_for_at_once_and_its_pixels_are_held_part_by_part(
+def test_a_group_is_asked_for_at_once_while_pixels_of_the_one_before_are_held_part_by_part(
     model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    parts, asked = [], []
+    done: list[str] = []
     classify, ask = Model.classify, TiledScene.ask
-    monkeypatch.setattr(Model, "classify", lambda self, p, low: (parts.append(p.batch), classify(self, p, low))[1])
-    monkeypatch.setattr(TiledScene, "ask", lambda self, c, choice: (asked.append(len(c)), ask(self, c, choice))[1])
+
+    def classified(self: Model, packed: Packed, low: Tensor) -> Tensor:
+        done.append(f"{packed.batch}")
+        return classify(self, packed, low)
+
+    def asked(self: TiledScene, cells: Sequence[int], choice: Tensor) -> None:
+        done.append(f"ask {len(cells)}")
+        ask(self, cells, choice)
+
+    monkeypatch.setattr(Model, "classify", classified)
+    monkeypatch.setattr(TiledScene, "ask", asked)
     code, _, _ = run("predict", model, scenes["utm"], "--out", tmp_path)
     assert code == 0
-    assert asked == [8, 10, 10, 5]  # two cells are nodata
-    assert parts == [4, 4, 4, 4, 2, 4, 4, 2, 4, 1]
+    # Of the first ten cells two are nodata.
+    expected = "ask 8, ask 10, 4, 4, ask 10, 4, 4, 2, ask 5, 4, 4, 2, 4, 1"
+    assert done == expected.split(", ")
 
 
 @pytest.mark.parametrize("stage", ["pt", "ft2"])
@@ -327,14 +339,14 @@ def test_a_finished_scene_is_never_read_again_and_one_that_was_stopped_begins_an
 ) -> None:
     urls = [server.url("utm.tif"), server.url("plain.tif")]
     with monkeypatch.context() as broken:
-        predict_group = predict._predict_group
+        classify = predict._classify
 
-        def stop(model: Any, scene: TiledScene, group: range, chosen: Any) -> Any:
-            if "plain" in scene.name and group.start:
+        def stop(model: Any, scene: TiledScene, decided: Any) -> Any:
+            if "plain" in scene.name and decided.group.start:
                 raise KeyboardInterrupt
-            return predict_group(model, scene, group, chosen)
+            return classify(model, scene, decided)
 
-        broken.setattr(predict, "_predict_group", stop)
+        broken.setattr(predict, "_classify", stop)
         assert run("predict", model, *urls, "--out", tmp_path)[0] == 130
     assert {p.name.partition("-")[0] for p in tmp_path.iterdir()} == {"utm"}
     server.reset()

@@ -218,8 +218,9 @@ def test_patches_across_tiles_count_every_tile_that_covers_them(tmp_path: Path) 
     assert found.cell_box(6) == (96, 0, 192, 96)
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 def test_patches_that_share_a_tile_fetch_it_once_even_in_different_groups(
-    pictures: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    pictures: dict[str, Path], monkeypatch: pytest.MonkeyPatch, ahead: bool
 ) -> None:
     shape = Shape((64, 64), (16, 16), Grid(4, 4), 3)
     monkeypatch.setattr(tiled, "GROUP_PIXELS", 64 * 64 * 3 * 5)
@@ -228,10 +229,16 @@ def test_patches_that_share_a_tile_fetch_it_once_even_in_different_groups(
     assert [cell for group in groups for cell in group] == list(range(256))
     assert {len(group) for group in groups} == {5, 1}
     found = scene(pictures["DEFLATE"], shape)
+    asked = []
     for group in found.groups():
+        every = torch.ones(len(group), 16, dtype=torch.bool)
         found.look(group)
-        found.reader(group)(torch.ones(len(group), 16, dtype=torch.bool))
-        assert len(found._high._held) <= 2 * 8
+        found.ask(group, every)
+        asked.append((group, every))
+        if len(asked) > ahead:
+            before, choice = asked.pop(0)
+            found.reader(before)(choice)
+        assert len(found._high._held) <= 3 * 8
     assert found.transport.ledger.of("patch") == found.everything() == Cost(64, int(found.full.counts.sum()))
     assert found.transport.ledger.of("overview").bytes == int(found.overview.counts.sum())
 

@@ -7,7 +7,7 @@ neighbours and no pixel is left out.
 LR comes from the coarsest overview that is at least as fine as LR, averaged over area where its pixels are not LR's.
 
 Cells are taken in groups, row by row. A tile is fetched once: its bytes are held until the cells have passed its last
-row. So memory is bounded by two rows of tiles and a group's, as they are stored, and by the pixels of a part of it.
+row. So memory is bounded by two rows of tiles and two groups', as they are stored, and by the pixels of a part of one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from patchdrop.read.transport import Priced, Span, Transport, answered, joined
 
 GROUP_PIXELS = 2**27
 """Cells of a group have at most this many HR samples in all, chosen or not; one cell may have more."""
-PART_PIXELS = 2**24
+PART_PIXELS = 2**25
 """As many of a group are decoded at a time."""
 DECODERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 """Tiles decoded at once; Pillow and zlib leave the interpreter free meanwhile."""
@@ -144,13 +144,18 @@ class TiledScene(Cells):
         return self.header.georeference
 
     def groups(self) -> Iterator[range]:
-        """The cells in their order, in groups; after a group its tiles are let go where no later cell needs them."""
+        """The cells in their order, in groups.
+
+        A group may be asked for while the one before it is still to be read: tiles are let go where neither of them,
+        nor a later cell, needs them.
+        """
+        before = 0
         for group in self.in_groups():
+            top = self.cell_box(before)[0]
+            self._high.forget(top)
+            self._low.forget(int(top * self.overview.height / self.full.height))
+            before = group.start
             yield group
-            if group.stop < self.cells:
-                top = self.cell_box(group.stop)[0]
-                self._high.forget(top)
-                self._low.forget(int(top * self.overview.height / self.full.height))
 
     def look(self, cells: Sequence[int]) -> Look:
         """LR of some cells, from the overview."""
