@@ -46,6 +46,7 @@ from patchdrop.read.images import read_image
 from patchdrop.read.ledger import Cost, Ledger
 from patchdrop.read.tiled import Shape, TiledScene
 from patchdrop.read.transport import LocalFile
+from patchdrop.scenes.walk import one_ahead
 from range_server import Asked
 from tiny import tiny_settings
 from untrained import untrained_run
@@ -302,12 +303,20 @@ def read(url: str, shape: Shape, choice: Choice) -> tuple[TiledScene, set[int]]:
     tiles: set[int] = set()
     with closing(HttpFile(url)) as transport:
         scene = TiledScene(transport, shape, choice.gap)
-        for group, chosen in choice.of(scene):
-            scene.look(group)
-            scene.reader(group)(chosen)
+        for group, chosen in one_ahead(asked_for(scene, choice)):
+            for part in scene.in_parts(len(group)):
+                scene.reader(group[part])(chosen[part])
             for cell, patch in chosen.nonzero().tolist():
                 tiles.update(tiled.covering(scene.full, scene.patch_box(group[cell], patch)))
     return scene, tiles
+
+
+def asked_for(scene: TiledScene, choice: Choice) -> Iterator[tuple[range, Tensor]]:
+    """Groups of cells that were looked at and asked for, as `predict` does it."""
+    for group, chosen in choice.of(scene):
+        scene.look(group)
+        scene.ask(group, chosen)
+        yield group, chosen
 
 
 def price(url: str, shape: Shape, choice: Choice) -> Cost:
@@ -426,11 +435,10 @@ def memory_of(server: Server, path: Path, folder: Path, sizes: Sizes) -> dict[st
     run = untrained_run(folder / "run", settings)
     cell = write_cog(folder / "cell.tif", sizes.high, "JPEG", sizes.scene_tile, 0)
     plan = folder / "plan" / "plan.json"
-    torch_alone = peak()
-    one_cell = peak("predict", run, cell, "--out", folder / "one")
-    planning = peak("plan", run, server.url(path), "--out", plan.parent)
+    memory = {"torch": peak(), "one cell": peak("predict", run, cell, "--out", folder / "one")}
+    memory["plan"] = peak("plan", run, server.url(path), "--out", plan.parent)
     server.counted()
-    predicting = peak("predict", run, server.url(path), "--out", folder / "found", "--plan", plan)
+    memory["predict"] = peak("predict", run, server.url(path), "--out", folder / "found", "--plan", plan)
     asked, sent = server.counted()
     (summary,) = (read_json(found) for found in (folder / "found").glob("*.json"))
     (planned,) = read_json(plan)["scenes"]
@@ -444,15 +452,44 @@ def memory_of(server: Server, path: Path, folder: Path, sizes: Sizes) -> dict[st
         "planned": planned["execution"]["total"],
         "ledger": summary["execution"]["total"],
         "server": {"requests": len(asked), "bytes": sent},
-        "peak_mb": {"torch": torch_alone, "one cell": one_cell, "plan": planning, "predict": predicting},
+        "peak_mb": {name: found.whole for name, found in memory.items()},
+        "anonymous_mb": {name: found.anonymous for name, found in memory.items()},
     }
 
 
-def peak(*arguments: object) -> float:
-    """The most memory, in MB, that `patchdrop` takes for these arguments; without any, importing torch alone."""
+class Peak(NamedTuple):
+    """The most memory that a process held, in MB."""
+
+    whole: float
+    anonymous: float
+    """Without pages of files, which the system takes back where memory is short; looked at every `LOOK` seconds."""
+
+
+LOOK = 0.01
+
+
+def peak(*arguments: object) -> Peak:
+    """What `patchdrop` takes for these arguments; without any, importing torch alone."""
     command = [sys.executable, "-c", PEAK, *map(str, arguments)]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return int(done.stdout.splitlines()[-1]) * 1024 / 1e6
+    anonymous = 0
+    with tempfile.TemporaryFile("w+") as out, subprocess.Popen(command, stdout=out) as process:
+        while process.poll() is None:
+            anonymous = max(anonymous, anonymous_of(process.pid))
+            time.sleep(LOOK)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, command)
+        out.seek(0)
+        whole = int(out.read().splitlines()[-1])
+    return Peak(whole * 1024 / 1e6, anonymous * 1024 / 1e6)
+
+
+def anonymous_of(process: int) -> int:
+    """KiB that a process holds besides pages of files; 0 of one that has ended."""
+    try:
+        status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")), 0)
 
 
 # --- plain JPEG files
@@ -591,11 +628,11 @@ def cog_markdown(cog: dict[str, Any]) -> str:
 
 def scene_markdown(scene: dict[str, Any]) -> str:
     """Memory of a large scene."""
-    mb = scene["peak_mb"]
+    mb, anonymous = scene["peak_mb"], scene["anonymous_mb"]
+    named = {"torch": "importing torch alone", "one cell": "predict, a scene of one cell"}
     rows = [
-        ("importing torch alone", f"{mb['torch']:.0f}", ""),
-        ("predict, a scene of one cell", f"{mb['one cell']:.0f}", f"{mb['one cell'] - mb['torch']:.0f}"),
-        *((name, f"{mb[name]:.0f}", f"{mb[name] - mb['torch']:.0f}") for name in ("plan", "predict")),
+        (named.get(name, name), f"{most:.0f}", f"{most - mb['torch']:.0f}", f"{anonymous[name]:.0f}")
+        for name, most in mb.items()
     ]
     return (
         f"## Memory, {scene['side']} px\n\nA JPEG COG of {scene['file_bytes']:,} bytes, tiles of {scene['tile']} px, "
@@ -603,7 +640,9 @@ def scene_markdown(scene: dict[str, Any]) -> str:
         "each by an untrained run with small networks. Planned: "
         f"{scene['planned']['requests']:,} requests, {scene['planned']['bytes']:,} bytes; sent by the server: "
         f"{scene['server']['requests']:,} and {scene['server']['bytes']:,}.\n\n"
-        f"{table(('a fresh process', 'peak MB', 'without torch'), rows)}"
+        f"{table(('a fresh process', 'peak MB', 'beyond torch', 'anonymous MB'), rows)}\n\n"
+        "`anonymous` is the most without pages of files (of torch's libraries, above all), which the system takes back "
+        "where memory is short."
     )
 
 

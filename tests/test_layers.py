@@ -30,7 +30,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("policy", "data", "tariffs"),
     ("read",),  # below data: labelled windows of scenes are read as serving reads them
     ("networks", "packed", "files", "provenance", "talk"),
-    ("grid", "settings", "dial"),
+    ("grid", "settings", "dial", "residual"),
     ("errors", "version"),
 ]
 ALWAYS_FREE_OF_TORCH = (
@@ -180,6 +180,19 @@ def test_importing_the_package_and_its_settings_does_not_import_torch() -> None:
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_scenes_and_our_own_networks_need_neither_timm_nor_torchvision_nor_matplotlib() -> None:
+    code = (
+        "import sys, torch\nfrom patchdrop.grid import Grid\nfrom patchdrop.networks import Normalise, build, folded\n"
+        "import patchdrop.scenes.plan, patchdrop.scenes.predict, patchdrop.models\nfrom patchdrop.report import theme\n"
+        "from patchdrop.classify.canvas import CanvasCNN\n"
+        "CanvasCNN('resnet8-w4', 3, Grid(2, 2), (32, 32), Normalise(torch.zeros(3), torch.ones(3)))\n"
+        "folded(build('resnet50-w4-d', 3)); theme.font(12)\n"
+        "print(sorted({'timm', 'torchvision', 'matplotlib', 'sklearn'} & set(sys.modules)))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert found.stdout.rstrip() == "[]"
 
 
 def test_every_name_the_package_offers_exists_and_no_other_does() -> None:

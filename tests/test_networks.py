@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import pytest
+import timm.models.resnet
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from patchdrop.cost import Cost, forward_costs
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
 from patchdrop.networks import Normalise, build, feature_map, folded
 from patchdrop.policy.network import Policy
+from patchdrop.residual import BasicBlock, Bottleneck
 from patchdrop.settings import TrainSettings
 from tiny import unsettle
 
@@ -80,6 +82,30 @@ def test_a_halving_network_starts_as_its_averaging_shortcuts() -> None:
             assert isinstance(block.downsample[0], nn.AvgPool2d)
             expected = torch.relu(block.downsample(expected))
         assert torch.equal(network.forward_features(images), expected)
+
+
+@pytest.mark.parametrize("projected", [False, True])
+@pytest.mark.parametrize("ours", [BasicBlock, Bottleneck])
+def test_a_block_is_timms_block_bit_by_bit(ours: type[BasicBlock | Bottleneck], projected: bool) -> None:
+    theirs = getattr(timm.models.resnet, ours.__name__)
+    inputs = 6 if projected else 4 * ours.expansion
+
+    def trained(block: type[nn.Module]) -> tuple[nn.Module, Tensor]:
+        torch.manual_seed(0)
+        shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(6, 4 * ours.expansion, 1)) if projected else None
+        stride = 2 if projected else 1
+        made = block(inputs, 4, stride, shortcut)
+        images = torch.randn(2, inputs, 8, 8)
+        found: Tensor = made(images)
+        found.square().sum().backward()
+        return made, found
+
+    (mine, found), (other, expected) = trained(ours), trained(theirs)
+    assert torch.equal(found, expected)
+    assert list(mine.state_dict()) == list(other.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(mine.state_dict().values(), other.state_dict().values(), strict=True))
+    for a, b in zip(mine.parameters(), other.parameters(), strict=True):
+        assert a.grad is not None and b.grad is not None and torch.equal(a.grad, b.grad)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 8])

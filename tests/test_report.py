@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 from patchdrop.grid import Grid, boxes
-from patchdrop.report import GalleryItem, overlay, theme, write_report
+from patchdrop.report import theme
 from patchdrop.report.figures import apart, training
-from patchdrop.report.gallery import DIM, VEIL, dimmed, heat_panel, rgb
-from patchdrop.report.page import card_side, draw_card
+from patchdrop.report.gallery import DIM, VEIL, GalleryItem, dimmed, heat_panel, overlay, rgb
+from patchdrop.report.page import card_side, draw_card, write_report
 
 NASTY = '<b>&"x'
 CLASSES = ["beach", NASTY, "cost $5 or $6"]

@@ -9,7 +9,7 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ import shapely.geometry
 import torch
 from PIL import Image
 from rasterio.shutil import copy
+from torch import Tensor
 
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid
+from patchdrop.packed import Packed
 from patchdrop.policy import budget
 from patchdrop.policy.choice import greedy
 from patchdrop.read import tiff, tiled
@@ -35,6 +37,7 @@ from patchdrop.read.tiled import Shape, TiledScene
 from patchdrop.read.transport import LocalFile
 from patchdrop.runfolder import RunFolder
 from patchdrop.scenes import outputs, predict
+from patchdrop.scenes.model import Model
 from patchdrop.scenes.places import Places
 from pyramids import picture, write_cog
 from range_server import RangeServer, range_server
@@ -65,9 +68,10 @@ def scenes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """First reads and groups small enough that these scenes need several."""
+    """First reads, groups and their parts small enough that these scenes need several."""
     monkeypatch.setattr(tiff, "HEADER_BYTES", 1024)
     monkeypatch.setattr(tiled, "GROUP_PIXELS", 64 * 64 * 3 * 10)
+    monkeypatch.setattr(tiled, "PART_PIXELS", 64 * 64 * 3 * 4)
 
 
 @pytest.fixture
@@ -112,6 +116,29 @@ def test_a_plan_states_what_its_execution_reads_and_the_server_counts_the_same(
         patches = sum(s["execution"]["patch"]["bytes"] for s in read["scenes"])
         headers = sum(s["execution"]["header"]["bytes"] for s in read["scenes"])
         assert patches + headers <= read["total"]["everything_bytes"]
+
+
+def test_a_group_is_asked_for_at_once_while_pixels_of_the_one_before_are_held_part_by_part(
+    model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    classify, ask = Model.classify, TiledScene.ask
+
+    def classified(self: Model, packed: Packed, low: Tensor) -> Tensor:
+        done.append(f"{packed.batch}")
+        return classify(self, packed, low)
+
+    def asked(self: TiledScene, cells: Sequence[int], choice: Tensor) -> None:
+        done.append(f"ask {len(cells)}")
+        ask(self, cells, choice)
+
+    monkeypatch.setattr(Model, "classify", classified)
+    monkeypatch.setattr(TiledScene, "ask", asked)
+    code, _, _ = run("predict", model, scenes["utm"], "--out", tmp_path)
+    assert code == 0
+    # Of the first ten cells two are nodata.
+    expected = "ask 8, ask 10, 4, 4, ask 10, 4, 4, 2, ask 5, 4, 4, 2, 4, 1"
+    assert done == expected.split(", ")
 
 
 @pytest.mark.parametrize("stage", ["pt", "ft2"])
@@ -326,14 +353,14 @@ def test_a_finished_scene_is_never_read_again_and_one_that_was_stopped_begins_an
 ) -> None:
     urls = [server.url("utm.tif"), server.url("plain.tif")]
     with monkeypatch.context() as broken:
-        predict_group = predict._predict_group
+        classify = predict._classify
 
-        def stop(model: Any, scene: TiledScene, group: range, chosen: Any) -> Any:
-            if "plain" in scene.name and group.start:
+        def stop(model: Any, scene: TiledScene, decided: Any) -> Any:
+            if "plain" in scene.name and decided.group.start:
                 raise KeyboardInterrupt
-            return predict_group(model, scene, group, chosen)
+            return classify(model, scene, decided)
 
-        broken.setattr(predict, "_predict_group", stop)
+        broken.setattr(predict, "_classify", stop)
         assert run("predict", model, *urls, "--out", tmp_path)[0] == 130
     assert {p.name.partition("-")[0] for p in tmp_path.iterdir()} == {"utm"}
     server.reset()

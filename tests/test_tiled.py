@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import math
 import struct
-from contextlib import suppress
+import threading
+import time
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +130,72 @@ def test_no_byte_of_an_unchosen_tile_is_read_and_the_ledger_is_the_servers_count
         file.close()
 
 
+def test_tiles_are_decoded_while_others_are_still_on_their_way(
+    pictures: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded, in_time = threading.Event(), []
+    plain = tiled.decode
+
+    def decode(*arguments: Any) -> tiled.Pixels:
+        decoded.set()
+        return plain(*arguments)
+
+    with range_server() as server, closing(HttpFile(server.url("a.tif"))) as file:
+        server.files["a.tif"] = pictures["DEFLATE"].read_bytes()
+        found = TiledScene(file, LARGER)
+        last = found.full.span(len(found.full.counts) - 1)
+        every = torch.ones(4, 16, dtype=torch.bool)
+
+        def late(_: Any, asked: Any) -> bool:
+            if asked.start == last.start:
+                in_time.append(decoded.wait(10))
+            return False
+
+        server.misbehave = late
+        monkeypatch.setattr(tiled, "decode", decode)
+        packed = found.reader(range(4))(every)
+    assert in_time == [True]
+    assert torch.equal(packed.pixels, scene(pictures["DEFLATE"], LARGER).reader(range(4))(every).pixels)
+
+
+def test_after_a_range_that_cannot_be_had_no_other_is_begun_and_those_on_their_way_count(
+    pictures: dict[str, Path],
+) -> None:
+    with range_server() as server, closing(HttpFile(server.url("a.tif"), in_flight=4)) as file:
+        server.files["a.tif"] = pictures["DEFLATE"].read_bytes()
+        found = TiledScene(file, LARGER)
+        first = found.full.span(0)
+
+        def refuse(handler: Any, asked: Any) -> bool:
+            if asked.start == first.start:
+                handler.answer(416, b"")
+                return True
+            time.sleep(0.05)
+            return False
+
+        server.misbehave = refuse
+        with pytest.raises(DataError, match="holds no such bytes"):
+            found.reader(range(4))(torch.ones(4, 16, dtype=torch.bool))
+        assert file.ledger.total == Cost(len(server.asked), server.sent)
+        assert file.ledger.of("patch").requests < len(found.full.counts)
+        server.misbehave = None
+        read = found.reader(range(4))(torch.ones(4, 16, dtype=torch.bool))  # what came was kept
+        assert torch.equal(read.pixels[0], by_rasterio(pictures["DEFLATE"])[:, :128, :128])
+
+
+def test_of_a_joined_range_only_the_tiles_that_are_needed_later_are_held(
+    pictures: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiled, "GROUP_PIXELS", 256 * 256 * 3 * 6)
+    found = scene(pictures["DEFLATE"], gap=10**9)
+    for group in found.groups():
+        held = found._high._held
+        parts = {id(h.answer): len(h.answer.result()) for h in held.values()}
+        assert sum(parts.values()) == sum(int(found.full.counts[tile]) for tile in held)
+        found.look(group)
+        found.reader(group)(torch.ones(len(group), 16, dtype=torch.bool))
+
+
 def test_nothing_chosen_reads_nothing_of_full_resolution(pictures: dict[str, Path]) -> None:
     found = scene(pictures["JPEG"])
     packed = found.reader(range(16))(torch.zeros(16, 16, dtype=torch.bool))
@@ -150,8 +218,9 @@ def test_patches_across_tiles_count_every_tile_that_covers_them(tmp_path: Path) 
     assert found.cell_box(6) == (96, 0, 192, 96)
 
 
+@pytest.mark.parametrize("ahead", [False, True])
 def test_patches_that_share_a_tile_fetch_it_once_even_in_different_groups(
-    pictures: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+    pictures: dict[str, Path], monkeypatch: pytest.MonkeyPatch, ahead: bool
 ) -> None:
     shape = Shape((64, 64), (16, 16), Grid(4, 4), 3)
     monkeypatch.setattr(tiled, "GROUP_PIXELS", 64 * 64 * 3 * 5)
@@ -160,10 +229,16 @@ def test_patches_that_share_a_tile_fetch_it_once_even_in_different_groups(
     assert [cell for group in groups for cell in group] == list(range(256))
     assert {len(group) for group in groups} == {5, 1}
     found = scene(pictures["DEFLATE"], shape)
+    asked = []
     for group in found.groups():
+        every = torch.ones(len(group), 16, dtype=torch.bool)
         found.look(group)
-        found.reader(group)(torch.ones(len(group), 16, dtype=torch.bool))
-        assert len(found._high._held) <= 2 * 8
+        found.ask(group, every)
+        asked.append((group, every))
+        if len(asked) > ahead:
+            before, choice = asked.pop(0)
+            found.reader(before)(choice)
+        assert len(found._high._held) <= 3 * 8
     assert found.transport.ledger.of("patch") == found.everything() == Cost(64, int(found.full.counts.sum()))
     assert found.transport.ledger.of("overview").bytes == int(found.overview.counts.sum())
 

@@ -12,26 +12,29 @@
 
 ``vit4-w192-p8`` is a vision transformer (Dosovitskiy et al. 2021) of 4 layers and 192 channels, with tokens of 8 px;
 only ``classifier: vit`` takes it.
+
+timm is imported for its own networks and for transformers only: it takes seconds and some 200 MB.
 """
 
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from copy import deepcopy
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import timm
 import torch
-from timm.models.resnet import BasicBlock, Bottleneck
-from timm.models.resnet import ResNet as TimmResNet
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from patchdrop.errors import UsageError, first_line
+from patchdrop.residual import BasicBlock, Bottleneck
 from patchdrop.settings import nearest
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 _LARGE: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
     10: (BasicBlock, (1, 1, 1, 1)),
@@ -53,7 +56,7 @@ class ResNet(nn.Module):
     """Residual network (He et al. 2016) with a stem, blocks whose width doubles from stage to stage, and a head.
 
     Args:
-        block: timm's BasicBlock or Bottleneck.
+        block: what the stages are made of.
         layers: blocks in each stage.
         width: channels of the first stage.
         classes: outputs; 0 leaves the head out.
@@ -92,7 +95,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         if halving:
             for stage_block in self.stages:
-                stage_block.zero_init_last()  # type: ignore[operator]
+                stage_block.start_as_shortcut()  # type: ignore[operator]
 
     def forward_features(self, images: Tensor) -> Tensor:
         """``(B, C, H, W)`` to the last feature map ``(B, num_features, h, w)``."""
@@ -121,7 +124,7 @@ def _block(
         pick = nn.AvgPool2d(stride, ceil_mode=True, count_include_pad=False) if average else nn.MaxPool2d(1, stride)
         skip = [pick] if stride > 1 else []
         shortcut = nn.Sequential(*skip, nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
-    return block(inputs, width, stride=stride, downsample=shortcut)
+    return block(inputs, width, stride, shortcut)
 
 
 def _stem(channels: int, width: int, kernel: int, stride: int) -> list[nn.Module]:
@@ -165,6 +168,8 @@ def build(name: str, classes: int, channels: int = 3, pretrained: bool = False) 
             layers = _stem(channels, width, 3, 2) if halving else _stem(channels, width, 7, 2)
             stem = nn.Sequential(*layers, *([] if halving else [nn.MaxPool2d(3, stride=2, padding=1)]))
             return ResNet(*_LARGE[depth], width, stem, classes, pool, halving)
+    import timm
+
     if not timm.is_model(name):
         ours = [f"resnet{d}" for d in (*_SMALL, *_LARGE)]
         raise UsageError(f"network {name!r} does not exist{nearest(name, [*ours, *timm.list_models()])}")
@@ -172,6 +177,8 @@ def build(name: str, classes: int, channels: int = 3, pretrained: bool = False) 
 
 
 def _of_timm(name: str, pretrained: bool, **options: Any) -> nn.Module:
+    import timm
+
     try:
         network: nn.Module = timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:
@@ -184,12 +191,23 @@ def _of_timm(name: str, pretrained: bool, **options: Any) -> nn.Module:
     return network
 
 
+def is_residual_block(module: nn.Module) -> bool:
+    """Whether it is a residual block, ours or timm's."""
+    return isinstance(module, (BasicBlock, Bottleneck)) or _of_timms_resnets(module, "BasicBlock", "Bottleneck")
+
+
+def _of_timms_resnets(module: nn.Module, *names: str) -> bool:
+    """Whether it is of one of these classes of ``timm.models.resnet``; nothing is where timm was never imported."""
+    resnet = sys.modules.get("timm.models.resnet")
+    return resnet is not None and isinstance(module, tuple(getattr(resnet, name) for name in names))
+
+
 def stages_of(network: nn.Module) -> list[list[nn.Module]]:
     """A ResNet's stem and its stages, each as layers to be run one after the other; empty of another network.
 
     What is left is ``network.forward_head``.
     """
-    if isinstance(network, TimmResNet):
+    if _of_timms_resnets(network, "ResNet"):
         return [[getattr(network, name) for name in names] for names in _TIMM_STAGES]
     if not isinstance(network, ResNet):
         return []
@@ -206,6 +224,9 @@ def vit_token(name: str) -> tuple[int, int]:
     match = _OUR_VIT.fullmatch(name)
     if match:
         return int(match[3]), int(match[3])
+    import timm
+    from timm.models.vision_transformer import VisionTransformer
+
     if timm.is_model(name):
         with torch.device("meta"):
             network = _of_timm(name, False)
@@ -237,6 +258,8 @@ def build_vit(name: str, size: tuple[int, int], classes: int, channels: int, pre
         raise UsageError(
             f"network {name!r}: its width is no multiple of {_HEAD}; use vit{depth}-w{heads * _HEAD}-p{token}"
         )
+    from timm.models.vision_transformer import VisionTransformer
+
     return VisionTransformer(size, token, channels, classes, embed_dim=width, depth=depth, num_heads=heads)
 
 
@@ -260,7 +283,7 @@ def folded(model: nn.Module) -> nn.Module:
     copy = deepcopy(model).eval()
     for module in list(copy.modules()):
         names = [name for name, _ in module.named_children()]
-        if isinstance(module, (BasicBlock, Bottleneck, TimmResNet)):
+        if is_residual_block(module) or _of_timms_resnets(module, "ResNet"):
             pairs = [(f"conv{i}", f"bn{i}") for i in (1, 2, 3) if f"conv{i}" in names]
         elif isinstance(module, nn.Sequential):
             pairs = list(pairwise(names))

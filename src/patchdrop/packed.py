@@ -83,7 +83,7 @@ def scatter(packed: Packed, pixels: Tensor, canvas: Tensor, grid: Grid) -> Tenso
     height, width = canvas.shape[-2:]
     blocks = _blocks(canvas, grid).clone(memory_format=torch.contiguous_format)
     rows, cols = packed.patch // grid.cols, packed.patch % grid.cols
-    blocks = blocks.index_put((packed.image, rows, cols), pixels)
+    blocks.index_put_((packed.image, rows, cols), pixels)
     b, gh, gw, c, p, q = blocks.shape
     laid = blocks.permute(0, 3, 1, 4, 2, 5).reshape(b, c, gh * p, gw * q)
     if (gh * p, gw * q) == (height, width):

@@ -11,7 +11,6 @@ patch. Most of a ResNet's multiply-adds are in its early stages where patches ar
 from __future__ import annotations
 
 import torch
-from timm.models.resnet import BasicBlock, Bottleneck
 from torch import Tensor, nn
 
 from patchdrop.classify.borders import Neighbours, across_borders, see_across
@@ -19,7 +18,7 @@ from patchdrop.classify.high import SparseClassifier, check_patches
 from patchdrop.classify.low_entry import LowEntry
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
-from patchdrop.networks import Normalise, build, channels_last, stages_of
+from patchdrop.networks import Normalise, build, channels_last, is_residual_block, stages_of
 from patchdrop.packed import Packed
 
 _LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Identity)
@@ -135,7 +134,7 @@ def _local(layer: nn.Module) -> bool:
         )
     if isinstance(layer, nn.AvgPool2d):
         return layer.kernel_size == layer.stride and layer.padding == 0
-    return isinstance(layer, (*_LAYERS, BasicBlock, Bottleneck, nn.Sequential))
+    return isinstance(layer, (*_LAYERS, nn.Sequential)) or is_residual_block(layer)
 
 
 def _reach(layers: list[nn.Module], channels: int) -> tuple[int, int]:

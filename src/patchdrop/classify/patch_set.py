@@ -12,7 +12,6 @@ Saves reads and multiply-adds: all layers run on what was chosen; the transforme
 from __future__ import annotations
 
 import torch
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from patchdrop.classify.high import SparseClassifier
@@ -54,6 +53,8 @@ class PatchSet(SparseClassifier):
         layers: int = 1,
         pretrained: bool = False,
     ) -> None:
+        from timm.models.vision_transformer import Block  # late: see `patchdrop.networks`
+
         super().__init__(grid, normalise, classes, "mean" if context is None else "low")
         self.network = build(network, 0, channels, pretrained)
         features = _features(network, self.network, (channels, *patch_size(grid, *size)))

@@ -9,9 +9,10 @@ token are taken: a mean over tokens would mix in those of LR.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from patchdrop.classify.high import SparseClassifier, check_patches
@@ -20,6 +21,9 @@ from patchdrop.errors import UsageError
 from patchdrop.grid import Grid, patch_size
 from patchdrop.networks import Normalise, build_vit, vit_token
 from patchdrop.packed import Packed
+
+if TYPE_CHECKING:
+    from timm.models.vision_transformer import VisionTransformer
 
 
 class TokenViT(SparseClassifier):

@@ -38,7 +38,8 @@ from patchdrop.models import ModelConfig
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
-from patchdrop.report import GalleryItem, overlay, write_report
+from patchdrop.report.gallery import GalleryItem, overlay
+from patchdrop.report.page import write_report
 from patchdrop.runfolder import RunFolder
 from patchdrop.serve.predictor import Prediction, Predictor, gallery_items
 from patchdrop.settings import TrainSettings, to_mapping

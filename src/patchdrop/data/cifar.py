@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.datasets import CIFAR10, CIFAR100
 
 from patchdrop.data.listing import CIFAR_FOLDERS
 from patchdrop.errors import DataError, UsageError
+
+if TYPE_CHECKING:
+    from torchvision.datasets import CIFAR10
 
 _PIXELS = 3 * 32 * 32
 
@@ -83,6 +86,8 @@ def load_cifar(root: Path, layout: str) -> tuple[tuple[str, ...], dict[str, tupl
     if (parent / binary).is_dir() and root.name != python:
         return _load_binary(parent / binary, _BINARY[layout])
     if (parent / python).is_dir():
+        from torchvision.datasets import CIFAR10, CIFAR100  # late: it takes seconds, and most data are none of these
+
         return _load_python(parent, CIFAR10 if layout == "cifar10" else CIFAR100)
     raise DataError(f"{root}: no {binary} or {python} folder: unpack the published {layout} archive here")
 

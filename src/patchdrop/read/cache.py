@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import sqlite3
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
 from typing import Any, NoReturn
@@ -18,7 +19,7 @@ from typing import Any, NoReturn
 from patchdrop.errors import RunError
 from patchdrop.read.ledger import Purpose
 from patchdrop.read.remote import RemoteFile, Version
-from patchdrop.read.transport import Span
+from patchdrop.read.transport import Span, answered
 
 FILE = "headers.sqlite"
 _TABLES = """
@@ -89,6 +90,10 @@ class Cached:
         requests = sum(span.start > 0 for span, data in held.items() if data is not None)
         self.ledger.hold(purpose, requests, sum(map(len, answered)))
         return [read[span] if data is None else data for span, data in ((s, held[s]) for s in spans)]
+
+    def ask(self, spans: Sequence[Span], purpose: Purpose) -> list[Future[bytes]]:
+        """See `Transport`; waits for headers and overviews."""
+        return self._inner.ask(spans, purpose) if purpose == "patch" else answered(self.read(spans, purpose))
 
     def close(self) -> None:
         """See `Transport`."""

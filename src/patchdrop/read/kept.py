@@ -16,7 +16,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -26,7 +26,7 @@ from patchdrop.files import read_json, write_bytes, write_json
 from patchdrop.read.ledger import Purpose
 from patchdrop.read.opening import open_transport
 from patchdrop.read.remote import IN_FLIGHT
-from patchdrop.read.transport import Span, Transport, is_url, public_name
+from patchdrop.read.transport import Span, Transport, answered, is_url, public_name
 
 
 def address(source: str) -> str:
@@ -114,6 +114,10 @@ class Kept:
                     pool.shutdown(cancel_futures=True)
                     raise
         return [b"".join(self._bytes(part, piece) for part, piece in self._parts(span)) for span in spans]
+
+    def ask(self, spans: Sequence[Span], purpose: Purpose) -> list[Future[bytes]]:
+        """See `Transport`; waits until all is kept."""
+        return answered(self.read(spans, purpose))
 
     def close(self) -> None:
         """See `Transport`."""

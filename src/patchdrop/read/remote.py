@@ -10,7 +10,7 @@ import random
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 from patchdrop.errors import DataError
@@ -105,7 +105,7 @@ class RemoteFile:
 
     def read(self, spans: Sequence[Span], purpose: Purpose) -> list[bytes]:
         """See `Transport`."""
-        work = [self._threads.submit(self._range, span, purpose) for span in spans]
+        work = self.ask(spans, purpose)
         try:
             return [done.result() for done in work]
         finally:
@@ -113,9 +113,13 @@ class RemoteFile:
                 left.cancel()
             wait(work)  # what is on its way still counts
 
+    def ask(self, spans: Sequence[Span], purpose: Purpose) -> list[Future[bytes]]:
+        """See `Transport`."""
+        return [self._threads.submit(self._range, span, purpose) for span in spans]
+
     def close(self) -> None:
         """See `Transport`."""
-        self._threads.shutdown()
+        self._threads.shutdown(cancel_futures=True)
 
     def _range(self, span: Span, purpose: Purpose) -> bytes:
         deadline = time.monotonic() + self._limit

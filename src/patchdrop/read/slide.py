@@ -129,6 +129,9 @@ class SlideScene(Cells):
             seen.append(pixels.seen is None or bool(pixels.seen.any()))
         return Look(torch.stack(low), torch.tensor(seen))
 
+    def ask(self, cells: Sequence[int], choice: Tensor) -> None:
+        """Nothing: a region is read when it is decoded."""
+
     def reader(self, cells: Sequence[int]) -> Reader:
         """Reads the chosen patches of some cells, one region each."""
 

@@ -9,14 +9,14 @@ from another scene (`patchdrop.read.pairs`). A cell may have another size in pix
 then comes from the coarsest level that is at least as fine as HR, averaged likewise.
 
 Cells are taken in groups, row by row. A tile is fetched once: its bytes are held until the cells have passed its last
-row, so memory is bounded by two rows of tiles as they are stored, and by a group's pixels.
+row. So memory is bounded by two rows of tiles and two groups', as they are stored, and by the pixels of a part of one.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -31,10 +31,12 @@ from patchdrop.read.decode import Pixels, decode, unreadable
 from patchdrop.read.ledger import Cost, Ledger, Purpose
 from patchdrop.read.source import Reader
 from patchdrop.read.tiff import Georeference, Header, Level, read_header
-from patchdrop.read.transport import Priced, Span, Transport, joined
+from patchdrop.read.transport import Priced, Span, Transport, answered, joined
 
 GROUP_PIXELS = 2**27
 """Cells of a group have at most this many HR samples in all, chosen or not; one cell may have more."""
+PART_PIXELS = 2**25
+"""As many of a group are decoded at a time."""
 DECODERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 """Tiles decoded at once; Pillow and zlib leave the interpreter free meanwhile."""
 SAME_SCALE = 1.01
@@ -117,6 +119,12 @@ class Cells:
         for start in range(0, self.cells, size):
             yield range(start, min(start + size, self.cells))
 
+    def in_parts(self, cells: int) -> Iterator[slice]:
+        """The positions of a group's cells, in parts of at most `PART_PIXELS`."""
+        size = max(1, PART_PIXELS // (self.shape.high[0] * self.shape.high[1] * self.shape.channels))
+        for start in range(0, cells, size):
+            yield slice(start, start + size)
+
     def chosen(self, cells: Sequence[int], choice: Tensor) -> list[Box]:
         """Boxes of the chosen patches, ``choice (B, P)`` of these cells."""
         return [self.patch_box(cells[i], p) for i, p in choice.cpu().nonzero().tolist()]
@@ -170,19 +178,28 @@ class TiledScene(Cells):
         return self.header.georeference
 
     def groups(self) -> Iterator[range]:
-        """The cells in their order, in groups; after a group its tiles are let go where no later cell needs them."""
+        """The cells in their order, in groups.
+
+        A group may be asked for while the one before it is still to be read: tiles are let go where neither of them,
+        nor a later cell, needs them.
+        """
         level = self._high.level
         down, across = level.height / self.full.height, level.width / self.full.width
+        before = 0
         for group in self.in_groups(round(self.cell[0] * down * self.cell[1] * across)):
+            top = self.cell_box(before)[0]
+            self._high.forget(int(top * down))
+            self.low.forget(top)
+            before = group.start
             yield group
-            if group.stop < self.cells:
-                top = self.cell_box(group.stop)[0]
-                self._high.forget(int(top * down))
-                self.low.forget(top)
 
     def look(self, cells: Sequence[int]) -> Look:
         """LR of some cells, from the overview or from another scene."""
         return self.low.look([self.cell_box(cell) for cell in cells])
+
+    def ask(self, cells: Sequence[int], choice: Tensor) -> None:
+        """Ask for the tiles of a whole group's choice, which is then read in parts."""
+        self._high.fetch(self._in_tiles(cells, choice), self.transport, "patch")
 
     def reader(self, cells: Sequence[int]) -> Reader:
         """Reads the chosen patches of some cells; fetches the tiles that cover them and no other byte."""
@@ -194,10 +211,10 @@ class TiledScene(Cells):
             where = self.chosen(cells, choice)
             self._high.fetch(where, self.transport, "patch")
             height, width = patch_size(self.shape.grid, *self.shape.high)
-            pixels = torch.zeros(len(where), self.shape.channels, height, width, dtype=torch.uint8)
-            into = [v[:, : b - t, : r - x] for v, (t, x, b, r) in zip(pixels.numpy(), where, strict=True)]
+            pixels = np.zeros((len(where), self.shape.channels, height, width), np.uint8)
+            into = [v[:, : b - t, : r - x] for v, (t, x, b, r) in zip(pixels, where, strict=True)]
             self._high.windows(where, self.name, into)
-            return Packed(pixels, image, patch, len(cells)).to(choice.device)
+            return Packed(torch.from_numpy(pixels), image, patch, len(cells)).to(choice.device)
 
         return read
 
@@ -206,10 +223,13 @@ class TiledScene(Cells):
 
         A scene is either priced or read, group by group: tiles that were priced count as held.
         """
-        where = self.chosen(cells, choice)
-        if self.cell != self.shape.high:
-            where = [_in_level(self._high.level, self.full, box)[1] for box, _ in self._exactly(cells, choice)]
-        self._high.fetch(where, Priced(self.transport, ledger), "patch")
+        self._high.fetch(self._in_tiles(cells, choice), Priced(self.transport, ledger), "patch")
+
+    def _in_tiles(self, cells: Sequence[int], choice: Tensor) -> list[Box]:
+        """Boxes of the chosen patches in the level that HR comes from."""
+        if self.cell == self.shape.high:
+            return self.chosen(cells, choice)
+        return [_in_level(self._high.level, self.full, box)[1] for box, _ in self._exactly(cells, choice)]
 
     def _resampling_reader(self, cells: Sequence[int]) -> Reader:
         """As `reader`, for cells of another size than HR."""
@@ -410,42 +430,75 @@ def _up(edge: float, most: int) -> int:
     return min(most, int(np.ceil(edge - 1e-6)))
 
 
+class _Held(NamedTuple):
+    """A tile's bytes: a piece of an answer that has come, or is on its way."""
+
+    answer: Future[bytes]
+    start: int
+    stop: int
+
+    def bytes(self) -> bytes:
+        """The tile's own, once they are there."""
+        return self.answer.result()[self.start : self.stop]
+
+    def alone(self) -> _Held:
+        """The same without the rest of an answer that has come, so that it takes no more memory than it needs."""
+        return _held(self.bytes()) if self.came else self
+
+    @property
+    def came(self) -> bool:
+        """Whether they are there, whole."""
+        return self.answer.done() and not self.answer.cancelled() and self.answer.exception() is None
+
+
+def _held(data: bytes) -> _Held:
+    """Bytes that are there already."""
+    return _Held(answered([data])[0], 0, len(data))
+
+
 class Tiles:
-    """The bytes of one level's tiles, each fetched once while it may be needed."""
+    """The bytes of one level's tiles, each fetched once while it may be needed.
+
+    They are decoded as they come: `fetch` asks for them, `windows` waits for each.
+    """
 
     def __init__(self, level: Level, start: bytes, gap: int) -> None:
         self.level = level
         self._start = start
         self._gap = gap
-        self._held: dict[int, bytes] = {}
+        self._held: dict[int, _Held] = {}
         self._planes = level.bands if level.planar else 1
         self._in_plane = level.tile_grid[0] * level.tile_grid[1]
 
     def fetch(self, where: Iterable[Box], transport: Transport, purpose: Purpose) -> None:
-        """Hold the tiles that cover some boxes; the file's first bytes, read with the header, are not read again."""
+        """Ask for the tiles that cover some boxes; the file's first bytes, read with the header, are not read again."""
         needed = {tile for box in where for tile in covering(self.level, box)}
         missing = [t + p * self._in_plane for t in sorted(needed) for p in range(self._planes)]
         missing = [tile for tile in missing if tile not in self._held]
         spans = {tile: self.level.span(tile) for tile in missing}
         for tile, span in spans.items():
             if span.length == 0:
-                self._held[tile] = b""
+                self._held[tile] = _held(b"")
             elif span.stop <= len(self._start):
-                self._held[tile] = self._start[span.start : span.stop]
+                self._held[tile] = _held(self._start[span.start : span.stop])
         absent = {tile: span for tile, span in spans.items() if tile not in self._held}
         requests = joined(list(absent.values()), self._gap)
-        parts = transport.read(requests, purpose)
-        self._held.update(_cut(absent, requests, parts))
+        answers = transport.ask(requests, purpose)
+        self._held.update(_cut(absent, requests, answers))
 
     def forget(self, top: int | None = None) -> None:
         """Let go of tiles that end above a row of the level; of all without one."""
         assert self.level.tile is not None
         top = self.level.tile[0] * self.level.tile_grid[0] if top is None else top
         rows = top // self.level.tile[0] * self.level.tile_grid[1]
-        self._held = {tile: held for tile, held in self._held.items() if tile % self._in_plane >= rows}
+        self._held = {tile: held.alone() for tile, held in self._held.items() if tile % self._in_plane >= rows}
 
     def windows(self, where: Sequence[Box], name: str, into: list[NDArray[np.uint8]] | None = None) -> list[Pixels]:
-        """The pixels of each box, in new arrays or in those given; each tile that covers one is decoded once."""
+        """The pixels of each box, in new arrays or in those given; each tile that covers one is decoded once.
+
+        Raises:
+            DataError: a tile is damaged or cannot be had; what was asked for besides has then ended too.
+        """
         users: dict[int, list[int]] = {}
         for i, box in enumerate(where):
             for tile in covering(self.level, box):
@@ -454,14 +507,26 @@ class Tiles:
         seen = [None if self._all_seen else np.ones(pixels.shape[1:], bool) for pixels in found]
 
         def paint(tile: int) -> None:
-            parts = [self._held[tile + p * self._in_plane] for p in range(self._planes)]
+            parts = [self._held[tile + p * self._in_plane].bytes() for p in range(self._planes)]
             pixels = decode(self.level, parts, name)
             for i in users[tile]:
                 self._paste(tile, pixels, where[i], found[i], seen[i])
 
-        with ThreadPoolExecutor(DECODERS) as threads:
-            list(threads.map(paint, sorted(users)))
+        try:
+            with ThreadPoolExecutor(DECODERS) as threads:
+                list(threads.map(paint, sorted(users)))
+        except BaseException:
+            self._abandon()
+            raise
         return [Pixels(values, mask) for values, mask in zip(found, seen, strict=True)]
+
+    def _abandon(self) -> None:
+        """Ask for nothing more; what is on its way is waited for, because it still counts."""
+        answers = {held.answer for held in self._held.values()}
+        for answer in answers:
+            answer.cancel()
+        wait(answers)
+        self._held = {tile: held for tile, held in self._held.items() if held.came}
 
     @property
     def _all_seen(self) -> bool:
@@ -483,12 +548,12 @@ class Tiles:
             seen[into] = pixels.seen[out]
 
 
-def _cut(wanted: dict[int, Span], requests: Sequence[Span], parts: Sequence[bytes]) -> dict[int, bytes]:
-    """Each wanted span out of the request that covers it."""
+def _cut(wanted: dict[int, Span], requests: Sequence[Span], answers: Sequence[Future[bytes]]) -> dict[int, _Held]:
+    """Each wanted span out of the answer to the request that covers it."""
     starts = [request.start for request in requests]
     found = {}
     for tile, span in wanted.items():
         at = int(np.searchsorted(starts, span.start, side="right")) - 1
         offset = span.start - requests[at].start
-        found[tile] = parts[at][offset : offset + span.length]
+        found[tile] = _Held(answers[at], offset, offset + span.length)
     return found

@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -57,6 +58,12 @@ class Transport(Protocol):
             DataError: they cannot be had, or the file was replaced since the first read.
         """
 
+    def ask(self, spans: Sequence[Span], purpose: Purpose) -> list[Future[bytes]]:
+        """As `read`, without waiting where bytes take time to come: each answer gives its bytes, or raises.
+
+        Answers that are not wanted any more are for the caller to cancel.
+        """
+
     @property
     def size(self) -> int:
         """Bytes of the whole file, known after `head`."""
@@ -99,6 +106,16 @@ def joined(spans: Sequence[Span], gap: int) -> list[Span]:
     return found
 
 
+def answered(parts: Iterable[bytes]) -> list[Future[bytes]]:
+    """Answers that are there already."""
+    found: list[Future[bytes]] = []
+    for part in parts:
+        answer: Future[bytes] = Future()
+        answer.set_result(part)
+        found.append(answer)
+    return found
+
+
 class Priced:
     """A transport that reads nothing and counts what another one would; for plans."""
 
@@ -114,6 +131,10 @@ class Priced:
         """Counted, but empty."""
         self.ledger.add(purpose, len(spans), sum(span.length for span in spans))
         return [b""] * len(spans)
+
+    def ask(self, spans: Sequence[Span], purpose: Purpose) -> list[Future[bytes]]:
+        """As `read`."""
+        return answered(self.read(spans, purpose))
 
     def close(self) -> None:
         """Nothing to give back."""
@@ -155,6 +176,10 @@ class LocalFile:
     def read(self, spans: Sequence[Span], purpose: Purpose) -> list[bytes]:
         """See `Transport`."""
         return [self._read(span, purpose) for span in spans]
+
+    def ask(self, spans: Sequence[Span], purpose: Purpose) -> list[Future[bytes]]:
+        """See `Transport`; reads at once."""
+        return answered(self.read(spans, purpose))
 
     def _read(self, span: Span, purpose: Purpose) -> bytes:
         parts = []

@@ -8,13 +8,13 @@ own. Fonts in images are the ones that come with matplotlib, the same on every m
 from __future__ import annotations
 
 import colorsys
+import importlib.util
 import math
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 from PIL import ImageFont
 
 Row = dict[str, Any]
@@ -136,4 +136,12 @@ def shorten(text: str, length: int) -> str:
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """The font of the report's images at ``size`` pixels."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf" / name), size)
+    return ImageFont.truetype(str(_matplotlib() / "mpl-data/fonts/ttf" / name), size)
+
+
+def _matplotlib() -> Path:
+    """Where it is installed; it is not imported, which takes half a second and only charts need."""
+    found = importlib.util.find_spec("matplotlib")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent

@@ -12,7 +12,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from patchdrop.episode import play
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.files import read_json, write_json
 from patchdrop.policy.choice import Choose
@@ -27,7 +26,7 @@ from patchdrop.scenes.model import Choosing, Model, load_model
 from patchdrop.scenes.outputs import CellResult, check_formats, file_name, outputs
 from patchdrop.scenes.places import Places
 from patchdrop.scenes.plan import Planned, digest, read_plan
-from patchdrop.scenes.walk import Failed, Reading, Scene, described, each_once, name_of, opened, seen_cells
+from patchdrop.scenes.walk import Failed, Reading, Scene, described, each_once, name_of, one_ahead, opened, seen_cells
 from patchdrop.talk import say
 from patchdrop.tariffs.tariff import Tariff
 
@@ -128,13 +127,13 @@ def _predict_scene(work: _Work, source: Source, planned: Planned | None, bar: Sc
         writers = stack.enter_context(outputs(formats, path, scene, places, model.predictor.config.classes))
         counts: dict[str, int] = {}
         boxes: list[Box] = []
-        for group in scene.groups():
-            for found in _predict_group(model, scene, group, planned):
+        for decided in one_ahead(_decide(model, scene, group, planned) for group in scene.groups()):
+            for found in _classify(model, scene, decided):
                 boxes.extend(scene.patch_box(found.cell, patch) for patch in found.patches)
                 counts[found.label or ""] = counts.get(found.label or "", 0) + 1
                 for writer in writers:
                     writer.add(found)
-            bar.advance(len(group))
+            bar.advance(len(decided.group))
         owed, _ = bill_of(scene, places, boxes, scene.transport.ledger.total._asdict(), work.tariff)
         summary = {
             **key,
@@ -154,21 +153,44 @@ def _predict_scene(work: _Work, source: Source, planned: Planned | None, bar: Sc
     return summary
 
 
-def _predict_group(model: Model, scene: Scene, group: range, planned: Planned | None) -> Iterator[CellResult]:
+class _Decided(NamedTuple):
+    """A group whose patches are chosen and asked for."""
+
+    group: range
+    cells: list[int]
+    """Those that hold more than nodata."""
+    low: Tensor
+    """Their LR."""
+    choice: Tensor
+    """Their patches."""
+
+
+def _decide(model: Model, scene: Scene, group: range, planned: Planned | None) -> _Decided:
     cells, low = seen_cells(scene, group)
-    decided: dict[int, tuple[str, float, tuple[int, ...], NDArray[np.uint8]]] = {}
+    if not cells:
+        return _Decided(group, cells, low, torch.zeros(0, scene.shape.grid.patches, dtype=torch.bool))
+    choose = model.predictor.choose if planned is None else _as_planned(cells, planned.chosen)
+    with torch.inference_mode():
+        choice = choose(model.policy(low))
+    scene.ask(cells, choice)
+    return _Decided(group, cells, low, choice)
+
+
+def _classify(model: Model, scene: Scene, decided: _Decided) -> Iterator[CellResult]:
+    group, cells, low, choice = decided
+    found: dict[int, tuple[str, float, tuple[int, ...], NDArray[np.uint8]]] = {}
     if cells:
-        choose = model.predictor.choose if planned is None else _as_planned(cells, planned.chosen)
         with torch.inference_mode():
-            episode = play(model.policy, choose, scene.reader(cells), model.classify, low)
-        best = episode.logits.float().softmax(1).max(1)
+            parts = scene.in_parts(len(cells))
+            logits = [model.classify(scene.reader(cells[part])(choice[part]), low[part]) for part in parts]
+        best = torch.cat(logits).float().softmax(1).max(1)
         names = model.predictor.config.classes
         for cell, value, index, row, seen in zip(
-            cells, best.values.tolist(), best.indices.tolist(), episode.choice, low.numpy(), strict=True
+            cells, best.values.tolist(), best.indices.tolist(), choice, low.numpy(), strict=True
         ):
-            decided[cell] = names[index], value, tuple(row.nonzero().flatten().tolist()), seen
+            found[cell] = names[index], value, tuple(row.nonzero().flatten().tolist()), seen
     for cell in group:
-        yield CellResult(cell, scene.cell_box(cell), *decided.get(cell, (None, 0.0, ())))
+        yield CellResult(cell, scene.cell_box(cell), *found.get(cell, (None, 0.0, ())))
 
 
 def _as_planned(cells: Sequence[int], chosen: dict[int, list[int]]) -> Choose:

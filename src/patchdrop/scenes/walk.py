@@ -1,8 +1,10 @@
 """What `plan` and `predict` of scenes share: a scene is opened, looked at in groups of cells, and described.
 
-Of each group of cells: look (LR from the overview), then decide -> choose -> read -> classify by
-`patchdrop.episode.play`; a plan stops after choose and counts what would be read. Both fetch tiles in the same order,
-so a plan's requests and bytes are those of its execution, as long as no request has to be repeated.
+Of each group of cells: look (LR from the overview) -> decide -> choose -> read -> classify, the walk of
+`patchdrop.episode.play`. The last two go part by part, so that pixels of a few cells are held at a time, and after the
+next group has been asked for, so that its bytes come meanwhile. A plan stops after choose and counts what would be
+read. Both ask for a group's tiles at once and in the same order, so the requests and bytes of a plan are those of its
+execution, as long as no request has to be repeated.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -32,6 +34,7 @@ from patchdrop.scenes.places import Places
 Failed = Callable[[str], None]
 """Takes the reason of a scene that fails; the others go on."""
 Scene = TiledScene | SlideScene
+T = TypeVar("T")
 
 
 class Reading(NamedTuple):
@@ -119,6 +122,15 @@ def seen_cells(scene: Scene, group: range) -> tuple[list[int], Tensor]:
     """The cells that hold more than nodata, and their LR."""
     look = scene.look(group)
     return [cell for cell, seen in zip(group, look.seen.tolist(), strict=True) if seen], look.low[look.seen]
+
+
+def one_ahead(items: Iterator[T]) -> Iterator[T]:
+    """The same items, each when the next one has been made: its bytes come while this one is worked on."""
+    waiting: list[T] = []
+    for item in items:
+        yield from waiting
+        waiting = [item]
+    yield from waiting
 
 
 def described(scene: Scene, places: Places) -> dict[str, Any]:
