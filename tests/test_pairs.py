@@ -148,7 +148,8 @@ def test_only_tiles_under_the_cells_are_read_of_the_level_that_low_needs(tmp_pat
     assert read.bytes == sum(int(below.level.counts[tile]) for tile in tiles) < below.level.counts.sum()
 
 
-def test_rows_that_are_passed_are_let_go(high: Path, tmp_path: Path) -> None:
+def test_rows_that_are_passed_are_let_go(high: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled, "GROUP_PIXELS", 64 * 64 * 3 * 7)  # a row of cells
     low = lying_under(high, tmp_path / "low.tif", "EPSG:32632", 0.5)
     scene, below = pair(high, low, Shape((64, 64), (64, 64), Grid(4, 4), 3))
     held = []
