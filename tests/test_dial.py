@@ -293,6 +293,7 @@ def test_a_run_without_a_calibrated_point_says_what_to_do(
         (["predict", "RUN", "IMAGE", "--calibrated", "--budget", 1], 2, "--calibrated and --budget contradict"),
         (["predict", "RUN", "IMAGE", "--budget", 1, "--stage", "ft9"], 2, "stage 'ft9' has no policy"),
         (["calibrate", "RUN", "--stage", "hr"], 2, "stage 'hr' has no policy, use pt, ft1 or ft2"),
+        (["calibrate", "RUN", "--target-cost", "inf"], 2, "target_cost: inf is out of range"),
         (["calibrate", "RUN", "--mean-budget", 17], 2, "mean_budget: 17 is out of range"),
         (["calibrate", "RUN", "--mean-budget", 1, "--target-cost", 1], 2, "contradict each other"),
         (["calibrate", "RUN", "--target-accuracy", 85], 2, "target_accuracy: 85 is out of range"),

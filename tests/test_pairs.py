@@ -18,7 +18,7 @@ from rasterio.transform import from_origin
 
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid
-from patchdrop.read import tiff, tiled
+from patchdrop.read import pairs, tiff, tiled
 from patchdrop.read.ledger import Cost
 from patchdrop.read.pairs import LowScene, averaged
 from patchdrop.read.tiff import Georeference, read_header
@@ -158,6 +158,58 @@ def test_rows_that_are_passed_are_let_go(high: Path, tmp_path: Path, monkeypatch
         held.append(len(below._tiles._held))
     assert held[-1] < below.level.counts.size and len(held) > 3
     assert below._transport.ledger.of("overview").bytes <= below.level.counts.sum()  # none was read twice
+
+
+def test_a_low_scene_that_runs_the_other_way_is_let_go_too(tmp_path: Path) -> None:
+    """South up under north up: its first rows are needed last."""
+    high = write_cog(tmp_path / "high.tif", picture(1280, 128, seed=1).clip(1))
+    upside_down = {"crs": UTM["crs"], "transform": rasterio.Affine(2, 0, 400_000, 0, 2, 5_000_000 - 2560)}
+    low = write_cog(tmp_path / "low.tif", picture(1280, 128, seed=2), where=upside_down)
+    scene, below = pair(high, low, Shape((64, 64), (64, 64), Grid(4, 4), 3))
+    held = []
+    for group in scene.groups():
+        scene.look(group)
+        held.append(len(below._tiles._held))
+    assert max(held) < below.level.counts.size
+    assert below._transport.ledger.of("overview").bytes <= below.level.counts.sum()
+
+
+def test_across_the_180th_meridian_no_cell_takes_the_strip_round_the_globe(tmp_path: Path) -> None:
+    """The middle cell lies on the seam of the LR scene's longitudes."""
+    where = {"crs": "EPSG:32660", "transform": from_origin(818_000, 40_000, 100, 100)}
+    high = write_cog(tmp_path / "high.tif", picture(320, 320, seed=1).clip(1), where=where)
+    world = np.full((3, 360, 720), 120, np.uint8)
+    world[:, :, :200], world[:, :, -200:] = 50, 50
+    globe = {"crs": "EPSG:4326", "transform": from_origin(-180, 90, 0.5, 0.5)}
+    scene, _ = pair(high, write_cog(tmp_path / "low.tif", world, where=globe))
+    look = scene.look(range(scene.cells))
+    assert int(look.seen.sum()) == 20 < scene.cells
+    assert look.low[look.seen].unique().tolist() == [50]
+
+
+def test_points_are_taken_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = np.random.default_rng(0)
+    values, seen = draw.integers(0, 256, (3, 40, 40), dtype=np.uint8), np.ones((40, 40), bool)
+    rows, columns = np.meshgrid(np.linspace(1, 37, 10), np.linspace(2, 38, 10), indexing="ij")
+    whole, _ = averaged(values, seen, columns + 1e-3 * rows, rows)
+    monkeypatch.setattr(pairs, "AT_A_TIME", 1)
+    found, any_seen = averaged(values, seen, columns + 1e-3 * rows, rows)
+    assert any_seen and np.array_equal(found, whole)
+
+
+def test_check_knows_that_lr_comes_from_another_scene(model: Path, high: Path, run: Run, tmp_path: Path) -> None:
+    with rasterio.open(high, driver="GTiff") as file:
+        values, where = file.read(), {"crs": file.crs, "transform": file.transform}
+    bare = write_cog(tmp_path / "bare.tif", values, where=where, OVERVIEWS="NONE")
+    low = lying_under(high, tmp_path / "low.tif", "EPSG:4326", 4)
+    code, out, _ = run("check", bare, "--run", model, "--json")
+    assert code == 3 and "lay another scene under it with --low-scene" in json.loads(out)["scenes"][0]["reasons"][0]
+    assert run("check", bare, "--run", model, "--low-scene", low)[0] == 0
+    (tmp_path / "scenes.csv").write_text("scene,low\nbare.tif,low.tif\n")
+    assert run("check", "--scenes", tmp_path / "scenes.csv", "--run", model)[0] == 0
+    grey = write_cog(tmp_path / "grey.tif", values[:1], where=where)
+    code, out, _ = run("check", bare, "--run", model, "--low-scene", grey, "--json")
+    assert code == 3 and "its LR scene" in json.loads(out)["scenes"][0]["reasons"][0]
 
 
 def test_a_coarser_low_scene_is_repeated() -> None:

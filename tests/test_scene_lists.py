@@ -75,6 +75,8 @@ def test_the_asset_is_the_one_geotiff_or_the_one_that_is_named(tmp_path: Path) -
         ("a.txt", "a.tif", None, DataError, "unknown kind of list"),
         ("a.csv", "scenes\na.tif\n", None, DataError, "no column 'scene': rename 'scenes'"),
         ("a.csv", "", None, DataError, "no column 'scene'"),
+        ("a.csv", "scene,Low\na.tif,b.tif\n", None, DataError, "'Low' in the header: keep one column 'low'"),
+        ("a.csv", "scene,low,low\na.tif,b.tif,c.tif\n", None, DataError, "keep one column 'low'"),
         ("a.csv", "scene\n", None, DataError, "holds no scene"),
         ("a.csv", 'scene\n"a', None, DataError, "not a CSV file"),
         ("a.csv", b"scene\n\xff\n", None, DataError, "no UTF-8"),

@@ -390,6 +390,11 @@ def test_a_finished_scene_that_has_changed_is_read_again_and_a_damaged_result_is
     assert code == 0 and err.count("\n") == 1 and "plain.tif: has changed since" in err and "is read again" in err
     assert again["scenes"][0] == first["scenes"][0] and again["scenes"][1]["version"] != first["scenes"][1]["version"]
     assert run(*call)[2] == ""
+    write_cog(mine["plain"], picture(256, 192, seed=9), where={})
+    code, out, _ = run(*call[:-1], "--format", "jsonl", "--json")
+    again = json.loads(out)
+    assert code == 0 and [p.suffix for p in sorted((tmp_path / "out").glob("plain-*"))] == [".json", ".jsonl"]
+    call = (*call[:-1], "--format", "jsonl", "--json")
     mine["plain"].unlink()  # what is gone cannot be read again
     assert run(*call)[2] == "" and json.loads(run(*call)[1]) == again
     (result,) = (tmp_path / "out").glob("plain-*.json")

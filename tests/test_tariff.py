@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from patchdrop.errors import UsageError
 from patchdrop.read.ledger import Cost
-from patchdrop.tariffs.tariff import Step, Tariff, money_a_patch, read_tariff, tariff_from
+from patchdrop.tariffs.tariff import Step, Tariff, read_tariff, tariff_from
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "tariffs").glob("*.yaml"))
 STEPS = (Step(0, 100, 14), Step(100, 500, 11), Step(500, math.inf, 9))
@@ -42,12 +42,6 @@ def test_a_larger_order_costs_no_less_and_no_more_than_its_parts(per_km2: tuple[
 def test_storage_costs_by_bytes_and_requests() -> None:
     tariff = Tariff(currency="USD", per_gb=0.09, per_1000_requests=0.4)
     assert tariff.storage(Cost(2500, 3 * 10**9)) == pytest.approx(0.27 + 1.0)
-
-
-def test_a_patch_adds_its_ground_at_the_first_price_and_its_bytes_and_requests() -> None:
-    tariff = Tariff(currency="EUR", per_km2=STEPS, minimum_km2=25, per_gb=2, per_1000_requests=5)
-    assert money_a_patch(tariff, [0.5, 2.0], 10**6, 3) == pytest.approx([7 + 0.002 + 0.015, 28 + 0.002 + 0.015])
-    assert money_a_patch(Tariff(currency="EUR", per_scene=300), [0.5, 2.0]) == [0, 0]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -246,7 +246,7 @@ def check(
         say(f"error: {reason}")
 
     shape, asked = shape_of(run, high, low, grid), reach or Reach()
-    named = [source.scene for source in sources_of(sources, asked.scenes, asked.asset, failed)]
+    named = sources_of(sources, asked.scenes, asked.asset, failed, asked.low_scene)
     found = check_scenes(named, shape, failed, asked.jobs, asked.cache, asked.limit)
     _print({"scenes": found, "failed": failures}, check_table, as_json)
     fit = [scene["fit"] for scene in found]

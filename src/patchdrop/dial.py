@@ -12,6 +12,9 @@ from typing import Literal
 
 from patchdrop.errors import UsageError
 
+MOST = 1e12
+"""No budget, cost, price or size is above it."""
+
 Unit = Literal["bytes", "milliseconds", "money"]
 
 
@@ -101,8 +104,8 @@ class Target:
                 raise UsageError(f"{name}: {value:g} is out of range, use more than 0 and less than 1")
         for name in ("mean_budget", "target_cost", "price", "pixel_metres"):
             value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise UsageError(f"{name}: {value:g} is out of range, use 0 or more")
+            if value is not None and not 0 <= value <= MOST:
+                raise UsageError(f"{name}: {value:g} is out of range, use 0 to {MOST:g}")
         if self.unit == "money" and (self.price is None) == (self.tariff is None):
             raise UsageError("unit money needs --price, the money for the HR of a whole image, or --tariff; give one")
         for flag, given in (("--price", self.price), ("--tariff", self.tariff)):

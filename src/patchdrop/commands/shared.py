@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 
 from patchdrop.cost import Cost, forward_costs
@@ -32,6 +34,8 @@ def check_settings(settings: TrainSettings) -> None:
             f"{EXACT_PATCHES} patches, or rloo with more --samples"
         )
     if settings.cost != PATCHES:
+        if not Path(settings.cost).is_file():
+            raise UsageError(f"cost: {settings.cost!r} is neither {PATCHES!r} nor a tariff's file; correct it")
         if settings.estimator == "straight-through":
             raise UsageError(
                 "cost: a tariff's cost has no gradient in the mask, which estimator straight-through needs; "

@@ -10,6 +10,7 @@ scene is nodata.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 
 from patchdrop.errors import DataError
 from patchdrop.read.tiff import Header, Level
-from patchdrop.read.tiled import GROUP_PIXELS, SAME_SCALE, Box, Look, Shape, Tiles, area_resampled, misfit
+from patchdrop.read.tiled import GROUP_PIXELS, SAME_SCALE, Box, Look, Shape, Tiles, area_resampled, low_misfit
 from patchdrop.read.transport import Transport
 
 Points = NDArray[np.float64]
@@ -34,8 +35,10 @@ POINTS = 4
 """Points on a side of a pixel that is averaged over points ..."""
 LEAST_POINTS, MOST_POINTS = 8, 64
 """... but so many on a side of a pixel of LR."""
+AT_A_TIME = 2**20
+"""Points that are held at once."""
 SPREAD = 4.0
-"""A cell this many times wider than the one in the middle lies across a seam of the LR scene's coordinates."""
+"""A cell this many times wider than usual lies across a seam of the LR scene's coordinates."""
 
 
 class _Spot(NamedTuple):
@@ -79,7 +82,7 @@ class LowScene:
         onto: Onto,
     ) -> None:
         self.name = transport.name
-        reason = misfit(header, shape._replace(high=(1, 1)), overview=False)  # it may be smaller than a cell
+        reason = low_misfit(header, shape)
         if reason:
             raise DataError(f"{self.name}: {reason}")
         self._transport, self._size, self._above, self._onto, self._low = transport, size, above, onto, shape.low
@@ -87,8 +90,7 @@ class LowScene:
         self.version = transport.version
         if not self._overlaps():
             raise DataError(f"{self.name}: shows none of the ground of {above}: give the LR scene that lies under it")
-        middle = tuple((side - part) / 2 for side, part in zip(size, cell, strict=True))
-        self._cell = self._measured(middle[0], middle[1], cell)
+        self._cell = self._measured(cell)
         self.level = low_level_for(header, self._cell, shape.low)
         self._tiles = Tiles(self.level, header.start, gap)
 
@@ -105,10 +107,10 @@ class LowScene:
 
     def forget(self, top: int) -> None:
         """Let go of the tiles that no box below this row of the other scene lies on."""
-        rows = self._outline(top)[1]
+        rows = self._outline(top)[1] * (self.level.height / self._full.height)
         if np.isfinite(rows).all():
-            highest = math.floor(rows.min() * self.level.height / self._full.height) - 1
-            self._tiles.forget(min(max(0, highest), self.level.height))
+            highest, lowest = math.floor(rows.min()) - 1, math.ceil(rows.max()) + 1
+            self._tiles.forget(min(max(0, highest), self.level.height), max(0, lowest))
 
     def _averaged(self, spots: Sequence[_Spot]) -> Iterator[tuple[NDArray[np.uint8], bool]]:
         canvases, views = [], []
@@ -175,14 +177,22 @@ class LowScene:
         steps = np.linspace(0, 1, EDGE_POINTS + 1)
         return self._onto(*np.meshgrid(steps * width, top + steps * (height - top)))
 
-    def _measured(self, top: float, left: float, cell: tuple[int, int]) -> tuple[float, float]:
-        """Rows and columns of the full resolution that a cell reaches over."""
-        ys, xs = np.array([0.0, 1.0]) * cell[0] + top, np.array([0.0, 1.0]) * cell[1] + left
-        columns, rows = self._onto(*np.meshgrid(xs, ys))
-        reach = float(np.ptp(rows)), float(np.ptp(columns))
-        if not all(math.isfinite(side) and side > 0 for side in reach):
+    def _measured(self, cell: tuple[int, int]) -> tuple[float, float]:
+        """Rows and columns of the full resolution that a cell reaches over.
+
+        The median of nine, spread over the scene: one that lies across a seam reaches round the world.
+        """
+        tops, lefts = (np.linspace(0, side - part, 3) for side, part in zip(self._size, cell, strict=True))
+        reaches = []
+        for top, left in itertools.product(tops, lefts):
+            columns, rows = self._onto(*np.meshgrid([left, left + cell[1]], [top, top + cell[0]]))
+            reach = float(np.ptp(rows)), float(np.ptp(columns))
+            if all(math.isfinite(side) and side > 0 for side in reach):
+                reaches.append(reach)
+        if not reaches:
             raise DataError(f"{self.name}: cannot be laid under {self._above}: correct the georeference of both")
-        return reach
+        down, across = (float(np.median(sides)) for sides in zip(*reaches, strict=True))
+        return down, across
 
 
 def low_level_for(header: Header, cell: tuple[float, float], low: tuple[int, int]) -> Level:
@@ -218,12 +228,18 @@ def averaged(
     across = max(float(np.hypot(*(np.diff(a, axis=1) for a in (columns, rows))).max()), 1.0)
     down = max(float(np.hypot(*(np.diff(a, axis=0) for a in (columns, rows))).max()), 1.0)
     points = tuple(min(MOST_POINTS, max(LEAST_POINTS, round(POINTS * side))) for side in (down, across))
-    y, x = (_between(corners, *points) for corners in (rows, columns))
-    y = np.clip(y.astype(int), 0, values.shape[1] - 1)
-    x = np.clip(x.astype(int), 0, values.shape[2] - 1)
-    parts = values[:, y, x].reshape(len(values), size[0], points[0], size[1], points[1])
-    means: NDArray[np.uint8] = np.rint(parts.mean((2, 4), dtype=np.float32)).astype(np.uint8)
-    return means, bool(seen[y, x].any())
+    means = np.empty((len(values), *size), np.uint8)
+    any_seen = False
+    at_a_time = max(1, AT_A_TIME // (points[0] * points[1] * size[1]))
+    for start in range(0, size[0], at_a_time):
+        stop = min(start + at_a_time, size[0])
+        y, x = (_between(corners[start : stop + 1], *points) for corners in (rows, columns))
+        y = np.clip(y.astype(int), 0, values.shape[1] - 1)
+        x = np.clip(x.astype(int), 0, values.shape[2] - 1)
+        parts = values[:, y, x].reshape(len(values), stop - start, points[0], size[1], points[1])
+        means[:, start:stop] = np.rint(parts.mean((2, 4), dtype=np.float32))
+        any_seen = any_seen or bool(seen[y, x].any())
+    return means, any_seen
 
 
 def _alike(columns: Points, rows: Points) -> bool:

@@ -114,12 +114,23 @@ class RemoteFile:
             wait(work)  # what is on its way still counts
 
     def ask(self, spans: Sequence[Span], purpose: Purpose) -> list[Future[bytes]]:
-        """See `Transport`."""
-        return [self._threads.submit(self._range, span, purpose) for span in spans]
+        """See `Transport`; once a range is refused for good, what is left of the spans is not asked for."""
+        refused: list[DataError] = []
+        return [self._threads.submit(self._unless, refused, span, purpose) for span in spans]
 
     def close(self) -> None:
         """See `Transport`."""
         self._threads.shutdown(cancel_futures=True)
+
+    def _unless(self, refused: list[DataError], span: Span, purpose: Purpose) -> bytes:
+        """As `_range`, unless another range asked for together with it was refused before."""
+        if refused:
+            raise DataError(str(refused[0]))
+        try:
+            return self._range(span, purpose)
+        except DataError as error:
+            refused.append(error)
+            raise
 
     def _range(self, span: Span, purpose: Purpose) -> bytes:
         deadline = time.monotonic() + self._limit

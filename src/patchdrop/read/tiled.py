@@ -37,8 +37,12 @@ GROUP_PIXELS = 2**27
 """Cells of a group have at most this many HR samples in all, chosen or not; one cell may have more."""
 PART_PIXELS = 2**25
 """As many of a group are decoded at a time."""
+OVERVIEW_BYTES = 2**24
+"""An overview of at most so many bytes, as stored, is asked for at once; a larger one group by group."""
 DECODERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 """Tiles decoded at once; Pillow and zlib leave the interpreter free meanwhile."""
+TINY = 1e-6
+"""A whole number of pixels that multiplication made this much larger or smaller is still that number."""
 SAME_SCALE = 1.01
 """An overview this much coarser than LR still counts as LR's size: writers round sides differently."""
 
@@ -311,7 +315,12 @@ def _in_level(level: Level, full: Level, box: Exact) -> tuple[Exact, Box]:
     """A box of the scene in pixels of a level: as it is, and the whole pixels that it touches."""
     down, across = level.height / full.height, level.width / full.width
     top, left, bottom, right = box[0] * down, box[1] * across, box[2] * down, box[3] * across
-    return (top, left, bottom, right), (int(top), int(left), _up(bottom, level.height), _up(right, level.width))
+    return (top, left, bottom, right), (
+        int(top + TINY),
+        int(left + TINY),
+        _up(bottom, level.height),
+        _up(right, level.width),
+    )
 
 
 class _OwnOverview:
@@ -323,8 +332,12 @@ class _OwnOverview:
         self.level = overview
         self._full, self._size, self._transport = header.levels[0], shape.low, transport
         self._tiles = Tiles(overview, header.start, gap)
+        self._ahead = int(overview.counts.sum()) <= OVERVIEW_BYTES
 
     def look(self, where: Sequence[Box]) -> Look:
+        if self._ahead:  # every cell is looked at, so a later group's tiles may as well come with the first one's
+            self._tiles.fetch([(0, 0, self.level.height, self.level.width)], self._transport, "overview")
+            self._ahead = False
         return look_at(self._tiles, self._full, where, self._transport, self._size)
 
     def forget(self, top: int) -> None:
@@ -352,9 +365,14 @@ def misfit(header: Header, shape: Shape, overview: bool = True) -> str:
     if overview and low_level(header, shape) is None:
         return (
             f"has no overview between full resolution and LR ({shape.high[0] / shape.low[0]:g} times coarser): "
-            "see `patchdrop check`"
+            "see `patchdrop check`, or lay another scene under it with --low-scene"
         )
     return ""
+
+
+def low_misfit(header: Header, shape: Shape) -> str:
+    """As `misfit`, of a scene that only LR comes from, and which may be smaller than a cell."""
+    return misfit(header, shape._replace(high=(1, 1)), overview=False)
 
 
 def low_level(header: Header, shape: Shape) -> Level | None:
@@ -426,8 +444,7 @@ def _weights(start: float, stop: float, length: int, parts: int) -> NDArray[np.f
 
 
 def _up(edge: float, most: int) -> int:
-    # A whole number that multiplication made a little larger is still that number.
-    return min(most, int(np.ceil(edge - 1e-6)))
+    return min(most, int(np.ceil(edge - TINY)))
 
 
 class _Held(NamedTuple):
@@ -486,12 +503,15 @@ class Tiles:
         answers = transport.ask(requests, purpose)
         self._held.update(_cut(absent, requests, answers))
 
-    def forget(self, top: int | None = None) -> None:
-        """Let go of tiles that end above a row of the level; of all without one."""
+    def forget(self, top: int | None = None, bottom: int | None = None) -> None:
+        """Let go of tiles that end above a row of the level, or begin below another; of all without one."""
         assert self.level.tile is not None
         top = self.level.tile[0] * self.level.tile_grid[0] if top is None else top
-        rows = top // self.level.tile[0] * self.level.tile_grid[1]
-        self._held = {tile: held.alone() for tile, held in self._held.items() if tile % self._in_plane >= rows}
+        bottom = self.level.height if bottom is None else bottom
+        first, stop = (
+            row * self.level.tile_grid[1] for row in (top // self.level.tile[0], -(-bottom // self.level.tile[0]))
+        )
+        self._held = {tile: held.alone() for tile, held in self._held.items() if first <= tile % self._in_plane < stop}
 
     def windows(self, where: Sequence[Box], name: str, into: list[NDArray[np.uint8]] | None = None) -> list[Pixels]:
         """The pixels of each box, in new arrays or in those given; each tile that covers one is decoded once.

@@ -19,10 +19,11 @@ from patchdrop.read.opening import open_transport
 from patchdrop.read.remote import LIMIT
 from patchdrop.read.slide import slide_instead, slide_level, slide_misfit
 from patchdrop.read.tiff import COMPRESSIONS, Header, HeaderError, Level, read_header
-from patchdrop.read.tiled import Shape, covering, low_level, misfit
+from patchdrop.read.tiled import Shape, covering, low_level, low_misfit, misfit
 from patchdrop.read.transport import is_url, public_name
 from patchdrop.runfolder import RunFolder
 from patchdrop.scenes.at_once import SceneBar, at_once
+from patchdrop.scenes.listing import Source
 from patchdrop.settings import size_of
 
 SAMPLED = 512
@@ -42,7 +43,7 @@ def shape_of(run: Path | None, high: str, low: str, grid: str) -> Shape:
 
 
 def check(
-    sources: Sequence[str],
+    sources: Sequence[Source],
     shape: Shape,
     failed: Callable[[str], None],
     jobs: int = 1,
@@ -58,12 +59,12 @@ def check(
     """
     stop = threading.Event()
 
-    def one(source: str, bar: SceneBar) -> dict[str, Any]:
+    def one(source: Source, bar: SceneBar) -> dict[str, Any]:
         bar.begin(1)
         try:
             return check_one(source, shape, stop, cache, limit)
         except DataError as error:
-            return {"scene": public_name(source), "fit": False, "reasons": [str(error)], "advice": []}
+            return {"scene": public_name(source.scene), "fit": False, "reasons": [str(error)], "advice": []}
         finally:
             bar.advance(1)
 
@@ -75,18 +76,22 @@ def check(
 
 
 def check_one(
-    source: str, shape: Shape, stop: threading.Event, cache: Path | None, limit: float = LIMIT
+    source: Source, shape: Shape, stop: threading.Event, cache: Path | None, limit: float = LIMIT
 ) -> dict[str, Any]:
-    """As `check`, of one file; raises DataError where its header cannot be read."""
-    with closing(open_transport(source, limit, stop=stop, cache=cache)) as transport:
+    """As `check`, of one file and what its LR comes from; raises DataError where a header cannot be read."""
+    with closing(open_transport(source.scene, limit, stop=stop, cache=cache)) as transport:
         try:
             header = read_header(transport)
         except HeaderError as refused:
-            if is_url(source):
+            if is_url(source.scene):
                 raise
-            return _check_slide(source, shape, refused)
+            return _check_slide(source.scene, shape, refused)
     full, low = header.levels[0], low_level(header, shape)
-    reason = misfit(header, shape)
+    reason = misfit(header, shape, overview=source.low is None)
+    if source.low is not None and not reason:
+        with closing(open_transport(source.low, limit, stop=stop, cache=cache)) as beside:
+            below = low_misfit(read_header(beside), shape)
+            reason = f"its LR scene {beside.name}: {below}" if below else ""
     tiled = full.tile is not None
     patch = patch_size(shape.grid, *shape.high)
     place = header.georeference

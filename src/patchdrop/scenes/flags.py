@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from patchdrop.errors import UsageError
+
+MOST_METRES = 1e7
+"""A quarter of the way round the Earth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +19,8 @@ class Reach:
     """List of scenes: .csv or .jsonl with scene (and low, an LR scene), or STAC items as .json."""
     asset: str | None = None
     """Asset of each STAC item; by default its one GeoTIFF."""
+    low_scene: str | None = None
+    """Scene that LR comes from, laid under each scene by the georeference of both; by default its own overview."""
     limit: float = 15.0
     """Seconds a range may take over a network."""
     jobs: int = 1
@@ -25,6 +29,8 @@ class Reach:
     """Folder that keeps headers and overviews of remote scenes for later commands."""
 
     def __post_init__(self) -> None:
+        if self.low_scene == "":
+            raise UsageError("low_scene: is empty; name a file or URL, or leave it out")
         if not 0 < self.limit <= 86400:
             raise UsageError(f"limit: {self.limit:g} is out of range, use more than 0 and at most 86400 seconds")
         if not 1 <= self.jobs <= 32:
@@ -37,8 +43,6 @@ class SceneFlags(Reach):
 
     gap: int = 0
     """Read ranges at most this many bytes apart as one."""
-    low_scene: str | None = None
-    """Scene that LR comes from, laid under each scene by the georeference of both; by default its own overview."""
     cell_metres: float | None = None
     """Side of a cell in metres on the ground; by default a cell has HR's size in the scene's own pixels."""
 
@@ -46,5 +50,7 @@ class SceneFlags(Reach):
         super().__post_init__()
         if self.gap < 0:
             raise UsageError(f"gap: {self.gap} is out of range, use 0 or more bytes")
-        if self.cell_metres is not None and not 0 < self.cell_metres < math.inf:
-            raise UsageError(f"cell_metres: {self.cell_metres:g} is out of range, use more than 0")
+        if self.cell_metres is not None and not 0 < self.cell_metres <= MOST_METRES:
+            raise UsageError(
+                f"cell_metres: {self.cell_metres:g} is out of range, use more than 0, up to {MOST_METRES:g}"
+            )

@@ -114,6 +114,10 @@ def _csv_rows(file: Path) -> Iterator[Row]:
                 near = difflib.get_close_matches(COLUMN, reader.fieldnames, 1)
                 advice = f"rename {near[0]!r}, if that is it" if near else "add it to the header"
                 raise DataError(f"{file}: no column {COLUMN!r}: {advice}")
+            for name in (COLUMN, LOW):
+                like = [found for found in reader.fieldnames if found.lower() == name]
+                if like not in ([], [name]):
+                    raise DataError(f"{file}: {', '.join(map(repr, like))} in the header: keep one column {name!r}")
             for cells in reader:
                 scene = (cells[COLUMN] or "").strip()
                 reason = "" if scene else f"empty {COLUMN}: fill it in or remove the line"

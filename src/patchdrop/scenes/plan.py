@@ -162,7 +162,7 @@ class Planned(NamedTuple):
 
     def check(self, found: dict[str, Any]) -> None:
         """Raise DataError where a scene, as `described`, is not the one that was planned."""
-        if found.get("low") != self.low:
+        if (found.get("low") is None) != (self.low is None):
             raise DataError(
                 f"{found['scene']}: was planned with LR from {self.low or 'its overview'}, not from "
                 f"{found.get('low', 'its overview')}; give the same --low-scene, or plan it again"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import torch
@@ -103,8 +103,8 @@ class _Work(NamedTuple):
     def key(self, source: Source, planned: Planned | None) -> dict[str, Any]:
         """What results are told apart by."""
         choice = self.model.choice if planned is None else digest(planned.chosen)
-        low = None if source.low is None else public_name(source.low)
-        cut = {"low": low, "cell_metres": self.reading.cell_metres}
+        low = None if source.low is None else name_of(source.low)
+        cut = {"low_key": low, "cell_metres": self.reading.cell_metres}
         return {**self.model.identity, "choice": choice, "tariff": mapping(self.tariff), **cut}
 
 
@@ -149,6 +149,9 @@ def _predict_scene(work: _Work, source: Source, planned: Planned | None, bar: Sc
         }
         for writer in writers:
             writer.finish(summary)
+    for kind in get_args(Format):
+        if kind not in formats:  # of an earlier version of the scene
+            path.with_name(file_name(path.name, kind)).unlink(missing_ok=True)
     write_json(path.with_name(path.name + ".json"), summary)
     return summary
 

@@ -155,7 +155,8 @@ def each_once(sources: Sequence[Source]) -> list[Source]:
     """
     named: dict[str, Source] = {}
     for source in sources:
-        if named.setdefault(public_name(source.scene), source) != source:
+        first = named.setdefault(name_of(source.scene), source)
+        if first.low != source.low or (is_url(source.scene) and first != source):
             raise UsageError(
                 f"{public_name(source.scene)}: is named twice, with another user, query, fragment or LR scene; "
                 "give one of them, or each its own --out"

@@ -11,7 +11,7 @@ Whoever owns the pixels and stores them pays for requests and bytes instead, or 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
@@ -84,28 +84,6 @@ class Tariff:
         if self.per_km2:
             values["per_km2"] = [_step_mapping(step) for step in self.per_km2]
         return values
-
-
-def money_a_patch(
-    tariff: Tariff, km2: Sequence[float], bytes_a_patch: float = 0.0, requests: float = 0.0
-) -> list[float]:
-    """What each patch adds to an order that is beyond the tariff's minima, at the price of the first step.
-
-    The costs are additive, as a reward or a target cost needs them. With minima an order costs at least the sum of its
-    patches; with graduated prices, beyond the first step, less. A scene's price does not depend on its patches and is
-    no part of this.
-
-    Args:
-        km2: ground of each patch, ``P`` values.
-        bytes_a_patch: bytes read for a patch, such as `patchdrop check` states.
-        requests: requests for a patch.
-
-    Returns:
-        ``P`` values in the tariff's currency.
-    """
-    price = tariff.per_km2[0].price if tariff.per_km2 else 0.0
-    storage = tariff.per_gb * bytes_a_patch / GB + tariff.per_1000_requests * requests / 1000
-    return [price * area + storage for area in km2]
 
 
 # --- from YAML

@@ -219,6 +219,8 @@ def _check_data(settings: TrainSettings, data: Data, run: RunFolder) -> None:
         described["tariff"] = read_tariff(Path(settings.cost)).to_mapping()
     recorded = run.data() if run.begun() else {}
     if recorded:
+        if recorded.get("tariff") != described.get("tariff"):
+            raise RunError(f"{run}: was started with another tariff as cost; use that one, or another --out")
         for key, value in described.items():
             if recorded.get(key, value) != value:  # a run of an earlier version may lack a key
                 raise RunError(
