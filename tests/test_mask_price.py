@@ -99,7 +99,7 @@ def test_patches_are_the_cost_unless_a_tariff_is_named() -> None:
         ("{currency: EUR, per_km2: 3}", {}, "needs the metres on the ground of an HR pixel"),
         ("{currency: EUR, per_km2: 0}", {"pixel_metres": 1.0}, "all patches of an image cost nothing"),
         ("{currency: EUR}", {}, "no price is given"),
-        (None, {}, "cannot be read"),
+        (None, {}, "is neither .patches. nor a tariff.s file"),
     ],
 )
 def test_a_tariff_that_makes_no_reward_is_one_line(
@@ -147,4 +147,4 @@ def test_a_run_by_tariff_is_logged_bound_to_it_and_calibrated_in_its_money(
         assert code == 2 and err.count("\n") == 1
     file.write_text("{currency: EUR, per_km2: 5000}")
     code, _, err = run("train", *flags, "--out", out)
-    assert code == 3 and "tariff was" in err
+    assert code == 3 and "started with another tariff" in err
