@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 
 from patchdrop.cli import app, main
+from untrained import untrained_run
 
 torch.set_num_threads(1)
 
@@ -15,6 +17,12 @@ torch.set_num_threads(1)
 def pytest_configure(config: pytest.Config) -> None:
     """Leave out the long tests where nothing was asked with ``-m``."""
     config.option.markexpr = config.option.markexpr or "not long"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with small networks that were not trained."""
+    return untrained_run(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture

@@ -27,17 +27,11 @@ from patchdrop.read.transport import LocalFile
 from patchdrop.scenes.places import Places
 from pyramids import UTM, picture, write_cog, write_painted
 from range_server import RangeServer, range_server
-from untrained import untrained_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 SHAPE = Shape((64, 64), (16, 16), Grid(4, 4), 3)
 HEIGHT, WIDTH = 300, 420
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained_run(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")

@@ -22,17 +22,12 @@ from patchdrop.scenes import plan, predict
 from patchdrop.scenes.at_once import SceneBar, at_once
 from pyramids import picture, write_cog
 from range_server import Asked, RangeServer, range_server
-from untrained import command, untrained_run
+from untrained import command
 
 PATIENCE = 300
 """Seconds after which a process counts as stuck."""
 NAMES = ("a", "b", "c", "d", "e")
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return untrained_run(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
