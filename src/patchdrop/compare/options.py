@@ -19,7 +19,7 @@ from patchdrop.settings import FREE_SETTINGS, Stage, TrainSettings, from_mapping
 TableName = Literal["fmow", "imagenet", "bagnet"]
 ProfileName = Literal["cpu", "paper"]
 PROFILES = {
-    ("fmow", "cpu"): "aid150",
+    ("fmow", "cpu"): "fmow-cpu",
     ("fmow", "paper"): "fmow-paper",
     ("imagenet", "cpu"): "aid150",
     ("imagenet", "paper"): "imagenet-paper",
@@ -49,7 +49,7 @@ class Sizes:
 
 
 SIZES: dict[str, Sizes] = {
-    "cpu": Sizes("resnet8-w48-d", 32, 4, 0.3, 0.5),
+    "cpu": Sizes("resnet8-w48-d", 32, 4, 0.2, 0.5),
     "paper": Sizes("resnet32", 64, 16, 1, 1),
 }
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field, replace
 from multiprocessing.resource_tracker import ensure_running
 from typing import NamedTuple, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -159,11 +161,15 @@ def _signals_left_to_this_process() -> Iterator[None]:
 
 
 class Pixels(NamedTuple):
-    """A decoded image: ``high (C, H, W)`` and ``low (C, h, w)`` uint8."""
+    """A decoded image: ``high (C, H, W)`` and ``low (C, h, w)`` uint8.
+
+    Arrays, not tensors: from a worker these travel as bytes. Tensors would need shared memory, which containers are
+    short of, and a worker that is told to end while a thread of its own packs a tensor ends with an abort.
+    """
 
     position: int
-    high: Tensor
-    low: Tensor | None
+    high: NDArray[np.uint8]
+    low: NDArray[np.uint8] | None
     target: int
 
 
@@ -193,14 +199,14 @@ class _ImageDecoder(Dataset[Decoded]):
             low = None if record.low_path is None else read_image(record.low_path, self.low, self.channels)
         except DataError as error:
             return Bad(position, str(error))
-        return Pixels(position, high, low, record.target)
+        return Pixels(position, high.numpy(), None if low is None else low.numpy(), record.target)
 
 
 def _stack(items: Sequence[Pixels]) -> Batch:
     lows = [item.low for item in items if item.low is not None]
     return Batch(
-        torch.stack([item.high for item in items]),
-        torch.stack(lows) if lows else None,
+        torch.from_numpy(np.stack([item.high for item in items])),
+        torch.from_numpy(np.stack(lows)) if lows else None,
         torch.tensor([item.target for item in items]),
     )
 

@@ -294,7 +294,7 @@ class _WindowDecoder:
             return Bad(position, f"{window.where}: {error}")
         if not bool(seen.seen[0]):
             return Bad(position, f"{window.where}: {_BLACK}")
-        return Pixels(position, seen.high[0], seen.low[0], window.target)
+        return Pixels(position, seen.high[0].numpy(), seen.low[0].numpy(), window.target)
 
     def _scene(self, window: Window) -> Windows:
         if window.address not in self._open:
