@@ -157,9 +157,12 @@ def test_every_patch_is_the_plain_network_on_the_whole_image(name: str) -> None:
     net = classifier(name, "low")
     assert isinstance(net, HighClassifier)
     high, low = images()
-    found = net(gather(high, torch.ones(6, 16, dtype=torch.bool), GRID), low)
+    packed = gather(high, torch.ones(6, 16, dtype=torch.bool), GRID)
+    found = net(packed, low)
     torch.testing.assert_close(found, net.network(net.normalise(high)), **CLOSE)  # type: ignore[operator]
     torch.testing.assert_close(net.whole(high, low), found, **CLOSE)
+    by_patches = net(replace(packed, weight=torch.ones(6 * 16)), low)
+    torch.testing.assert_close(by_patches, found, **CLOSE)
 
 
 def test_on_all_patches_batch_norm_learns_the_statistics_of_whole_images() -> None:

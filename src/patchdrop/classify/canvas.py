@@ -4,7 +4,8 @@ Saves reads and multiply-adds: the early stages cost what was chosen, the late o
 patch. Most of a ResNet's multiply-adds are in its early stages where patches are large enough for several of them.
 
 * Early layers look across a patch's border where the neighbour was read (`classify.borders`), so with every patch read
-  this is the plain HR network: what HR-CNN learns, weights and batch-norm statistics, holds here.
+  this is the plain HR network: what HR-CNN learns, weights and batch-norm statistics, holds here. Outside training an
+  image of which every patch is read runs through the plain network itself, which is faster.
 * Unread places of the canvas hold 0, or features made from LR (``fill="low"``).
 """
 
@@ -67,6 +68,17 @@ class CanvasCNN(SparseClassifier):
 
     def classify(self, packed: Packed, low: Tensor) -> Tensor:
         """Class logits of images each of which has a patch."""
+        whole = packed.counts == self.grid.patches
+        if self.training or packed.weight is not None or torch.compiler.is_exporting() or not bool(whole.any()):
+            return self._sparse(packed, low)
+        dense = self.whole(_images(packed.of_images(whole), self.grid), low[whole])
+        if bool(whole.all()):
+            return dense
+        partly = self._sparse(packed.of_images(~whole), low[~whole])
+        logits = dense.new_empty(packed.batch, dense.shape[1])
+        return logits.index_put((whole,), dense).index_put((~whole,), partly)
+
+    def _sparse(self, packed: Packed, low: Tensor) -> Tensor:
         features = channels_last(self.normalise(packed.pixels))
         with across_borders(Neighbours(packed, self.grid)):
             for layer in self._early():
@@ -98,6 +110,13 @@ class CanvasCNN(SparseClassifier):
 
     def _early(self) -> list[nn.Module]:
         return [layer for stage in stages_of(self.network)[: 1 + self.stages] for layer in stage]
+
+
+def _images(packed: Packed, grid: Grid) -> Tensor:
+    """Images ``(B, C, H, W)`` of which every patch is packed."""
+    n, channels, p, q = packed.pixels.shape
+    blocks = packed.pixels.view(n // grid.patches, grid.rows, grid.cols, channels, p, q)
+    return blocks.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, grid.rows * p, grid.cols * q)
 
 
 def _split(name: str, network: nn.Module, grid: Grid, size: tuple[int, int], wanted: int, channels: int) -> int:
