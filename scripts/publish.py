@@ -1,9 +1,11 @@
-"""Copy what may be published of a run to results/<name>: the table, its JSON and figures without anyone's images.
+"""Copy what may be published to results/<name>: the table, its JSON and figures without anyone's images.
 
     python scripts/publish.py RUN results/demo [--gallery]
+    python scripts/publish.py COMPARISON results/fmow-aid150
 
-Draws the table of README.md anew where it has a place for it (``<!-- results/demo -->``).
-``--gallery`` copies the pictures of images too; only for data that may be shown, such as the embedded scenes.
+Takes the folder of a run or of a comparison. Draws the table of README.md anew, which must have a place for it: between
+``<!-- results/demo -->`` and ``<!-- end -->``. ``--gallery`` copies the pictures of images too; only for data that may be
+shown, such as the embedded scenes.
 """
 
 from __future__ import annotations
@@ -14,15 +16,45 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from patchdrop.compare.results import markdown_table
 from patchdrop.files import read_json
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 FIGURES = ("accuracy.png", "training-pt.png", "training-ft1.png", "training-ft2.png")
 
 
-def main(run: Path, out: Path, gallery: bool) -> None:
-    """Write ``out`` from a run's results.json and figures."""
-    document = read_json(run / "results.json")
+COMPARISON = ("results.json", "compare.yaml", "table.csv", "accuracy.png")
+
+
+def main(source: Path, out: Path, gallery: bool) -> None:
+    """Write ``out`` from the results.json and figures of a run or a comparison."""
+    place = f"<!-- results/{out.name} -->"
+    if place not in README.read_text(encoding="utf-8"):
+        sys.exit(f"README.md has no place for it: put {place} and <!-- end --> where the table is to stand")
+    document = read_json(source / "results.json")
+    if "table" in document:
+        of_comparison(source, out, document)
+    else:
+        of_run(source, out, document, gallery)
+
+
+def of_comparison(source: Path, out: Path, document: dict[str, Any]) -> None:
+    """Its table as it stands, with where it comes from, and for the README the paper's form of it."""
+    out.mkdir(parents=True, exist_ok=True)
+    for name in COMPARISON:
+        shutil.copy(source / name, out / name)
+    where = document["provenance"]
+    text = (source / "table.md").read_text(encoding="utf-8").rsplit("\n\n", 1)[0]
+    origin = f"* evaluated by `{where['command']}` at {where['commit']} on {where['machine']}\n{_trained(where)}"
+    seeds = ", ".join(str(seed) for seed in document["seeds"])
+    more = f"* seed {seeds}\n* {_versions(where)}\n* settings: `compare.yaml`\n"
+    (out / "README.md").write_text(f"{text}\n{origin}{more}", encoding="utf-8")
+    first = document["tables"][0]
+    into_readme(f"results/{out.name}", f"{markdown_table(first['header'], first['lines'])}\n\n{document['foot'][0]}\n")
+
+
+def of_run(run: Path, out: Path, document: dict[str, Any], gallery: bool) -> None:
+    """Every stage with its intervals and tests."""
     table = markdown(document)
     out.mkdir(parents=True, exist_ok=True)
     for name in ("results.json", "settings.yaml"):
@@ -55,17 +87,21 @@ def markdown(document: dict[str, Any]) -> str:
 def origin(document: dict[str, Any]) -> str:
     """Command, commit, machine, seed and times."""
     where = document["provenance"]
-    trained = "".join(
-        f"* trained by `{t['command']}` at {t['commit']} on {t['machine']}\n" for t in where.get("trained", [])
-    )
     seconds = ", ".join(f"{stage} {s:.0f} s" for stage, s in where.get("seconds", {}).items() if s is not None)
-    versions = ", ".join(f"{name} {v}" for name, v in where["versions"].items())
     return (
         "\np: exact McNemar test of the stage's PatchDrop against that row; p HR-CNN: of that row against HR-CNN; "
         f"n = {document['rows'][0]['n']} images.\n\n"
-        f"* evaluated by `{where['command']}` at {where['commit']} on {where['machine']}\n{trained}"
-        f"* seed {where['seed']}; time: {seconds}\n* {versions}\n* settings: `settings.yaml`\n"
+        f"* evaluated by `{where['command']}` at {where['commit']} on {where['machine']}\n{_trained(where)}"
+        f"* seed {where['seed']}; time: {seconds}\n* {_versions(where)}\n* settings: `settings.yaml`\n"
     )
+
+
+def _trained(where: dict[str, Any]) -> str:
+    return "".join(f"* trained by `{t['command']}` at {t['commit']} on {t['machine']}\n" for t in where["trained"])
+
+
+def _versions(where: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {v}" for name, v in where["versions"].items())
 
 
 def into_readme(name: str, table: str) -> None:

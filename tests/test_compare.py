@@ -469,23 +469,26 @@ def test_fixed_rows_keep_a_whole_s_and_the_others_a_mean() -> None:
 # --- layout
 
 
-def test_the_readmes_table_is_drawn_from_a_results_document_and_refused_where_it_has_no_place(
+def test_a_comparison_is_published_with_its_origin_and_the_readmes_table_or_refused_where_that_has_no_place(
     fmow: Path, tmp_path: Path
 ) -> None:
-    script = Path(__file__).parent.parent / "scripts" / "readme_table.py"
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n<!-- results/{fmow.name} -->\nold\n<!-- end -->\nafter\n")
+    scripts = Path(__file__).parent.parent / "scripts"
+    readme, out = tmp_path / "README.md", tmp_path / "results" / "toy"
+    readme.write_text("before\n<!-- results/toy -->\nold\n<!-- end -->\nafter\n")
     code = (
         "import sys, pathlib\n"
-        f"sys.path.insert(0, {str(script.parent)!r})\n"
-        "import publish, readme_table\n"
-        f"publish.README = readme_table.README = pathlib.Path({str(readme)!r})\n"
-        f"readme_table.main(pathlib.Path({str(fmow)!r}))\n"
+        f"sys.path.insert(0, {str(scripts)!r})\n"
+        "import publish\n"
+        f"publish.README = pathlib.Path({str(readme)!r})\n"
+        f"publish.main(pathlib.Path({str(fmow)!r}), pathlib.Path({str(out)!r}), False)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
     text = readme.read_text()
     assert "old" not in text and text.startswith("before\n") and text.endswith("after\n")
     assert all(row.method in text for row in FORMS["fmow"].rows)
+    told = (out / "README.md").read_text()
+    assert "evaluated by" in told and "in all." in told and str(fmow) not in told
+    assert {p.name for p in out.iterdir()} == {"README.md", "results.json", "compare.yaml", "table.csv", "accuracy.png"}
     readme.write_text("nothing\n")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)
     assert found.returncode == 1 and "no place" in found.stderr

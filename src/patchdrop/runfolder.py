@@ -185,6 +185,11 @@ class RunFolder:
                 continue
         return events
 
+    def trained_by(self) -> list[dict[str, Any]]:
+        """Command, commit and machine of each call that trained, from ``log.jsonl``."""
+        starts = [event for event in self.read_log() if event.get("event") == "start"]
+        return [{name: start[name] for name in ("command", "commit", "machine")} for start in starts]
+
     def forget_after(self, stage: str, step: int) -> None:
         """Drop a stage's lines after ``step``, which a resumed run is going to write again."""
         kept = [e for e in self.read_log() if e.get("stage") != stage or e.get("step", 0) <= step]

@@ -54,7 +54,8 @@ def compare(
             _train_comparison(bench, rows)
             with bars({}, "images") as progress:
                 judged.append(comparison.seed_rows(bench, rows, split, price, progress.advance, timed=bench is first))
-        document = comparison.results(first, rows, judged, seeds, split, price, provenance(settings.seed))
+        where = {**provenance(settings.seed), **comparison.training(first, rows)}
+        document = comparison.results(first, rows, judged, seeds, split, price, where)
         comparison.write(folder.path, document)
     return document
 

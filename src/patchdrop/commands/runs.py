@@ -133,9 +133,7 @@ def _results(
         outcomes = evaluate_stages(run, split, settings.seed, device_of(settings), progress.advance, choices)
     where = provenance(settings.seed)
     where["seconds"] = {s: run.stage_config(s).get("seconds") for s in run.stages_done()}
-    where["trained"] = [
-        {k: e[k] for k in ("command", "commit", "machine")} for e in run.read_log() if e.get("event") == "start"
-    ]
+    where["trained"] = run.trained_by()
     config = ModelConfig.of(settings, data.classes)
     return results_document(run, config, data.name, split_name, outcomes, where), outcomes
 

@@ -66,7 +66,7 @@ def results(
             {"title": "Accuracy, %, and S", "header": head, "lines": lines},
             {"title": "Every stage", "header": more_head, "lines": more_lines},
         ],
-        "foot": foot(bench, rows, shown, split_name, price, provenance["machine"]),
+        "foot": foot(bench, rows, shown, split_name, price, provenance),
         "provenance": provenance,
     }
 
@@ -122,6 +122,16 @@ def _psnr(row: Row, bench: Bench, split: Split) -> dict[str, float]:
     return signal_to_noise(generator.eval(), bench, split)
 
 
+def training(bench: Bench, rows: Sequence[Row]) -> dict[str, Any]:
+    """For the provenance: the commands that trained the run, and the seconds of each stage of each row."""
+    seconds = {"run": {stage: bench.run.stage_config(stage).get("seconds") for stage in bench.run.stages_done()}}
+    for row in rows:
+        if stages := row.trains(bench):
+            folder = row.folder(bench)
+            seconds[row.method] = {stage: folder.stage_config(stage).get("seconds") for stage in stages}
+    return {"trained": bench.run.trained_by(), "seconds": seconds}
+
+
 def over_seeds(judged: Sequence[Rows], seeds: Sequence[int]) -> Rows:
     """The first seed's rows, each with mean and standard deviation over all seeds where there are several."""
     shown = []
@@ -141,7 +151,9 @@ def _spread(values: list[float]) -> dict[str, Any]:
     return {"mean": statistics.mean(values), "sd": statistics.stdev(values), "values": values}
 
 
-def foot(bench: Bench, rows: Sequence[Row], shown: Rows, split_name: str, price: Price, machine: str) -> list[str]:
+def foot(
+    bench: Bench, rows: Sequence[Row], shown: Rows, split_name: str, price: Price, where: Mapping[str, Any]
+) -> list[str]:
     """What the tables rest on, a sentence or two a line."""
     settings, count = bench.settings, bench.grid.patches
     n = len(bench.data.splits[split_name])
@@ -156,7 +168,8 @@ def foot(bench: Bench, rows: Sequence[Row], shown: Rows, split_name: str, price:
         *_of_rows(bench, rows, shown),
         "HR kB: 8-bit pixels of the patches read. FLOP: a multiply-add counts as two, policy and LR stream included; "
         "dense: with every patch read. Milliseconds: decoding and making LR left out; median, all rows in turns in one "
-        f"process, {torch.get_num_threads()} threads, {bench.device.type}, {machine}.",
+        f"process, {torch.get_num_threads()} threads, {bench.device.type}, {where['machine']}.",
+        _minutes(where.get("seconds", {})),
     ]
     return [line for line in [*lines, *_money(bench, shown, n, price)] if line]
 
@@ -205,6 +218,14 @@ def _of_rows(bench: Bench, rows: Sequence[Row], shown: Rows) -> list[str]:
                 + "."
             )
     return lines
+
+
+def _minutes(seconds: Mapping[str, Mapping[str, float | None]]) -> str:
+    by_row = {name: sum(s or 0 for s in stages.values()) / 60 for name, stages in seconds.items()}
+    if not by_row:
+        return ""
+    each = ", ".join(f"{name} {minutes:.0f}" for name, minutes in by_row.items())
+    return f"Training, first seed, minutes of wall-clock by row: {each}; {sum(by_row.values()):.0f} in all."
 
 
 def _money(bench: Bench, shown: Rows, n: int, price: Price) -> list[str]:
