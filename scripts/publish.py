@@ -4,8 +4,8 @@
     python scripts/publish.py COMPARISON results/fmow-aid150
 
 Takes the folder of a run or of a comparison. Draws the table of README.md anew, which must have a place for it: between
-``<!-- results/demo -->`` and ``<!-- end -->``. ``--gallery`` copies the pictures of images too; only for data that may be
-shown, such as the embedded scenes.
+``<!-- results/demo -->`` and ``<!-- end -->``. ``--gallery`` copies the pictures of images too; only for data that may
+be shown, such as the embedded scenes.
 """
 
 from __future__ import annotations
