@@ -51,9 +51,9 @@ def copy(trained: Path, tmp_path: Path) -> Path:
 def ask(capsys: pytest.CaptureFixture[str]) -> Ask:
     """The document that a command prints."""
 
-    def of(*arguments: object) -> Any:
+    def of(*arguments: object, code: int = 0) -> Any:
         capsys.readouterr()
-        assert main([*(str(a) for a in arguments), "--json"]) == 0, capsys.readouterr().err
+        assert main([*(str(a) for a in arguments), "--json"]) == code, capsys.readouterr().err
         return json.loads(capsys.readouterr().out)
 
     return of
@@ -112,8 +112,9 @@ def test_a_budget_caps_every_image_of_every_policy_stage(ask: Ask, trained: Path
     assert all(row["patches_histogram"][3] == 40 for row in exactly.values())
 
 
-def test_the_mean_budget_is_met_on_the_split_it_is_found_on(ask: Ask, trained: Path) -> None:
-    found = rows(ask("evaluate", trained, "--mean-budget", 3.5, "--split", "val"))
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_the_mean_budget_is_met_on_the_images_it_is_spent_on(ask: Ask, trained: Path, split: str) -> None:
+    found = rows(ask("evaluate", trained, "--mean-budget", 3.5, "--split", split))
     for row in found.values():
         assert row["mean_patches"] == pytest.approx(3.5, abs=0.51 / row["n"])
 
@@ -130,6 +131,14 @@ def test_predicted_patches_are_nested_in_the_budget(ask: Ask, data: Path, traine
     assert [set(p["patches"]) for p in greedy] == last
     spent = ask("predict", trained, *files, "--mean-budget", 2)["predictions"]
     assert all(set(p["patches"]) <= whole or whole <= set(p["patches"]) for p, whole in zip(spent, last, strict=True))
+    assert sum(len(p["patches"]) for p in spent) == 2 * len(files)
+
+
+def test_a_bad_image_takes_nothing_from_a_mean_budget(ask: Ask, data: Path, trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"no image")
+    files = images(data)[:5]
+    found = ask("predict", trained, *files[:2], tmp_path / "bad.jpg", *files[2:], "--mean-budget", 2, code=4)
+    assert found["predictions"] == ask("predict", trained, *files, "--mean-budget", 2)["predictions"]
 
 
 # --- calibrate

@@ -25,7 +25,7 @@ class Dial:
     budget: int | None = None
     """At most this many patches an image: of those the policy would choose, the most probable ones."""
     mean_budget: float | None = None
-    """This many patches an image on average, by one threshold found on the validation split."""
+    """This many patches an image on average over the images given, by one threshold on their logits."""
     threshold: float | None = None
     """Patches whose probability is at least this, 0 (all) to 1 (none); may stand beside ``budget``."""
     calibrated: bool = False

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from patchdrop.commands.planning import stage_costs
 from patchdrop.commands.shared import (
@@ -35,6 +37,7 @@ from patchdrop.evaluation.evaluate import results as results_document
 from patchdrop.files import write_json
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig
+from patchdrop.policy.budget import above, cut_for_mean
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
@@ -102,19 +105,16 @@ def evaluate(
 
 def _evaluate_dial(run: RunFolder, settings: TrainSettings, data: str | None, split: str, dial: Dial) -> dict[str, Any]:
     policy_stage(run)
-    choices = choices_of(dial, run, policy_stages(run), _validation(settings), device_of(settings))
+    dial.check(Grid.parse(settings.grid).patches)
     elsewhere = data is not None and data != settings.data
     shown = replace(settings, data=str(data), layout="auto") if elsewhere else settings
     loaded = split_to_evaluate(shown, split)
     same_classes(run, loaded)
     same_low(run, loaded, split)
+    choices = choices_of(dial, run, policy_stages(run), loaded.splits[split], device_of(settings))
     if dial.calibrated:
         loaded = replace(loaded, splits={split: without_calibration(read_calibration(run), loaded.splits[split])})
     return {**_results(run, loaded, split, shown, choices)[0], "dial": str(dial)}
-
-
-def _validation(settings: TrainSettings) -> Callable[[], Split]:
-    return lambda: split_to_evaluate(settings, "val").splits["val"]
 
 
 def _results(
@@ -189,21 +189,24 @@ def predict(
 
     Args:
         failed: takes the reason of each image that cannot be read; without it the first one raises DataError.
-        dial: how many patches may be read; by default what the policy chooses.
+        dial: how many patches may be read; by default what the policy chooses. A mean budget is spent on these images,
+            so LR of all of them is looked at first.
         scaled_low: see `Predictor`.
     """
     choose: Choose = greedy
-    if dial is not None and dial.turned:
-        run = RunFolder(run_folder).require()
-        settings = run.settings()
-        stage, choose = stage_and_choice(dial, run, stage, _validation(settings), device_of(settings))
+    run = RunFolder(run_folder).require()
+    mean_budget = None if dial is None else dial.mean_budget
+    if dial is not None and dial.turned and mean_budget is None:
+        stage, choose = stage_and_choice(dial, run, stage, device_of(run.settings()))
     predictor = Predictor(run_folder, stage, choose=choose, scaled_low=scaled_low)
-    lows = [None] * len(images) if low is None else list(low)
-    if len(lows) != len(images):
-        raise UsageError(f"{len(images)} images and {len(lows)} LR images were given, one each is needed")
+    if low is not None and len(low) != len(images):
+        raise UsageError(f"{len(images)} images and {len(low)} LR images were given, one each is needed")
+    pairs = [(path, None if low is None else [low[i]]) for i, path in enumerate(images)]
+    if dial is not None and mean_budget is not None:
+        dial.check(predictor.grid.patches)
+        predictor.choose = partial(above, cut=cut_for_mean(_scores(predictor, pairs), mean_budget))
     used: set[str] = set()
-    for path, low_path in zip(images, lows, strict=True):
-        own_low = None if low_path is None else [low_path]
+    for path, own_low in pairs:
         try:
             if overlay_folder is None:
                 yield predictor.predict([path], own_low)[0]
@@ -222,6 +225,15 @@ def predict(
         except OSError as error:
             raise RunError(f"{overlay_folder}: cannot be written ({error.strerror}); choose another folder") from error
         yield prediction
+
+
+def _scores(predictor: Predictor, pairs: Iterable[tuple[str | Path, list[str | Path] | None]]) -> Tensor:
+    """Patch logits of all images that can be read; the others are reported where they are predicted."""
+    found = [torch.empty(0, predictor.grid.patches)]
+    for path, own_low in pairs:
+        with suppress(DataError):
+            found.append(predictor.scores([path], own_low))
+    return torch.cat(found)
 
 
 def _unused(stem: str, used: Container[str]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -56,19 +56,20 @@ def policy_scores(model: PatchDrop, config: ModelConfig, split: Split, device: t
 
 
 def choices_of(
-    dial: Dial, run: RunFolder, stages: Sequence[str], validation: Callable[[], Split], device: torch.device
+    dial: Dial, run: RunFolder, stages: Sequence[str], images: Split | None, device: torch.device
 ) -> dict[str, Choose]:
     """How each policy stage chooses under a dial that is turned.
 
     Args:
         stages: policy stages that are trained.
-        validation: the validation split, called only where a threshold has to be found on it.
+        images: what a mean budget is spent on; None where they are not at hand all at once.
 
     Returns:
         Stage -> patch logits to choice. A calibrated point is of one stage, so other stages are left out.
 
     Raises:
-        UsageError: a budget above the number of patches, or a calibrated point of another stage than the one asked for.
+        UsageError: a budget above the number of patches, a mean budget without images, or a calibrated point of another
+            stage than the one asked for.
         RunError: no calibrated point, or one made with other weights.
     """
     dial.check(Grid.parse(run.settings().grid).patches)
@@ -83,7 +84,12 @@ def choices_of(
         model, config = run.load(stage)
         assert isinstance(model, PatchDrop)
         if dial.mean_budget is not None:
-            scores = policy_scores(model.to(device), config, validation(), device)
+            if images is None:
+                raise UsageError(
+                    "--mean-budget: is spent on images that are at hand all at once; calibrate the run with it, then "
+                    "give --calibrated"
+                )
+            scores = policy_scores(model.to(device), config, images, device)
             choices[stage] = partial(above, cut=cut_for_mean(scores, dial.mean_budget))
             continue
         cut = 0.0 if dial.threshold is None else logit_of(dial.threshold)
@@ -93,17 +99,17 @@ def choices_of(
     return choices
 
 
-def stage_and_choice(
-    dial: Dial, run: RunFolder, stage: str | None, validation: Callable[[], Split], device: torch.device
-) -> tuple[str, Choose]:
-    """The stage that is to predict, and how it chooses under a dial that is turned; else as `choices_of`.
+def stage_and_choice(dial: Dial, run: RunFolder, stage: str | None, device: torch.device) -> tuple[str, Choose]:
+    """The stage that is to predict, and how it chooses each image by itself under a dial that is turned.
+
+    Else as `choices_of`.
 
     Args:
         stage: the one asked for; by default the calibrated one, or the last that is trained.
     """
     last = policy_stage(run, stage)
     asked = policy_stages(run) if dial.calibrated and stage is None else [last]
-    ((found, choose),) = choices_of(dial, run, asked, validation, device).items()
+    ((found, choose),) = choices_of(dial, run, asked, None, device).items()
     return found, choose
 
 

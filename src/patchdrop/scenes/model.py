@@ -12,9 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patchdrop.data.sets import Split
 from patchdrop.dial import Dial
-from patchdrop.errors import UsageError
 from patchdrop.evaluation.dial import chosen_point, read_calibration, stage_and_choice
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import Choose, greedy
@@ -104,21 +102,17 @@ def load_model(choosing: Choosing) -> Model:
 
     Raises:
         RunError: no such run or stage, or no calibrated point.
-        UsageError: the dial is out of range or needs the validation split.
+        UsageError: the dial is out of range, or is spent on images that are at hand all at once.
     """
     run, stage, dial = choosing
     choose: Choose = greedy
     choice = "policy"
     if dial is not None and dial.turned:
         folder = RunFolder(run).require()
-        stage, choose = stage_and_choice(dial, folder, stage, _no_validation, torch.device("cpu"))
+        stage, choose = stage_and_choice(dial, folder, stage, torch.device("cpu"))
         choice = str(dial)
         if dial.calibrated:
             choice += f", threshold {chosen_point(folder, read_calibration(folder))['threshold']:.8g}"
     predictor = Predictor(run, stage, choose=choose)
     sha256 = RunFolder(run).stage_config(predictor.stage)["sha256"]
     return Model(str(run), predictor.stage, sha256, predictor, choice)
-
-
-def _no_validation() -> Split:
-    raise UsageError("--mean-budget: needs images; calibrate the run with it once, then give scenes --calibrated")

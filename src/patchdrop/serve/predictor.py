@@ -102,6 +102,13 @@ class Predictor:
         files, lows = self._open(images, low)
         return self._predictions(files, self._play(files, lows))
 
+    def scores(self, images: Sequence[str | Path] | str | Path, low: Sequence[str | Path] | None = None) -> Tensor:
+        """The policy's patch logits ``(B, P)`` of a few images; arguments and errors are those of `predict`."""
+        _, lows = self._open(images, low)
+        with torch.inference_mode():
+            logits: Tensor = self.model.policy(lows.to(self.device))
+        return logits.cpu()
+
     def explain(
         self, images: Sequence[str | Path] | str | Path, low: Sequence[str | Path] | None = None
     ) -> list[tuple[Prediction, GalleryItem]]:

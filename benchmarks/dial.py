@@ -1,0 +1,159 @@
+"""What the dial keeps of its word on a trained run's test images.
+
+    python benchmarks/dial.py RUN [--trained-for OTHER] [--budgets 1 2 4 6 8] [--splits 100] [--json]
+
+* Budgets: accuracy and S under ``--budget K`` and under ``--mean-budget K``, whose threshold is found on the validation
+  images, with the distance of the measured mean from K. ``--trained-for`` is a run of the same data whose policy was
+  trained for a number of patches of its own; it is shown beside, by its own choice.
+* The guarantee: test images are dealt at random to calibration and test, half and half, ``--splits`` times. Each time
+  the cheapest point proved on one half is looked up, for several wanted accuracies, and counted as broken where its
+  accuracy on all test images, or on the other half, is below the wanted one. At 95 % five in a hundred may be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchdrop.data.load import load
+from patchdrop.data.sets import Split
+from patchdrop.episode import PatchDrop
+from patchdrop.evaluation.calibrate import cuts_on, drawn, measure
+from patchdrop.evaluation.dial import policy_scores, policy_stage
+from patchdrop.evaluation.evaluate import Outcome, outcome_of
+from patchdrop.evaluation.guarantee import p_values, proved, towards_cheaper
+from patchdrop.evaluation.metrics import mcnemar
+from patchdrop.grid import Grid
+from patchdrop.policy.budget import above, at_most, cut_for_mean
+from patchdrop.policy.choice import Choose, greedy
+from patchdrop.provenance import provenance
+from patchdrop.runfolder import RunFolder
+
+CONFIDENCE = 0.95
+CPU = torch.device("cpu")
+
+
+def main(asked: argparse.Namespace) -> None:
+    """Print the figures."""
+    run = RunFolder(asked.run).require()
+    settings = run.settings()
+    torch.set_num_threads(settings.threads or torch.get_num_threads())
+    splits = load(settings, lambda done, total: None).splits
+    val, test = splits["val"], splits["test"]
+    own = judged(run, test, greedy)
+    document: dict[str, Any] = {
+        "run": run.path.name,
+        "images": len(test),
+        "own": figures(own),
+        "budgets": budgets(run, val, test, asked.budgets),
+        "guarantee": guarantee(run, val, test, asked.splits),
+        "provenance": provenance(settings.seed),
+    }
+    if asked.trained_for:
+        other = RunFolder(asked.trained_for).require()
+        theirs = judged(other, test, greedy)
+        document["trained_for"] = {
+            "patches": other.settings().target_patches,
+            **figures(theirs),
+            "p": {
+                name: mcnemar(judged(run, test, choose).right, theirs.right)
+                for name, choose in dials(run, val, other.settings().target_patches).items()
+            },
+        }
+    print(json.dumps(document, indent=2) if asked.json else text(document))
+
+
+def judged(run: RunFolder, split: Split, choose: Choose) -> Outcome:
+    """The run's last stage on a split, by that choice."""
+    model, config = run.load(policy_stage(run))
+    return outcome_of(model, config, Grid.parse(config.grid), split, lambda scores, start: choose(scores), CPU)
+
+
+def figures(outcome: Outcome) -> dict[str, float]:
+    """Accuracy and mean S."""
+    return {
+        "accuracy": float(outcome.right.double().mean()),
+        "mean_patches": float(outcome.choice.sum(1).double().mean()),
+    }
+
+
+def dials(run: RunFolder, val: Split, patches: float) -> dict[str, Choose]:
+    """At most so many patches an image, and as many on average."""
+    model, config = run.load(policy_stage(run))
+    assert isinstance(model, PatchDrop)
+    cut = cut_for_mean(policy_scores(model, config, val, CPU), patches)
+    return {"budget": partial(at_most, budget=round(patches)), "mean_budget": partial(above, cut=cut)}
+
+
+def budgets(run: RunFolder, val: Split, test: Split, wanted: list[float]) -> list[dict[str, Any]]:
+    """Each budget by both dials."""
+    rows = []
+    for patches in wanted:
+        for name, choose in dials(run, val, patches).items():
+            found = figures(judged(run, test, choose))
+            rows.append({"dial": name, "patches": patches, **found, "off": found["mean_patches"] / patches - 1})
+    return rows
+
+
+def guarantee(run: RunFolder, val: Split, test: Split, times: int) -> list[dict[str, Any]]:
+    """How often a proved accuracy is not had."""
+    model, config = run.load(policy_stage(run))
+    assert isinstance(model, PatchDrop)
+    cuts = cuts_on(policy_scores(model, config, val, CPU))
+    order = towards_cheaper(measure(model, config, val, cuts, CPU, lambda done: None).accuracy)
+    found = measure(model, config, test, cuts, CPU, lambda done: None)
+    right, read = found.right, found.choice.sum(2).double().mean(1)
+    top = float(right.double().mean(1).max())
+    return [_broken(round(top - less, 3), order, right, read, times) for less in (0.01, 0.02, 0.03, 0.05)]
+
+
+def _broken(wanted: float, order: list[int], right: Tensor, read: Tensor, times: int) -> dict[str, Any]:
+    n, points, broken, broken_there = right.shape[1], [], 0, 0
+    for seed in range(times):
+        rest, held = drawn(n, 0.5, seed)
+        passed = proved(p_values(right[:, held].sum(1), len(held), wanted), order, CONFIDENCE)
+        if passed:
+            point = passed[-1]
+            points.append(point)
+            broken += float(right[point].double().mean()) < wanted
+            broken_there += float(right[point, rest].double().mean()) < wanted
+    mean = float(read[points].mean()) if points else None
+    return {
+        "wanted": wanted,
+        "splits": times,
+        "proved": len(points),
+        "mean_patches": mean,
+        "broken_on_all": broken,
+        "broken_on_other_half": broken_there,
+    }
+
+
+def text(document: dict[str, Any]) -> str:
+    """For people."""
+    lines = [f"{document['run']}, {document['images']} test images", f"own choice: {_told(document['own'])}"]
+    lines += [f"{r['dial']} {r['patches']:g}: {_told(r)} ({100 * r['off']:+.1f} %)" for r in document["budgets"]]
+    if "trained_for" in document:
+        other = document["trained_for"]
+        p = ", ".join(f"{name} p {value:.2g}" for name, value in other["p"].items())
+        lines.append(f"trained for {other['patches']:g}: {_told(other)} ({p})")
+    lines += [", ".join(f"{name} {value}" for name, value in row.items()) for row in document["guarantee"]]
+    return "\n".join(lines)
+
+
+def _told(row: dict[str, Any]) -> str:
+    return f"{100 * row['accuracy']:.2f} % at S {row['mean_patches']:.2f}"
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run")
+    parser.add_argument("--trained-for")
+    parser.add_argument("--budgets", nargs="+", type=float, default=[1, 2, 4, 6, 8])
+    parser.add_argument("--splits", type=int, default=100)
+    parser.add_argument("--json", action="store_true")
+    main(parser.parse_args())
