@@ -68,7 +68,7 @@ def main() -> None:
         ways = [way for name in arguments.classifiers for way in ways_of(name, profile, vit, size)]
         ways = [ways[0], *(way for way in ways[1:] if way.name != PLAIN)]
         clock = time.process_time if arguments.cpu else time.perf_counter
-        rows += measure(ways, high, low, arguments.rounds, lambda: None, clock)
+        rows += measure(ways, high, low, size, arguments.rounds, lambda: None, clock)
     found = {
         "machine": machine(),
         "threads": 1,

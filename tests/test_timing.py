@@ -48,13 +48,32 @@ def test_each_round_runs_every_way_once_and_starts_at_another_one() -> None:
     ran: list[str] = []
     ways = [Way(name, "pt", lambda high, low, name=name: ran.append(name)) for name in "abc"]  # type: ignore[misc]
     done: list[None] = []
-    rows = measure(ways, HIGH, LOW, 4, lambda: done.append(None))
+    rows = measure(ways, HIGH, LOW, 2, 4, lambda: done.append(None))
     timed = ran[: (WARM_UP + 4) * 3]
     rounds = [timed[i : i + 3] for i in range(0, len(timed), 3)]
     assert all(sorted(names) == ["a", "b", "c"] for names in rounds)
     assert [names[0] for names in rounds] == list("abcabc")
     assert len(done) == len(timed)
     assert [row["way"] for row in rows] == ["a", "b", "c"]
+
+
+def test_a_way_whose_time_depends_on_the_images_runs_all_of_them_and_means_are_over_them() -> None:
+    high = torch.arange(5, dtype=torch.uint8).view(5, 1, 1, 1).expand(5, 3, 16, 16)
+    ran: dict[str, list[list[int]]] = {"first": [], "all": []}
+
+    def run(name: str) -> Way:
+        def see(high: Tensor, low: Tensor) -> Tensor:
+            ran[name].append(high[:, 0, 0, 0].tolist())
+            return high[:, 0].float() @ torch.ones(16, int(high[0, 0, 0, 0]) + 1)
+
+        return Way(name, "pt", see, every_batch=name == "all")
+
+    first, every = measure([run("first"), run("all")], high, torch.zeros(5, 3, 8, 8), 2, 1, lambda: None)
+    assert ran["first"][0] == [0, 1] and all(seen == [0, 1] for seen in ran["first"])
+    assert ran["all"][:2] == [[0, 1], [2, 3]] and [4] not in ran["all"]
+    assert (first["images"], every["images"], every["batch"]) == (2, 4, 2)
+    assert first["flops_image"] == 2 * 16 * 16
+    assert every["flops_image"] == 2 * 16 * 16 * (1 + 3) / 2
 
 
 def test_every_stage_has_its_rows_at_every_batch(document: dict[str, Any]) -> None:

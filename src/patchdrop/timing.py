@@ -29,6 +29,8 @@ from patchdrop.read.source import from_memory
 WARM_UP = 2
 PATCHES = (0, 1, 2, 4, 8, 16)
 """Numbers of patches that are timed, those that the grid has."""
+Batch = tuple[Tensor, Tensor]
+"""HR and LR of some images."""
 PLAIN = "HR-CNN"
 """The plain HR network, which the others are compared with."""
 
@@ -43,6 +45,8 @@ class Way:
     """Takes HR ``(B, C, H, W)`` and LR ``(B, C, h, w)``, pixels 0..255."""
     patches: int | None = None
     """Patches that each image reads, where the way fixes it."""
+    every_batch: bool = False
+    """Whether all images are run, batch by batch, not the first batch alone: its time depends on the images."""
 
 
 def ways_of(models: Mapping[str, nn.Module], config: ModelConfig, scores: Tensor) -> list[Way]:
@@ -50,8 +54,8 @@ def ways_of(models: Mapping[str, nn.Module], config: ModelConfig, scores: Tensor
 
     Args:
         models: stage -> model.
-        scores: ``(n, P)`` logits that say which patches are read where only their number is fixed; the first of them
-            are those of a smaller batch.
+        scores: ``(n, P)`` logits that say which patches are read where only their number is fixed; a batch of B images
+            takes the first B.
     """
     grid = Grid.parse(config.grid)
     found: list[Way] = []
@@ -75,7 +79,7 @@ def _policy_ways(stage: str, model: PatchDrop, grid: Grid, scores: Tensor) -> li
         Way("policy", stage, _low_alone(model.policy)),
         Way("classifier, all patches", stage, _packed(model.classifier, grid)),
         *fixed,
-        Way("episode, own choice", stage, _episode(model, grid, greedy)),
+        Way("episode, own choice", stage, _episode(model, grid, greedy), every_batch=True),
     ]
 
 
@@ -99,49 +103,58 @@ def measure(
     ways: Sequence[Way],
     high: Tensor,
     low: Tensor,
+    size: int,
     rounds: int,
     advance: Callable[[], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
-    """Time, FLOPs and memory of every way on one batch, as plain values.
+    """Time, FLOPs and memory of every way on batches of ``size`` images, as plain values.
 
     Args:
+        high: HR of at least ``size`` images; what is left beside whole batches is not run.
+        low: their LR.
         rounds: timed runs of each way, after `WARM_UP` that are not timed.
         advance: told after every run.
         clock: read before and after, in seconds; `time.process_time` does not count what other processes take, and
             adds up threads.
     """
+    batches = [(high[i : i + size], low[i : i + size]) for i in range(0, len(high) - size + 1, size)]
+    runs = [batches if way.every_batch else batches[:1] for way in ways]
     seconds: list[list[float]] = [[] for _ in ways]
     with torch.inference_mode():
         for turn in range(WARM_UP + rounds):
             for step in range(len(ways)):
                 number = (turn + step) % len(ways)
                 start = clock()
-                ways[number].run(high, low)
+                for batch in runs[number]:
+                    ways[number].run(*batch)
                 if turn >= WARM_UP:
-                    seconds[number].append(clock() - start)
+                    seconds[number].append((clock() - start) / len(runs[number]))
                 advance()
     plain = next((seconds[i] for i, way in enumerate(ways) if way.name == PLAIN), None)
-    return [_row(way, times, plain, high, low) for way, times in zip(ways, seconds, strict=True)]
+    return [_row(way, times, plain, run) for way, times, run in zip(ways, seconds, runs, strict=True)]
 
 
-def _row(way: Way, seconds: list[float], plain: list[float] | None, high: Tensor, low: Tensor) -> dict[str, Any]:
-    batch, kept = len(high), _patches_of(way, high, low)
+def _row(way: Way, seconds: list[float], plain: list[float] | None, batches: Sequence[Batch]) -> dict[str, Any]:
+    batch = len(batches[0][0])
+    images = batch * len(batches)
+    kept = [_patches_of(way, *run) for run in batches]
     milliseconds = np.array(seconds) * 1000
     low_quarter, median, high_quarter = np.percentile(milliseconds, [25, 50, 75]).tolist()
     return {
         "way": way.name,
         "stage": way.stage,
         "patches": way.patches,
-        "mean_patches": kept,
+        "mean_patches": None if None in kept else statistics.mean(k for k in kept if k is not None),
         "batch": batch,
         "ms_batch": median,
         "ms_quartiles": [low_quarter, high_quarter],
         "ms_image": median / batch,
         # Of each round by itself: what slows a round down slows down both.
         "to_plain": None if plain is None else statistics.median(s / p for s, p in zip(seconds, plain, strict=True)),
-        "flops_image": flops(way, high, low) / batch,
-        "peak_mib": peak_memory(way, high, low),
+        "images": images,
+        "flops_image": sum(flops(way, *run) for run in batches) / images,
+        "peak_mib": peak_memory(way, *batches[0]),
     }
 
 

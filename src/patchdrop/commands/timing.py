@@ -25,6 +25,9 @@ from patchdrop.talk import bars
 from patchdrop.timing import WARM_UP, straight_lines, ways_of
 from patchdrop.timing import measure as time_ways
 
+IMAGES = 64
+"""At least so many are run where a policy chooses, as time then depends on the image."""
+
 
 def bench(
     run_folder: str | Path,
@@ -61,14 +64,14 @@ def bench(
     first_stage(run)
     loaded = {s: run.load(s) for s in stages or [s for s in run.stages_done() if s != "patches"]}
     models, config = {s: model for s, (model, _) in loaded.items()}, next(iter(loaded.values()))[1]
-    high, low = _pixels_to_time(settings, config, max(batches), data, split)
+    high, low = _pixels_to_time(settings, config, max(IMAGES, *batches), data, split)
     generator = torch.Generator().manual_seed(settings.seed)
     ways = ways_of(models, config, torch.rand(len(high), Grid.parse(config.grid).patches, generator=generator))
     work = {f"batch {size}": ((rounds + WARM_UP) * len(ways), float(size)) for size in batches}
     rows: list[dict[str, Any]] = []
     with bars(work, "runs") as bar:
         for size, name in zip(batches, work, strict=True):
-            rows += time_ways(ways, high[:size], low[:size], rounds, lambda name=name: bar.advance(name, 1))  # type: ignore[misc]
+            rows += time_ways(ways, high, low, size, rounds, lambda name=name: bar.advance(name, 1))  # type: ignore[misc]
     document = {
         "name": run.path.name,
         "pixels": "noise" if data is None else f"{Path(data).name}, {split} split",
