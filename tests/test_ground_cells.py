@@ -18,8 +18,9 @@ from patchdrop.grid import Grid, boxes
 from patchdrop.packed import gather
 from patchdrop.read import tiff, tiled
 from patchdrop.read.ledger import Ledger
+from patchdrop.read.resample import area_resampled
 from patchdrop.read.tiff import Georeference
-from patchdrop.read.tiled import Shape, TiledScene, area_resampled
+from patchdrop.read.tiled import Shape, TiledScene
 from patchdrop.read.transport import LocalFile
 from patchdrop.scenes.places import Places
 from pyramids import UTM, picture, write_cog, write_painted

@@ -23,10 +23,11 @@ from torch import Tensor
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid
 from patchdrop.packed import gather
-from patchdrop.read import tiff, tiled
+from patchdrop.read import tiff, tiled, tiles
 from patchdrop.read.http import HttpFile
 from patchdrop.read.ledger import Cost, Ledger
-from patchdrop.read.tiled import Shape, TiledScene, area_resampled
+from patchdrop.read.resample import area_resampled
+from patchdrop.read.tiled import Shape, TiledScene
 from patchdrop.read.transport import LocalFile, Span
 from pyramids import picture, write_cog, write_painted
 from range_server import range_server
@@ -115,7 +116,7 @@ def test_no_byte_of_an_unchosen_tile_is_read_and_the_ledger_is_the_servers_count
         for group in found.groups():
             found.look(group)
             found.reader(group)(choice)
-        chosen = {tile for box in boxes_of(found, choice) for tile in tiled.covering(found.full, box)}
+        chosen = {tile for box in boxes_of(found, choice) for tile in tiles.covering(found.full, box)}
         read = np.zeros(len(server.files["a.tif"]), bool)
         for asked in server.asked:
             assert not read[asked.start : asked.stop].any(), "read twice"
@@ -134,9 +135,9 @@ def test_tiles_are_decoded_while_others_are_still_on_their_way(
     pictures: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded, in_time = threading.Event(), []
-    plain = tiled.decode
+    plain = tiles.decode
 
-    def decode(*arguments: Any) -> tiled.Pixels:
+    def decode(*arguments: Any) -> tiles.Pixels:
         decoded.set()
         return plain(*arguments)
 
@@ -152,7 +153,7 @@ def test_tiles_are_decoded_while_others_are_still_on_their_way(
             return False
 
         server.misbehave = late
-        monkeypatch.setattr(tiled, "decode", decode)
+        monkeypatch.setattr(tiles, "decode", decode)
         packed = found.reader(range(4))(every)
     assert in_time == [True]
     assert torch.equal(packed.pixels, scene(pictures["DEFLATE"], LARGER).reader(range(4))(every).pixels)
@@ -354,7 +355,7 @@ def test_jpeg_tiles_have_the_pixels_that_the_decoder_of_training_gives(pictures:
     packed = found.reader(range(4))(every)
     raw, level = pictures["JPEG"].read_bytes(), found.full
     for pixels, box in zip(packed.pixels, boxes_of(found, every), strict=True):
-        start, stop = level.span(tiled.covering(level, box)[0])
+        start, stop = level.span(tiles.covering(level, box)[0])
         # A JFIF file with the same tables: every decoder takes such a file's colours as YCbCr.
         jfif = b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01\x01\x00\x00\x01\x00\x01\x00\x00" + level.tables[2:-2]
         image = Image.open(io.BytesIO(jfif + raw[start + 2 : stop])).convert("RGB")

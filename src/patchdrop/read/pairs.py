@@ -20,8 +20,10 @@ import torch
 from numpy.typing import NDArray
 
 from patchdrop.errors import DataError
+from patchdrop.read.resample import area_resampled
 from patchdrop.read.tiff import Header, Level
-from patchdrop.read.tiled import GROUP_PIXELS, SAME_SCALE, Box, Look, Shape, Tiles, area_resampled, low_misfit
+from patchdrop.read.tiled import GROUP_PIXELS, SAME_SCALE, Look, Shape, low_misfit
+from patchdrop.read.tiles import Box, Tiles
 from patchdrop.read.transport import Transport
 
 Points = NDArray[np.float64]

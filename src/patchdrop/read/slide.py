@@ -21,8 +21,10 @@ from patchdrop.grid import patch_size
 from patchdrop.packed import Packed
 from patchdrop.read.decode import Pixels
 from patchdrop.read.ledger import Purpose, RegionLedger, Regions
+from patchdrop.read.resample import area_resampled
 from patchdrop.read.source import Reader
-from patchdrop.read.tiled import SAME_SCALE, Box, Cells, Look, Shape, area_resampled
+from patchdrop.read.tiled import SAME_SCALE, Cells, Look, Shape
+from patchdrop.read.tiles import Box
 
 if TYPE_CHECKING:
     from openslide import OpenSlide

@@ -14,24 +14,23 @@ row. So memory is bounded by two rows of tiles and two groups', as they are stor
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid, boxes, patch_size
 from patchdrop.packed import Packed
-from patchdrop.read.decode import Pixels, decode, unreadable
-from patchdrop.read.ledger import Cost, Ledger, Purpose
+from patchdrop.read.decode import unreadable
+from patchdrop.read.ledger import Cost, Ledger
+from patchdrop.read.resample import Exact, in_level, resampled
 from patchdrop.read.source import Reader
 from patchdrop.read.tiff import Georeference, Header, Level, read_header
-from patchdrop.read.transport import Priced, Span, Transport, answered, joined
+from patchdrop.read.tiles import Box, Tiles
+from patchdrop.read.transport import Priced, Transport, joined
 
 GROUP_PIXELS = 2**27
 """Cells of a group have at most this many HR samples in all, chosen or not; one cell may have more."""
@@ -39,17 +38,8 @@ PART_PIXELS = 2**25
 """As many of a group are decoded at a time."""
 OVERVIEW_BYTES = 2**24
 """An overview of at most so many bytes, as stored, is asked for at once; a larger one group by group."""
-DECODERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-"""Tiles decoded at once; Pillow and zlib leave the interpreter free meanwhile."""
-TINY = 1e-6
-"""A whole number of pixels that multiplication made this much larger or smaller is still that number."""
 SAME_SCALE = 1.01
 """An overview this much coarser than LR still counts as LR's size: writers round sides differently."""
-
-Box = tuple[int, int, int, int]
-"""Top, left, bottom, right in pixels, end exclusive."""
-Exact = tuple[float, float, float, float]
-"""The same, in parts of pixels."""
 
 
 class Shape(NamedTuple):
@@ -233,7 +223,7 @@ class TiledScene(Cells):
         """Boxes of the chosen patches in the level that HR comes from."""
         if self.cell == self.shape.high:
             return self.chosen(cells, choice)
-        return [_in_level(self._high.level, self.full, box)[1] for box, _ in self._exactly(cells, choice)]
+        return [in_level(self._high.level, self.full, box)[1] for box, _ in self._exactly(cells, choice)]
 
     def _resampling_reader(self, cells: Sequence[int]) -> Reader:
         """As `reader`, for cells of another size than HR."""
@@ -282,45 +272,6 @@ def look_at(tiles: Tiles, full: Level, where: Sequence[Box], transport: Transpor
     for into, values in zip(low, found, strict=True):
         into.copy_(torch.from_numpy(values))
     return Look(low, torch.tensor(seen, dtype=torch.bool))
-
-
-def resampled(
-    tiles: Tiles,
-    full: Level,
-    where: Sequence[tuple[Exact, tuple[int, int]]],
-    transport: Transport,
-    purpose: Purpose,
-) -> tuple[list[NDArray[np.uint8]], list[bool]]:
-    """Boxes of a scene from the tiles of one of its levels, averaged over area.
-
-    Args:
-        full: the scene's full resolution, in whose pixels the boxes are.
-        where: boxes, and height and width of what each becomes.
-
-    Returns:
-        ``(C, height, width)`` of each box, and whether any pixel of it is neither nodata nor transparent.
-    """
-    placed = [_in_level(tiles.level, full, box) for box, _ in where]
-    outer = [around for _, around in placed]
-    tiles.fetch(outer, transport, purpose)
-    windows = tiles.windows(outer, transport.name)
-    found = [
-        area_resampled(window.values, exact, around, size)
-        for window, (exact, around), (_, size) in zip(windows, placed, where, strict=True)
-    ]
-    return found, [w.seen is None or bool(w.seen.any()) for w in windows]
-
-
-def _in_level(level: Level, full: Level, box: Exact) -> tuple[Exact, Box]:
-    """A box of the scene in pixels of a level: as it is, and the whole pixels that it touches."""
-    down, across = level.height / full.height, level.width / full.width
-    top, left, bottom, right = box[0] * down, box[1] * across, box[2] * down, box[3] * across
-    return (top, left, bottom, right), (
-        int(top + TINY),
-        int(left + TINY),
-        _up(bottom, level.height),
-        _up(right, level.width),
-    )
 
 
 class _OwnOverview:
@@ -399,181 +350,3 @@ def high_level(header: Header, high: tuple[int, int], cell: tuple[int, int]) -> 
         if full.width / level.width <= wanted and full.height / level.height <= wanted and level.colours == full.colours
     ]
     return fit[-1] if fit else full
-
-
-def covering(level: Level, box: Box) -> list[int]:
-    """Numbers of the tiles that hold a pixel of a box, row by row; of the first band where the level is planar."""
-    assert level.tile is not None
-    height, width = level.tile
-    top, left, bottom, right = box
-    columns = level.tile_grid[1]
-    return [
-        row * columns + column
-        for row in range(top // height, -(-bottom // height))
-        for column in range(left // width, -(-right // width))
-    ]
-
-
-def area_resampled(values: NDArray[np.uint8], box: Exact, around: Box, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A box of pixels averaged over area: each pixel of the result is the mean of what it covers.
-
-    Args:
-        values: ``(C, height, width)``, the whole pixels in ``around``.
-        box: top, left, bottom, right, in the same coordinates as ``around`` and within it.
-        size: height and width of the result.
-
-    Returns:
-        ``(C, *size)``; the pixels themselves where nothing has to be averaged.
-    """
-    if tuple(float(edge) for edge in around) == box and values.shape[1:] == size:
-        return values
-    down = _weights(box[0] - around[0], box[2] - around[0], values.shape[1], size[0])
-    across = _weights(box[1] - around[1], box[3] - around[1], values.shape[2], size[1])
-    averaged: NDArray[np.uint8] = np.rint(down @ values.astype(np.float32) @ across.T).astype(np.uint8)
-    return averaged
-
-
-def _weights(start: float, stop: float, length: int, parts: int) -> NDArray[np.float32]:
-    """``(parts, length)``: share of each pixel in each of ``parts`` equal pieces of ``start`` to ``stop``."""
-    edges = np.linspace(start, stop, parts + 1)
-    pixels = np.arange(length)
-    overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
-    overlap = overlap.clip(0)
-    weights: NDArray[np.float32] = (overlap / overlap.sum(1, keepdims=True)).astype(np.float32)
-    return weights
-
-
-def _up(edge: float, most: int) -> int:
-    return min(most, int(np.ceil(edge - TINY)))
-
-
-class _Held(NamedTuple):
-    """A tile's bytes: a piece of an answer that has come, or is on its way."""
-
-    answer: Future[bytes]
-    start: int
-    stop: int
-
-    def bytes(self) -> bytes:
-        """The tile's own, once they are there."""
-        return self.answer.result()[self.start : self.stop]
-
-    def alone(self) -> _Held:
-        """The same without the rest of an answer that has come, so that it takes no more memory than it needs."""
-        return _held(self.bytes()) if self.came else self
-
-    @property
-    def came(self) -> bool:
-        """Whether they are there, whole."""
-        return self.answer.done() and not self.answer.cancelled() and self.answer.exception() is None
-
-
-def _held(data: bytes) -> _Held:
-    """Bytes that are there already."""
-    return _Held(answered([data])[0], 0, len(data))
-
-
-class Tiles:
-    """The bytes of one level's tiles, each fetched once while it may be needed.
-
-    They are decoded as they come: `fetch` asks for them, `windows` waits for each.
-    """
-
-    def __init__(self, level: Level, start: bytes, gap: int) -> None:
-        self.level = level
-        self._start = start
-        self._gap = gap
-        self._held: dict[int, _Held] = {}
-        self._planes = level.bands if level.planar else 1
-        self._in_plane = level.tile_grid[0] * level.tile_grid[1]
-
-    def fetch(self, where: Iterable[Box], transport: Transport, purpose: Purpose) -> None:
-        """Ask for the tiles that cover some boxes; the file's first bytes, read with the header, are not read again."""
-        needed = {tile for box in where for tile in covering(self.level, box)}
-        missing = [t + p * self._in_plane for t in sorted(needed) for p in range(self._planes)]
-        missing = [tile for tile in missing if tile not in self._held]
-        spans = {tile: self.level.span(tile) for tile in missing}
-        for tile, span in spans.items():
-            if span.length == 0:
-                self._held[tile] = _held(b"")
-            elif span.stop <= len(self._start):
-                self._held[tile] = _held(self._start[span.start : span.stop])
-        absent = {tile: span for tile, span in spans.items() if tile not in self._held}
-        requests = joined(list(absent.values()), self._gap)
-        answers = transport.ask(requests, purpose)
-        self._held.update(_cut(absent, requests, answers))
-
-    def forget(self, top: int | None = None, bottom: int | None = None) -> None:
-        """Let go of tiles that end above a row of the level, or begin below another; of all without one."""
-        assert self.level.tile is not None
-        top = self.level.tile[0] * self.level.tile_grid[0] if top is None else top
-        bottom = self.level.height if bottom is None else bottom
-        first, stop = (
-            row * self.level.tile_grid[1] for row in (top // self.level.tile[0], -(-bottom // self.level.tile[0]))
-        )
-        self._held = {tile: held.alone() for tile, held in self._held.items() if first <= tile % self._in_plane < stop}
-
-    def windows(self, where: Sequence[Box], name: str, into: list[NDArray[np.uint8]] | None = None) -> list[Pixels]:
-        """The pixels of each box, in new arrays or in those given; each tile that covers one is decoded once.
-
-        Raises:
-            DataError: a tile is damaged or cannot be had; what was asked for besides has then ended too.
-        """
-        users: dict[int, list[int]] = {}
-        for i, box in enumerate(where):
-            for tile in covering(self.level, box):
-                users.setdefault(tile, []).append(i)
-        found = into or [np.empty((self.level.colours, box[2] - box[0], box[3] - box[1]), np.uint8) for box in where]
-        seen = [None if self._all_seen else np.ones(pixels.shape[1:], bool) for pixels in found]
-
-        def paint(tile: int) -> None:
-            parts = [self._held[tile + p * self._in_plane].bytes() for p in range(self._planes)]
-            pixels = decode(self.level, parts, name)
-            for i in users[tile]:
-                self._paste(tile, pixels, where[i], found[i], seen[i])
-
-        try:
-            with ThreadPoolExecutor(DECODERS) as threads:
-                list(threads.map(paint, sorted(users)))
-        except BaseException:
-            self._abandon()
-            raise
-        return [Pixels(values, mask) for values, mask in zip(found, seen, strict=True)]
-
-    def _abandon(self) -> None:
-        """Ask for nothing more; what is on its way is waited for, because it still counts."""
-        answers = {held.answer for held in self._held.values()}
-        for answer in answers:
-            answer.cancel()
-        wait(answers)
-        self._held = {tile: held for tile, held in self._held.items() if held.came}
-
-    @property
-    def _all_seen(self) -> bool:
-        return self.level.nodata is None and self.level.alpha is None and bool((self.level.counts > 0).all())
-
-    def _paste(
-        self, tile: int, pixels: Pixels, box: Box, values: NDArray[np.uint8], seen: NDArray[np.bool_] | None
-    ) -> None:
-        """Copy what a tile and a box share."""
-        assert self.level.tile is not None
-        height, width = self.level.tile
-        row, column = divmod(tile, self.level.tile_grid[1])
-        y, x = row * height, column * width
-        top, left, bottom, right = max(y, box[0]), max(x, box[1]), min(y + height, box[2]), min(x + width, box[3])
-        into = slice(top - box[0], bottom - box[0]), slice(left - box[1], right - box[1])
-        out = slice(top - y, bottom - y), slice(left - x, right - x)
-        values[:, into[0], into[1]] = pixels.values[:, out[0], out[1]]
-        if seen is not None and pixels.seen is not None:
-            seen[into] = pixels.seen[out]
-
-
-def _cut(wanted: dict[int, Span], requests: Sequence[Span], answers: Sequence[Future[bytes]]) -> dict[int, _Held]:
-    """Each wanted span out of the answer to the request that covers it."""
-    starts = [request.start for request in requests]
-    found = {}
-    for tile, span in wanted.items():
-        at = int(np.searchsorted(starts, span.start, side="right")) - 1
-        offset = span.start - requests[at].start
-        found[tile] = _Held(answers[at], offset, offset + span.length)
-    return found

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from patchdrop.errors import DataError
+from patchdrop.read.resample import area_resampled
 from patchdrop.read.tiff import read_header
-from patchdrop.read.tiled import GROUP_PIXELS, Box, Shape, Tiles, area_resampled, look_at, low_level, misfit
+from patchdrop.read.tiled import GROUP_PIXELS, Shape, look_at, low_level, misfit
+from patchdrop.read.tiles import Box, Tiles
 from patchdrop.read.transport import Transport
 
 

@@ -16,7 +16,7 @@ from patchdrop.tariffs.areas import Area, Ground, covered_km2, orderable, scene_
 from patchdrop.tariffs.tariff import Tariff
 
 if TYPE_CHECKING:
-    from patchdrop.read.tiled import Box
+    from patchdrop.read.tiles import Box
 
 
 class Bill(NamedTuple):

@@ -19,7 +19,8 @@ from patchdrop.read.opening import open_transport
 from patchdrop.read.remote import LIMIT
 from patchdrop.read.slide import slide_instead, slide_level, slide_misfit
 from patchdrop.read.tiff import COMPRESSIONS, Header, HeaderError, Level, read_header
-from patchdrop.read.tiled import Shape, covering, low_level, low_misfit, misfit
+from patchdrop.read.tiled import Shape, low_level, low_misfit, misfit
+from patchdrop.read.tiles import covering
 from patchdrop.read.transport import is_url, public_name
 from patchdrop.runfolder import RunFolder
 from patchdrop.scenes.at_once import SceneBar, at_once

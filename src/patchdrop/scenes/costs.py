@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from patchdrop.read.ledger import Cost, Regions
-from patchdrop.read.tiled import Box, TiledScene
+from patchdrop.read.tiled import TiledScene
+from patchdrop.read.tiles import Box
 from patchdrop.scenes.bill import Bill, Link, Priced, bill, check_billable, estimate, total_bill
 from patchdrop.scenes.places import Places
 from patchdrop.scenes.walk import Scene

@@ -23,7 +23,8 @@ from numpy.typing import NDArray
 
 from patchdrop.errors import RunError, UsageError, first_line
 from patchdrop.files import beside, write_bytes, writing
-from patchdrop.read.tiled import Box, Cells
+from patchdrop.read.tiled import Cells
+from patchdrop.read.tiles import Box
 from patchdrop.report import theme
 from patchdrop.report.scene import ScenePicture, png
 from patchdrop.scenes.formats import ENDINGS, PACKAGES, Format

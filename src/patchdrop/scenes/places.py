@@ -19,7 +19,7 @@ import shapely
 from patchdrop.errors import DataError
 from patchdrop.read.pairs import Onto, Points
 from patchdrop.read.tiff import Georeference
-from patchdrop.read.tiled import Box
+from patchdrop.read.tiles import Box
 from patchdrop.tariffs.areas import Ground
 
 Point = tuple[float, float]

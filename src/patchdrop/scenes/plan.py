@@ -12,7 +12,7 @@ import torch
 
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.files import read_json, write_json, writing
-from patchdrop.read.tiled import Box
+from patchdrop.read.tiles import Box
 from patchdrop.read.transport import is_url
 from patchdrop.scenes.at_once import SceneBar, at_once
 from patchdrop.scenes.bill import DISK, NETWORK, Link, Priced

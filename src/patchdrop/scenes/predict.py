@@ -15,7 +15,7 @@ from torch import Tensor
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.files import read_json, write_json
 from patchdrop.policy.choice import Choose
-from patchdrop.read.tiled import Box
+from patchdrop.read.tiles import Box
 from patchdrop.read.transport import LocalFile, is_url, public_name
 from patchdrop.scenes.at_once import SceneBar, at_once
 from patchdrop.scenes.bill import total_bill
