@@ -123,10 +123,10 @@ def test_flops_of_packed_patches_follow_their_number() -> None:
 
 
 def test_a_line_through_times_gives_intercept_slope_and_what_it_explains() -> None:
-    rows = [{"stage": "pt", "batch": 1, "patches": s, "ms_image": 2 + 0.5 * s} for s in (0, 1, 4, 16)]
-    (line,) = straight_lines([*rows, {**rows[0], "patches": None, "ms_image": 99}])
+    rows = [{"stage": "pt", "batch": 1, "patches": s, "ms_image": 2 + 0.5 * s} for s in (1, 4, 8, 16)]
+    (line,) = straight_lines([*rows, *({**rows[0], "patches": s, "ms_image": 99} for s in (None, 0))])
     assert (line["ms_first"], line["ms_patch"], line["explained"]) == pytest.approx((2, 0.5, 1))
-    bent = [{**row, "ms_image": 10.0 * (row["patches"] > 0)} for row in rows]
+    bent = [{**row, "ms_image": 10.0 * (row["patches"] == 4)} for row in rows]
     (line,) = straight_lines(bent)
     assert line["explained"] < 0.5
 

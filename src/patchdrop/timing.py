@@ -191,15 +191,18 @@ def peak_memory(way: Way, high: Tensor, low: Tensor) -> float | None:
 def straight_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each stage and batch, the straight line through an image's time against the number of patches read.
 
+    From one patch on: without a patch no HR network runs, and that time is a row of its own.
+
     Returns:
         ``stage``, ``batch``, ``ms_first`` at S = 0 of the line, ``ms_patch`` its slope, and ``explained``, the share of
         the times' variance (r squared) that it explains.
     """
     found = []
-    for stage, batch in dict.fromkeys((row["stage"], row["batch"]) for row in rows if row["patches"] is not None):
-        timed = [row for row in rows if (row["stage"], row["batch"]) == (stage, batch) and row["patches"] is not None]
-        x, y = np.array([(row["patches"], row["ms_image"]) for row in timed], dtype=np.float64).T
-        if len(timed) < 3:
+    timed = [row for row in rows if row["patches"]]
+    for stage, batch in dict.fromkeys((row["stage"], row["batch"]) for row in timed):
+        of_stage = [row for row in timed if (row["stage"], row["batch"]) == (stage, batch)]
+        x, y = np.array([(row["patches"], row["ms_image"]) for row in of_stage], dtype=np.float64).T
+        if len(x) < 3:
             continue
         slope, first = np.polyfit(x, y, 1).tolist()
         spread = float(((y - y.mean()) ** 2).sum())
