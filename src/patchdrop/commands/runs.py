@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -50,6 +50,11 @@ from patchdrop.talk import bars, say
 from patchdrop.training.run import Stopper, device_of, stage_steps, train_stages
 
 GALLERY = 36
+BATCH = 32
+"""Images predicted at a time."""
+Pair = tuple[str | Path, str | Path | None]
+"""HR file, and an LR file of a sensor of its own."""
+Found = TypeVar("Found")
 
 
 def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
@@ -185,7 +190,7 @@ def predict(
     dial: Dial | None = None,
     scaled_low: bool = False,
 ) -> Iterable[Prediction]:
-    """Predict image files one by one.
+    """Predict image files, `BATCH` at a time.
 
     Args:
         failed: takes the reason of each image that cannot be read; without it the first one raises DataError.
@@ -201,23 +206,18 @@ def predict(
     predictor = Predictor(run_folder, stage, choose=choose, scaled_low=scaled_low)
     if low is not None and len(low) != len(images):
         raise UsageError(f"{len(images)} images and {len(low)} LR images were given, one each is needed")
-    pairs = [(path, None if low is None else [low[i]]) for i, path in enumerate(images)]
+    pairs = [(path, None if low is None else low[i]) for i, path in enumerate(images)]
+    batches = [pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)]
     if dial is not None and mean_budget is not None:
         dial.check(predictor.grid.patches)
-        predictor.choose = partial(above, cut=cut_for_mean(_scores(predictor, pairs), mean_budget))
+        predictor.choose = partial(above, cut=cut_for_mean(_scores(predictor, batches), mean_budget))
+    if overlay_folder is None:
+        for batch in batches:
+            yield from _readable(predictor.predict, batch, failed)
+        return
     used: set[str] = set()
-    for path, own_low in pairs:
-        try:
-            if overlay_folder is None:
-                yield predictor.predict([path], own_low)[0]
-                continue
-            prediction, item = predictor.explain([path], own_low)[0]
-        except DataError as error:
-            if failed is None:
-                raise
-            failed(str(error))
-            continue
-        name = _unused(Path(path).stem, used)
+    for prediction, item in itertools.chain.from_iterable(_readable(predictor.explain, b, failed) for b in batches):
+        name = _unused(Path(prediction.path).stem, used)
         used.add(name)
         try:
             overlay_folder.mkdir(parents=True, exist_ok=True)
@@ -227,13 +227,31 @@ def predict(
         yield prediction
 
 
-def _scores(predictor: Predictor, pairs: Iterable[tuple[str | Path, list[str | Path] | None]]) -> Tensor:
+def _readable(
+    ask: Callable[[list[str | Path], list[str | Path] | None], Iterable[Found]],
+    batch: Sequence[Pair],
+    failed: Callable[[str], None] | None,
+) -> Iterator[Found]:
+    """What a predictor says of each image of a batch; where one cannot be read, of each alone, and that one fails."""
+    lows = [low for _, low in batch if low is not None]
+    try:
+        found = list(ask([path for path, _ in batch], lows or None))
+    except DataError as error:
+        if len(batch) > 1:
+            for pair in batch:
+                yield from _readable(ask, [pair], failed)
+        elif failed is None:
+            raise
+        else:
+            failed(str(error))
+        return
+    yield from found
+
+
+def _scores(predictor: Predictor, batches: Iterable[Sequence[Pair]]) -> Tensor:
     """Patch logits of all images that can be read; the others are reported where they are predicted."""
-    found = [torch.empty(0, predictor.grid.patches)]
-    for path, own_low in pairs:
-        with suppress(DataError):
-            found.append(predictor.scores([path], own_low))
-    return torch.cat(found)
+    found = [scores for batch in batches for scores in _readable(predictor.scores, batch, lambda reason: None)]
+    return torch.stack(found) if found else torch.empty(0, predictor.grid.patches)
 
 
 def _unused(stem: str, used: Container[str]) -> str:

@@ -10,6 +10,7 @@ transparent or nodata is black.
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from typing import NamedTuple
@@ -21,6 +22,8 @@ from PIL import Image
 from patchdrop.errors import DataError
 from patchdrop.read.tiff import COMPRESSIONS, Level
 
+DECODERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+"""Tiles or images decoded at once; Pillow and zlib leave the interpreter free meanwhile."""
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 _MAX_SCANS = 64
 _YCBCR = 6

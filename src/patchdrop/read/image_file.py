@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from patchdrop.grid import Grid
 from patchdrop.packed import Packed, gather
+from patchdrop.read.decode import DECODERS
 from patchdrop.read.images import read_image
 from patchdrop.read.source import Reader
+
+Item = TypeVar("Item")
 
 
 class ImageFiles:
@@ -43,8 +48,15 @@ class ImageFiles:
         def read(choice: Tensor) -> Packed:
             zoomed = choice.any(1)
             high = torch.zeros(len(self.paths), self.channels, *self.size, dtype=torch.uint8)
-            for position in zoomed.nonzero().flatten().tolist():
-                high[position] = self.high(position)
+            positions = zoomed.nonzero().flatten().tolist()
+            for position, pixels in zip(positions, at_once(self.high, positions), strict=True):
+                high[position] = pixels
             return gather(high, choice.cpu(), grid).to(choice.device)
 
         return read
+
+
+def at_once(decode: Callable[[Item], Tensor], items: Iterable[Item]) -> list[Tensor]:
+    """Images decoded side by side, in order; raises what the first that cannot be read raises."""
+    with ThreadPoolExecutor(DECODERS) as threads:
+        return list(threads.map(decode, items))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
@@ -10,13 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from patchdrop.read.decode import Pixels, decode
+from patchdrop.read.decode import DECODERS, Pixels, decode
 from patchdrop.read.ledger import Purpose
 from patchdrop.read.tiff import Level
 from patchdrop.read.transport import Span, Transport, answered, joined
-
-DECODERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-"""Tiles decoded at once; Pillow and zlib leave the interpreter free meanwhile."""
 
 Box = tuple[int, int, int, int]
 """Top, left, bottom, right in pixels, end exclusive."""
