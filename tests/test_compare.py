@@ -494,6 +494,23 @@ def test_a_comparison_is_published_with_its_origin_and_the_readmes_table_or_refu
     assert found.returncode == 1 and "no place" in found.stderr
 
 
+def test_a_second_seed_is_trained_beside_the_first_and_both_are_in_the_table(
+    some: Path, settings: TrainSettings
+) -> None:
+    first = commands.compare(CompareOptions(table="fmow", rows=("KD", "PatchDrop")), settings, some)
+    kept = (some / "seed-0" / "kd" / "lr" / "model.safetensors").stat().st_mtime_ns
+    found = commands.compare(CompareOptions(table="fmow", rows=("KD", "PatchDrop"), seeds=2), settings, some)
+    assert (some / "seed-0" / "kd" / "lr" / "model.safetensors").stat().st_mtime_ns == kept
+    assert found["seeds"] == [0, 1]
+    assert RunFolder(some / "seed-1" / "run").settings().seed == 1
+    for one, both in zip(first["rows"], found["rows"], strict=True):
+        values = both["seeds"]["accuracy"]["values"]
+        assert (both["seeds"]["seed"], values[0], both["correct"]) == ([0, 1], one["accuracy"], one["correct"])
+        assert both["seeds"]["accuracy"]["mean"] == pytest.approx(sum(values) / 2)
+    text = (some / "table.md").read_text()
+    assert "±" in text and "seed 0" in text
+
+
 def made(method: str, stage: str, accuracy: float, patches: float) -> dict[str, Any]:
     return {"method": method, "stage": stage, "accuracy": accuracy, "mean_patches": patches, "p_value": None}
 
