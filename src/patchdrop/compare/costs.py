@@ -18,6 +18,8 @@ from patchdrop.read.source import from_memory
 
 BATCHES = (1, 64)
 WARM_UP, REPEATS = 2, 9
+SINGLES = 16
+"""Images that are timed one by one."""
 
 
 def pixels_read(choice: Tensor, grid: Grid, size: tuple[int, int]) -> float:
@@ -57,19 +59,15 @@ def flops(player: Player, high: Tensor, low: Tensor, choice: Tensor) -> float:
 
 
 def times_in_turns(
-    work: Mapping[str, Callable[[int], object]], device: torch.device, repeats: int = REPEATS
+    work: Mapping[str, Callable[[], object]], device: torch.device, repeats: int = REPEATS
 ) -> dict[str, float]:
-    """Median seconds of each piece of work, all of them in turns, after `WARM_UP` rounds that do not count.
-
-    Args:
-        work: name -> what is timed; told the round, so that it may take another image each time.
-    """
+    """Median seconds of each named piece of work, all of them in turns, after `WARM_UP` rounds that do not count."""
     taken: dict[str, list[float]] = {name: [] for name in work}
     for number in range(WARM_UP + repeats):
         for name, run in work.items():
             _wait(device)
             start = time.perf_counter()
-            run(number)
+            run()
             _wait(device)
             if number >= WARM_UP:
                 taken[name].append(time.perf_counter() - start)

@@ -9,14 +9,14 @@ from typing import Any
 import torch
 
 from patchdrop.compare.bench import Bench
-from patchdrop.compare.costs import BATCHES, Player, flops, pixels_read, times_in_turns
+from patchdrop.compare.costs import BATCHES, SINGLES, Player, flops, pixels_read, times_in_turns
 from patchdrop.compare.judge import Judged, held, judged_model, spread_over_classes
 from patchdrop.compare.options import Price
 from patchdrop.compare.rows import Row
 from patchdrop.data.sets import Split, low_of
 from patchdrop.evaluation.evaluate import Outcome
 
-MEASURED = ("flops", "flops_dense", *(f"ms_batch{batch}" for batch in BATCHES))
+MEASURED = ("flops", "flops_dense", "timed_patches", *(f"ms_batch{batch}" for batch in BATCHES))
 Costs = dict[tuple[str, str], dict[str, Any]]
 """(method, stage) -> the cost columns."""
 
@@ -35,7 +35,11 @@ def reading_costs(outcome: Outcome, bench: Bench, price: Price) -> dict[str, Any
 
 
 def measured_costs(bench: Bench, rows: Sequence[Row], split: Split, judged: Judged) -> Costs:
-    """FLOPs and times of every row that is a system (controls and the oracle are none), timed in turns."""
+    """FLOPs and times of every row that is a system (controls and the oracle are none), timed in turns.
+
+    All on the same images, 64 spread over the classes; at batch 1 on `SINGLES` of them, one by one, because what a row
+    takes may depend on the image.
+    """
     positions = spread_over_classes(split.targets, max(BATCHES))
     batch = next(held(split, positions).in_order(len(positions)))
     high, low = batch.high.to(bench.device), low_of(batch, bench.settings.low_size).to(bench.device)
@@ -54,19 +58,20 @@ def measured_costs(bench: Bench, rows: Sequence[Row], split: Split, judged: Judg
         costs[key] = {
             "flops": flops(player, high, low, choices[key]),
             "flops_dense": flops(player, high, low, everything),
+            "timed_patches": float(choices[key].sum(1).double().mean()),
         }
     for size in BATCHES:
+        step = max(1, len(high) // SINGLES) if size == 1 else len(high)
+        parts = [slice(start, start + min(size, len(high))) for start in range(0, len(high), step)]
 
-        def play(key: tuple[str, str], number: int) -> None:
-            # One image each time, another in each round; or as many as there are of the batch.
-            start = number % len(high) if size == 1 else 0  # noqa: B023
-            part = slice(start, start + size)  # noqa: B023
-            players[key](high[part], low[part], choices[key][part])
+        def play(key: tuple[str, str]) -> None:
+            for part in parts:  # noqa: B023
+                players[key](high[part], low[part], choices[key][part])
 
-        work = {"/".join(key): partial(play, key) for key in players}
-        seconds = times_in_turns(work, bench.device)
+        seconds = times_in_turns({"/".join(key): partial(play, key) for key in players}, bench.device)
+        images = sum(part.stop - part.start for part in parts)
         for key in players:
-            costs[key][f"ms_batch{size}"] = 1000 * seconds["/".join(key)] / min(size, len(high))
+            costs[key][f"ms_batch{size}"] = 1000 * seconds["/".join(key)] / images
     # A row without a policy is one model, timed once, whatever the stage.
     for row in rows:
         for stage in judged.get(row.method, {}):
