@@ -67,9 +67,13 @@ def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> f
         # Evidence is computed once for each view, so its cost is shared by the epochs.
         return 3 * policy + hr * min(settings.pt_views, settings.epochs_pt) / max(1, settings.epochs_pt)
     patches = Grid.parse(settings.grid).patches
-    plays = {"self-critical": 2, "rloo": settings.samples, "straight-through": 1, "exact": 1 + (1 << patches)}[
-        settings.estimator
-    ]
+    plays = {
+        "self-critical": 2,
+        "rloo": settings.samples,
+        "straight-through": 1,
+        "exact": 1 + (1 << patches),
+        "nested": 4 - two_streams(stage, settings.low_stream),  # LR-CNN answers for an image without a patch
+    }[settings.estimator]
     low = lr if two_streams(stage, settings.low_stream) else 0
     judging = 3 * policy + plays * (hr + low)
     # Backward to the weights costs one more forward pass, backward to the input another.

@@ -139,9 +139,9 @@ class TrainSettings:
     """Label smoothing of the classifiers' cross-entropy."""
     distill: float = 0.0
     """Share of HR-CNN's softened outputs, for all of HR, in the classifier's loss of ``patches``, Ft-1 and Ft-2."""
-    estimator: Literal["straight-through", "rloo", "self-critical", "exact"] = "straight-through"
-    """Policy gradient: ``self-critical`` (the paper), ``rloo``, ``straight-through``, or, for a grid of at most 10
-    patches, ``exact``; see docs/estimators.md."""
+    estimator: Literal["straight-through", "rloo", "self-critical", "exact", "nested"] = "straight-through"
+    """Policy gradient: ``self-critical`` (the paper), ``rloo``, ``straight-through``, ``nested``, or, for a grid of at most
+    10 patches, ``exact``; see docs/estimators.md."""
     samples: int = 2
     """Masks sampled per image by ``rloo``."""
     pt_views: int = 0
