@@ -140,8 +140,8 @@ class TrainSettings:
     distill: float = 0.0
     """Share of HR-CNN's softened outputs, for all of HR, in the classifier's loss of ``patches``, Ft-1 and Ft-2."""
     estimator: Literal["straight-through", "rloo", "self-critical", "exact", "nested"] = "straight-through"
-    """Policy gradient: ``self-critical`` (the paper), ``rloo``, ``straight-through``, ``nested``, or, for a grid of at most
-    10 patches, ``exact``; see docs/estimators.md."""
+    """Policy gradient: ``self-critical`` (the paper), ``rloo``, ``straight-through``, ``nested``, or, for a grid of at
+    most 10 patches, ``exact``; see docs/estimators.md."""
     samples: int = 2
     """Masks sampled per image by ``rloo``."""
     pt_views: int = 0

@@ -136,16 +136,16 @@ class Nested:
         images, patches = logits.shape
         sample = probabilities > torch.rand(images, 1, device=logits.device)
         between = torch.randint(1, max(patches, 2), (images, 1), device=logits.device)
-        rank = probabilities.argsort(1, descending=True, stable=True).argsort(1)
+        rank = probabilities.argsort(dim=1, descending=True, stable=True).argsort(1)
         return torch.stack([sample, torch.zeros_like(sample), torch.ones_like(sample), rank < between])
 
     def loss(self, logits: Tensor, choices: Tensor, rewards: Tensor, alpha: float) -> Tensor:
         """The negative expected reward, against the mean of reading none and all."""
         patches = logits.shape[1]
-        falling = mixed(logits, alpha).sort(1, descending=True, stable=True).values
+        falling = mixed(logits, alpha).sort(dim=1, descending=True, stable=True).values
         none, every, between = rewards[1:].detach()
         baseline = (none + every) / 2
-        expected = (1 - falling[:, 0]) * (none - baseline) + falling[:, -1] * (every - baseline)
+        expected: Tensor = (1 - falling[:, 0]) * (none - baseline) + falling[:, -1] * (every - baseline)
         if patches > 1:
             k = choices[3].sum(1, keepdim=True)
             chance = (falling.gather(1, k - 1) - falling.gather(1, k)).squeeze(1)
