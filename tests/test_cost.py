@@ -19,7 +19,7 @@ from tiny import CLASSES, SIDE, tiny_data, tiny_settings
 STEM = 2 * 9 * 3 * 4
 """FLOPs a pixel of the first convolution, 3 x 3 from 3 to 4 channels."""
 HR_STEM, LR_STEM = SIDE**2 * STEM, (SIDE // 2) ** 2 * STEM
-ESTIMATORS = [("self-critical", 2), ("rloo", 2), ("rloo", 3), ("straight-through", 2)]
+ESTIMATORS = [("self-critical", 2), ("rloo", 2), ("rloo", 3), ("straight-through", 2), ("nested", 2)]
 
 
 def counted(stage: str, settings: TrainSettings) -> float:
@@ -64,5 +64,9 @@ def test_a_step_of_a_policy_stage_costs_what_the_formula_says_but_for_first_laye
     # Only straight-through sends a gradient through the first layer to what was read, where it is judged.
     reaches_pixels = stage == "pt" or (estimator == "straight-through" and policy_fraction == 0)
     stems = LR_STEM + (0 if reaches_pixels else HR_STEM)
+    if estimator == "nested" and stage == "ft2":
+        # How many of its samples are empty, for which the HR network does not run, is chance.
+        assert 0.8 * formula(stage, settings) < counted(stage, settings) < formula(stage, settings)
+        return
     assert formula(stage, settings) == counted(stage, settings) + stems
     assert stems < 0.04 * counted(stage, settings)

@@ -72,10 +72,12 @@ def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> f
         "rloo": settings.samples,
         "straight-through": 1,
         "exact": 1 + (1 << patches),
-        "nested": 4 - two_streams(stage, settings.low_stream),  # LR-CNN answers for an image without a patch
+        "nested": 4,
     }[settings.estimator]
-    low = lr if two_streams(stage, settings.low_stream) else 0
-    judging = 3 * policy + plays * (hr + low)
+    with_low = two_streams(stage, settings.low_stream)
+    low = lr if with_low else 0
+    # Of two streams LR-CNN alone answers for images without a patch, which all have in one of nested's choices.
+    judging = 3 * policy + plays * low + (plays - (with_low and settings.estimator == "nested")) * hr
     # Backward to the weights costs one more forward pass, backward to the input another.
     to_input = hr if settings.estimator == "straight-through" else 0
     if stage == "pt":
