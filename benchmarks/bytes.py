@@ -40,11 +40,11 @@ from patchdrop.data.low import area_average
 from patchdrop.files import read_json, write_json
 from patchdrop.grid import Grid
 from patchdrop.provenance import provenance
-from patchdrop.read import tiles
 from patchdrop.read.http import HttpFile
 from patchdrop.read.images import read_image
 from patchdrop.read.ledger import Cost, Ledger
 from patchdrop.read.tiled import Shape, TiledScene
+from patchdrop.read.tiles import Box, covering
 from patchdrop.read.transport import LocalFile
 from patchdrop.scenes.walk import one_ahead
 from range_server import Asked
@@ -307,7 +307,7 @@ def read(url: str, shape: Shape, choice: Choice) -> tuple[TiledScene, set[int]]:
             for part in scene.in_parts(len(group)):
                 scene.reader(group[part])(chosen[part])
             for cell, patch in chosen.nonzero().tolist():
-                tiles.update(tiles.covering(scene.full, scene.patch_box(group[cell], patch)))
+                tiles.update(covering(scene.full, scene.patch_box(group[cell], patch)))
     return scene, tiles
 
 
@@ -374,7 +374,7 @@ def windows(path: Path, codec: str, sizes: Sizes, seed: int) -> dict[str, Any]:
     }
 
 
-def random_window(path: Path, tile: int, draw: np.random.Generator) -> tuple[tiles.Box, NDArray[np.uint8]]:
+def random_window(path: Path, tile: int, draw: np.random.Generator) -> tuple[Box, NDArray[np.uint8]]:
     """A patch of a cell whose size and grid are drawn, so that it lies anywhere across tiles."""
     height, width = (int(side) for side in draw.integers(tile // 2, 2 * tile, 2))
     grid = Grid(*(int(parts) for parts in draw.integers(1, 4, 2)))
@@ -386,7 +386,7 @@ def random_window(path: Path, tile: int, draw: np.random.Generator) -> tuple[til
     return box, packed.pixels[0, :, : bottom - top, : right - left].numpy()
 
 
-def by_pillow(file: rasterio.DatasetReader, path: Path, box: tiles.Box) -> NDArray[np.uint8]:
+def by_pillow(file: rasterio.DatasetReader, path: Path, box: Box) -> NDArray[np.uint8]:
     """A box of pixels from the tiles where GDAL says they are, each as a file of its own for Pillow."""
     side = file.block_shapes[0][0]
     tables = bytes.fromhex(file.get_tag_item("JPEGTABLES", "TIFF", bidx=1) or "")

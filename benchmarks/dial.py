@@ -2,9 +2,9 @@
 
     python benchmarks/dial.py RUN [--trained-for OTHER] [--budgets 1 2 4 6 8] [--splits 100] [--json]
 
-* Budgets: accuracy and S under ``--budget K`` and under ``--mean-budget K``, whose threshold is found on the validation
-  images, with the distance of the measured mean from K. ``--trained-for`` is a run of the same data whose policy was
-  trained for a number of patches of its own; it is shown beside, by its own choice.
+* Budgets: accuracy and S under ``--budget K``, under ``--mean-budget K``, and with the threshold that ``calibrate
+  --mean-budget K`` finds on the validation images; with the distance of the mean from K. ``--trained-for`` is a run of
+  the same data with ``target_patches`` of its own; it is shown beside, by its own choice.
 * The guarantee: test images are dealt at random to calibration and test, half and half, ``--splits`` times. Each time
   the cheapest point proved on one half is looked up, for several wanted accuracies, and counted as broken where its
   accuracy on all test images, or on the other half, is below the wanted one. At 95 % five in a hundred may be.
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from functools import partial
 from typing import Any
 
@@ -50,20 +51,21 @@ def main(asked: argparse.Namespace) -> None:
         "run": run.path.name,
         "images": len(test),
         "own": figures(own),
-        "budgets": budgets(run, val, test, asked.budgets),
+        "budgets": [row for patches in asked.budgets for row in budgets(run, val, test, patches)],
         "guarantee": guarantee(run, val, test, asked.splits),
         "provenance": provenance(settings.seed),
     }
     if asked.trained_for:
         other = RunFolder(asked.trained_for).require()
+        wanted = round(other.settings().target_patches)
+        if wanted < 1:
+            sys.exit(f"{asked.trained_for}: was trained for no number of patches (target_patches)")
         theirs = judged(other, test, greedy)
+        ours = {name: judged(run, test, choose) for name, choose in dials(run, val, test, wanted).items()}
         document["trained_for"] = {
-            "patches": other.settings().target_patches,
+            "patches": wanted,
             **figures(theirs),
-            "p": {
-                name: mcnemar(judged(run, test, choose).right, theirs.right)
-                for name, choose in dials(run, val, other.settings().target_patches).items()
-            },
+            "ours": {name: {**figures(o), "p": mcnemar(o.right, theirs.right)} for name, o in ours.items()},
         }
     print(json.dumps(document, indent=2) if asked.json else text(document))
 
@@ -82,21 +84,24 @@ def figures(outcome: Outcome) -> dict[str, float]:
     }
 
 
-def dials(run: RunFolder, val: Split, patches: float) -> dict[str, Choose]:
-    """At most so many patches an image, and as many on average."""
+def dials(run: RunFolder, val: Split, test: Split, patches: int) -> dict[str, Choose]:
+    """At most so many patches an image, as many on average over the test images, and as many on average over val."""
     model, config = run.load(policy_stage(run))
     assert isinstance(model, PatchDrop)
-    cut = cut_for_mean(policy_scores(model, config, val, CPU), patches)
-    return {"budget": partial(at_most, budget=round(patches)), "mean_budget": partial(above, cut=cut)}
+    cuts = {
+        name: cut_for_mean(policy_scores(model, config, split, CPU), patches)
+        for name, split in (("mean-budget", test), ("calibrated", val))
+    }
+    means = {name: partial(above, cut=cut) for name, cut in cuts.items()}
+    return {"budget": partial(at_most, budget=patches), **means}
 
 
-def budgets(run: RunFolder, val: Split, test: Split, wanted: list[float]) -> list[dict[str, Any]]:
-    """Each budget by both dials."""
+def budgets(run: RunFolder, val: Split, test: Split, patches: int) -> list[dict[str, Any]]:
+    """A budget by each dial."""
     rows = []
-    for patches in wanted:
-        for name, choose in dials(run, val, patches).items():
-            found = figures(judged(run, test, choose))
-            rows.append({"dial": name, "patches": patches, **found, "off": found["mean_patches"] / patches - 1})
+    for name, choose in dials(run, val, test, patches).items():
+        found = figures(judged(run, test, choose))
+        rows.append({"dial": name, "patches": patches, **found, "off": found["mean_patches"] / patches - 1})
     return rows
 
 
@@ -136,11 +141,11 @@ def _broken(wanted: float, order: list[int], right: Tensor, read: Tensor, times:
 def text(document: dict[str, Any]) -> str:
     """For people."""
     lines = [f"{document['run']}, {document['images']} test images", f"own choice: {_told(document['own'])}"]
-    lines += [f"{r['dial']} {r['patches']:g}: {_told(r)} ({100 * r['off']:+.1f} %)" for r in document["budgets"]]
+    lines += [f"{r['dial']} {r['patches']}: {_told(r)} ({100 * r['off']:+.1f} %)" for r in document["budgets"]]
     if "trained_for" in document:
         other = document["trained_for"]
-        p = ", ".join(f"{name} p {value:.2g}" for name, value in other["p"].items())
-        lines.append(f"trained for {other['patches']:g}: {_told(other)} ({p})")
+        ours = "; ".join(f"{name} {_told(row)}, p {row['p']:.2g}" for name, row in other["ours"].items())
+        lines.append(f"trained for {other['patches']}: {_told(other)}; this run: {ours}")
     lines += [", ".join(f"{name} {value}" for name, value in row.items()) for row in document["guarantee"]]
     return "\n".join(lines)
 
@@ -153,7 +158,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run")
     parser.add_argument("--trained-for")
-    parser.add_argument("--budgets", nargs="+", type=float, default=[1, 2, 4, 6, 8])
+    parser.add_argument("--budgets", nargs="+", type=int, default=[1, 2, 4, 6, 8])
     parser.add_argument("--splits", type=int, default=100)
     parser.add_argument("--json", action="store_true")
     main(parser.parse_args())

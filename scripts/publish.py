@@ -97,7 +97,9 @@ def origin(document: dict[str, Any]) -> str:
 
 
 def _trained(where: dict[str, Any]) -> str:
-    return "".join(f"* trained by `{t['command']}` at {t['commit']} on {t['machine']}\n" for t in where["trained"])
+    return "".join(
+        f"* trained by `{t['command']}` at {t['commit']} on {t['machine']}\n" for t in where.get("trained", ())
+    )
 
 
 def _versions(where: dict[str, Any]) -> str:

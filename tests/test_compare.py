@@ -267,6 +267,7 @@ def test_what_is_trained_is_not_trained_again_and_a_finished_run_may_be_dropped_
     monkeypatch.setattr("patchdrop.training.run.train", fail)
     found = commands.compare(CompareOptions(table="fmow", rows=("KD", "LR-CNN")), settings, some)
     assert list(dict.fromkeys(row["method"] for row in found["rows"])) == ["LR-CNN", "KD"]
+    assert len(found["provenance"]["trained"]) == 1  # this call trained nothing
 
 
 def test_other_settings_in_the_same_folder_are_refused_with_the_difference(fmow: Path, settings: TrainSettings) -> None:
@@ -487,7 +488,7 @@ def test_a_comparison_is_published_with_its_origin_and_the_readmes_table_or_refu
     assert "old" not in text and text.startswith("before\n") and text.endswith("after\n")
     assert all(row.method in text for row in FORMS["fmow"].rows)
     told = (out / "README.md").read_text()
-    assert "evaluated by" in told and "in all." in told and str(fmow) not in told
+    assert "evaluated by" in told and told.count("trained by") == 1 and "in all." in told and str(fmow) not in told
     assert {p.name for p in out.iterdir()} == {"README.md", "results.json", "compare.yaml", "table.csv", "accuracy.png"}
     readme.write_text("nothing\n")
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=120)

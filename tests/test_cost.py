@@ -66,7 +66,7 @@ def test_a_step_of_a_policy_stage_costs_what_the_formula_says_but_for_first_laye
     stems = LR_STEM + (0 if reaches_pixels else HR_STEM)
     if estimator == "nested" and stage == "ft2":
         # How many of its samples are empty, for which the HR network does not run, is chance.
-        assert 0.8 * formula(stage, settings) < counted(stage, settings) < formula(stage, settings)
+        assert 0.6 * formula(stage, settings) < counted(stage, settings) < formula(stage, settings)
         return
     assert formula(stage, settings) == counted(stage, settings) + stems
     assert stems < 0.04 * counted(stage, settings)

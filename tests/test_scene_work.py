@@ -446,7 +446,10 @@ def test_a_scene_replaced_in_mid_run_leaves_no_result(
         (["predict", "RUN", "ftp://h/a.tif", "--out", "o"], "begins with http:// or https://"),
         (["plan", "RUN", "a.tif"], "--out"),
         (["plan", "RUN", "a.tif", "--out", "o", "--budget", "17"], "budget: 17 is out of range"),
-        (["plan", "RUN", "a.tif", "--out", "o", "--mean-budget", "3"], "calibrate the run with it, then"),
+        (
+            ["plan", "RUN", "a.tif", "--out", "o", "--mean-budget", "3"],
+            "needs all images at once; calibrate the run with it",
+        ),
         (["plan", "RUN", "a.tif", "--out", "o", "--gap", "-1"], "gap"),
         (["plan", "RUN", "a.tif", "--out", "o", "--limit", "0"], "limit"),
         (["plan", "RUN", "a.tif", "--out", "o", "--limit", "inf"], "limit"),

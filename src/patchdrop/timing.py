@@ -191,7 +191,7 @@ def peak_memory(way: Way, high: Tensor, low: Tensor) -> float | None:
 def straight_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """For each stage and batch, the straight line through an image's time against the number of patches read.
 
-    From one patch on: without a patch no HR network runs, and that time is a row of its own.
+    From one patch on: without a patch most classifiers run no HR network, and that time is a row of its own.
 
     Returns:
         ``stage``, ``batch``, ``ms_first`` at S = 0 of the line, ``ms_patch`` its slope, and ``explained``, the share of

@@ -4,8 +4,8 @@ Saves reads and multiply-adds: the early stages cost what was chosen, the late o
 patch. Most of a ResNet's multiply-adds are in its early stages where patches are large enough for several of them.
 
 * Early layers look across a patch's border where the neighbour was read (`classify.borders`), so with every patch read
-  this is the plain HR network: what HR-CNN learns, weights and batch-norm statistics, holds here. Outside training an
-  image of which every patch is read runs through the plain network itself, which is faster.
+  this is the plain HR network: what HR-CNN learns, weights and batch-norm statistics, holds here. In
+  evaluation mode an image of which every patch is read runs through the plain network itself, which is faster.
 * Unread places of the canvas hold 0, or features made from LR (``fill="low"``).
 """
 
@@ -69,7 +69,7 @@ class CanvasCNN(SparseClassifier):
     def classify(self, packed: Packed, low: Tensor) -> Tensor:
         """Class logits of images each of which has a patch."""
         whole = packed.counts == self.grid.patches
-        if self.training or packed.weight is not None or torch.compiler.is_exporting() or not bool(whole.any()):
+        if self.training or packed.weight is not None or not bool(whole.any()):
             return self._sparse(packed, low)
         dense = self.whole(_images(packed.of_images(whole), self.grid), low[whole])
         if bool(whole.all()):

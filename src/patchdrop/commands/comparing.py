@@ -90,8 +90,9 @@ def _check_compare(options: CompareOptions, settings: TrainSettings) -> list[Row
 def _train_comparison(bench: Bench, rows: Sequence[Row]) -> None:
     with bench.run.locked():
         bench.run.start(bench.settings)
-        bench.run.log({"event": "start", **provenance(bench.settings.seed)})
         steps = comparison_plan(replace(bench, planned=True), rows, measured=False)
+        if not all(w.done for w in steps):
+            bench.run.log({"event": "start", **provenance(bench.settings.seed)})
         work = {f"{w.row} {w.stage}": (0 if w.done else w.steps, 1.0) for w in steps}
         with Stopper().listening() as stop, bars(work, "steps") as progress:
             if bench.options.jobs == 1:

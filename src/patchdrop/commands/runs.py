@@ -30,7 +30,14 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.evaluation.calibrate import without_calibration
 from patchdrop.evaluation.dial import FILE as CALIBRATION
-from patchdrop.evaluation.dial import choices_of, policy_stage, policy_stages, read_calibration, stage_and_choice
+from patchdrop.evaluation.dial import (
+    choices_of,
+    chosen_point,
+    policy_stage,
+    policy_stages,
+    read_calibration,
+    stage_and_choice,
+)
 from patchdrop.evaluation.evaluate import evaluate as evaluate_stages
 from patchdrop.evaluation.evaluate import example_positions
 from patchdrop.evaluation.evaluate import results as results_document
@@ -113,6 +120,8 @@ def _evaluate_dial(run: RunFolder, settings: TrainSettings, data: str | None, sp
     dial.check(Grid.parse(settings.grid).patches)
     elsewhere = data is not None and data != settings.data
     shown = replace(settings, data=str(data), layout="auto") if elsewhere else settings
+    if dial.calibrated:
+        chosen_point(run, read_calibration(run))  # what is missing is said before images are decoded
     loaded = split_to_evaluate(shown, split)
     same_classes(run, loaded)
     same_low(run, loaded, split)
@@ -249,7 +258,7 @@ def _readable(
 
 
 def _scores(predictor: Predictor, batches: Iterable[Sequence[Pair]]) -> Tensor:
-    """Patch logits of all images that can be read; the others are reported where they are predicted."""
+    """Patch logits of all images whose LR can be read; the others are reported where they are predicted."""
     found = [scores for batch in batches for scores in _readable(predictor.scores, batch, lambda reason: None)]
     return torch.stack(found) if found else torch.empty(0, predictor.grid.patches)
 

@@ -39,7 +39,7 @@ def check_settings(settings: TrainSettings) -> None:
         if settings.estimator == "straight-through":
             raise UsageError(
                 "cost: a tariff's cost has no gradient in the mask, which estimator straight-through needs; "
-                "use --estimator rloo or self-critical, or --cost patches"
+                "use --estimator rloo, self-critical or nested, or --cost patches"
             )
         mask_price(settings)
     if settings.pt_views and settings.classifier != "bagnet":

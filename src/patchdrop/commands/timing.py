@@ -26,7 +26,7 @@ from patchdrop.timing import WARM_UP, straight_lines, ways_of
 from patchdrop.timing import measure as time_ways
 
 IMAGES = 64
-"""At least so many are run where a policy chooses, as time then depends on the image."""
+"""Images at hand, or a batch where that is larger; where a policy chooses, all whole batches of them are run."""
 
 
 def bench(

@@ -61,8 +61,8 @@ def measured_costs(bench: Bench, rows: Sequence[Row], split: Split, judged: Judg
             "timed_patches": float(choices[key].sum(1).double().mean()),
         }
     for size in BATCHES:
-        step = max(1, len(high) // SINGLES) if size == 1 else len(high)
-        parts = [slice(start, start + min(size, len(high))) for start in range(0, len(high), step)]
+        starts = torch.linspace(0, len(high) - 1, min(SINGLES, len(high))).long().tolist() if size == 1 else [0]
+        parts = [slice(start, start + min(size, len(high))) for start in starts]
 
         def play(key: tuple[str, str]) -> None:
             for part in parts:  # noqa: B023

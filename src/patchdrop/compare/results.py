@@ -249,7 +249,8 @@ def csv_text(document: Mapping[str, Any]) -> str:
     """``table.csv``: one line for each method and stage."""
     columns = [
         "method", "stage", "accuracy", "ci95_low", "ci95_high", "n", "mean_patches", "patches_sd", "hr_fraction",
-        "hr_pixel_fraction", "hr_bytes", "flops", "flops_dense", "ms_batch1", "ms_batch64", "price", "p_value",
+        "hr_pixel_fraction", "hr_bytes", "flops", "flops_dense", "timed_patches", "ms_batch1", "ms_batch64", "price",
+        "p_value",
     ]  # fmt: skip
     lines = [columns]
     for row in document["rows"]:

@@ -86,8 +86,7 @@ def choices_of(
         if dial.mean_budget is not None:
             if images is None:
                 raise UsageError(
-                    "--mean-budget: is spent on images that are at hand all at once; calibrate the run with it, then "
-                    "give --calibrated"
+                    "--mean-budget: needs all images at once; calibrate the run with it, then give --calibrated"
                 )
             scores = policy_scores(model.to(device), config, images, device)
             choices[stage] = partial(above, cut=cut_for_mean(scores, dial.mean_budget))

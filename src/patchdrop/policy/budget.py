@@ -51,7 +51,7 @@ def cut_for_mean(logits: Tensor, mean_patches: float) -> float:
     1 / (2 n), or, where many logits are equal, as nearly as they allow.
 
     Args:
-        logits: ``(n, P)`` float32 of the validation split.
+        logits: ``(n, P)`` float32.
         mean_patches: 0 to P.
     """
     values = logits.flatten().float().sort(descending=True).values

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import TypeVar
 
@@ -32,15 +31,14 @@ class ImageFiles:
         self.size = size
         self.channels = channels
         self.opened = [False] * len(self.paths)
-        self._high = lru_cache(maxsize=max(1, len(self.paths)))(self._decode)
+        self._decoded: dict[int, Tensor] = {}
 
     def high(self, position: int) -> Tensor:
         """HR of one file, ``(C, H, W)`` uint8; raises DataError where it cannot be read."""
         self.opened[position] = True
-        return self._high(position)
-
-    def _decode(self, position: int) -> Tensor:
-        return read_image(self.paths[position], self.size, self.channels)
+        if position not in self._decoded:
+            self._decoded[position] = read_image(self.paths[position], self.size, self.channels)
+        return self._decoded[position]
 
     def reader(self, grid: Grid) -> Reader:
         """Reads the chosen patches; a file without a chosen patch is not opened by it."""

@@ -40,7 +40,7 @@ from patchdrop.evaluation.metrics import distinct_masks, entropy, spread
 from patchdrop.grid import Grid
 from patchdrop.networks import folded
 from patchdrop.packed import Packed
-from patchdrop.policy.choice import greedy, sampled, shuffled
+from patchdrop.policy.choice import greedy, shuffled
 from patchdrop.read.source import from_memory
 from patchdrop.reward import CostShare, patch_share, reward, right_probability, soft_reward
 from patchdrop.settings import PATCHES, TrainSettings
@@ -156,7 +156,7 @@ class PolicyTask:
             if not shared:
                 fit_views = Views(*(v[:n_fit] for v in views))
                 with torch.no_grad():
-                    choice = sampled(self.model.policy(fit_views.low), alpha)
+                    choice = self.estimator.propose(self.model.policy(fit_views.low), alpha)[0].bool()
                 fit_logits = self._classify(choice, fit_views, with_gradient=True)
             loss = loss + classifier_loss(fit_logits, fit_views, settings.label_smoothing, self.teacher)
             figures["accuracy"] = float((fit_logits.argmax(1) == fit_views.target).float().mean())
