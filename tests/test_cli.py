@@ -663,7 +663,7 @@ def test_a_warning_is_one_line_on_stderr_and_one_in_the_log(run: Run, data: Path
     assert code == 0
     assert isinstance(only_json(out), dict)
     warned, reported = err.splitlines()
-    assert warned.startswith("warning: stage pt: 1 distinct masks for 102 images, the policy hardly looks. Set ")
+    assert warned.startswith("warning: stage pt: 102 of 102 images have the same mask, the policy hardly looks. Set ")
     assert reported.startswith("report: ")
     (logged,) = [e for e in RunFolder(tmp_path / "x").read_log() if e["event"] == "warning"]
     assert (logged["stage"], f"warning: {logged['message']}") == ("pt", warned)

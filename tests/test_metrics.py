@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchdrop.evaluation.metrics import distinct_masks, entropy, mcnemar, spread, wilson
+from patchdrop.evaluation.metrics import distinct_masks, entropy, mcnemar, same_mask, spread, wilson
 
 
 @pytest.mark.parametrize(
@@ -73,6 +73,10 @@ def test_the_entropy_of_even_sure_and_quarter_decisions() -> None:
     assert entropy(quarter) == pytest.approx(by_hand, rel=1e-12)
     mixed = torch.tensor([[0.0, 1e4], [-1e4, 0.0]])
     assert entropy(mixed) == pytest.approx(math.log(2) / 2, rel=1e-12)
+
+
+def test_the_commonest_mask_is_counted() -> None:
+    assert same_mask(torch.tensor([[True, False], [False, False], [True, False], [True, True]])) == 2
 
 
 def test_distinct_masks_counts_different_rows() -> None:

@@ -584,7 +584,7 @@ def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:
 
 def test_a_policy_that_gives_all_images_one_mask_is_warned_of_and_the_log_says_so(tmp_path: Path) -> None:
     task = policy_task()
-    with pytest.warns(CollapsedPolicyWarning, match="1 distinct masks for 128 images"):
+    with pytest.warns(CollapsedPolicyWarning, match="128 of 128 images have the same mask"):
         task._warn_of_collapse(torch.ones(128, 16, dtype=torch.bool))
 
 

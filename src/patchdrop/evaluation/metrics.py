@@ -38,6 +38,11 @@ def distinct_masks(choice: Tensor) -> int:
     return len(torch.unique(choice, dim=0))
 
 
+def same_mask(choice: Tensor) -> int:
+    """How many rows of ``(n, P)`` bool are the commonest one."""
+    return int(torch.unique(choice, dim=0, return_counts=True)[1].max())
+
+
 def entropy(logits: Tensor) -> float:
     """Mean entropy of a patch's decision in nats, 0 to 0.693, from logits ``(n, P)``."""
     p = torch.sigmoid(logits.double())

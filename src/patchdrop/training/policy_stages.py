@@ -36,7 +36,7 @@ from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.sets import Batch, Split
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import CollapsedPolicyWarning
-from patchdrop.evaluation.metrics import distinct_masks, entropy, spread
+from patchdrop.evaluation.metrics import entropy, same_mask, spread
 from patchdrop.grid import Grid
 from patchdrop.networks import folded
 from patchdrop.packed import Packed
@@ -54,6 +54,8 @@ from patchdrop.training.supervised import weight_groups
 
 SIGMA_RANGE = (0.1, 20.0)
 SIGMA_SPEED = 0.1
+COLLAPSED = 0.98
+"""Share of images with one and the same mask above which a policy is said not to look."""
 
 
 class PolicyTask:
@@ -240,12 +242,12 @@ class PolicyTask:
         return torch.cat(logits), torch.cat(targets)
 
     def _warn_of_collapse(self, choice: Tensor) -> None:
-        masks = distinct_masks(choice)
-        if len(choice) >= 100 and self.grid.patches > 1 and masks <= max(2, len(choice) // 100):
+        same = same_mask(choice)
+        if len(choice) >= 100 and same > COLLAPSED * len(choice):
             warnings.warn(
-                f"stage {self.stage}: {masks} distinct masks for {len(choice)} images, the policy hardly looks. "
+                f"stage {self.stage}: {same} of {len(choice)} images have the same mask, the policy hardly looks. "
                 "Set --target-patches to the number you want to spend, --reward soft, more --epochs-patches, "
-                "or --fusion learned",
+                "--fusion learned, or --estimator nested",
                 CollapsedPolicyWarning,
                 stacklevel=2,
             )
