@@ -55,7 +55,7 @@ def comparison(rows: Sequence[Row], width: int = 860, panel: int = 420) -> Figur
         ax.set_ylim(*y_limits([row for row in rows if row["stage"] == stage]))
         ax.set_xlim(-5, 113)  # room for those beside 100
         ax.set_xticks(range(0, 101, 20))
-        side_name(ax, "share of the high-resolution image read, %")
+        side_name(ax, "share of the high-resolution image read, % (points of nearly the same share stand side by side)")
         title(ax, f"{theme.stage_name(stage)}: accuracy, %")
         ax.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, fontsize=px(11), labelcolor=theme.INK)
     return finish(figure)
