@@ -1,6 +1,7 @@
 """What the dial keeps of its word on a trained run's test images.
 
-    python benchmarks/dial.py RUN [--trained-for OTHER] [--budgets 1 2 4 6 8] [--splits 100] [--json]
+    python benchmarks/dial.py RUN [--trained-for OTHER] [--budgets 1 2 4 6 8] [--splits 100]
+                              [--json] [--out results/dial]
 
 * Budgets: accuracy and S under ``--budget K``, under ``--mean-budget K``, and with the threshold that ``calibrate
   --mean-budget K`` finds on the validation images; with the distance of the mean from K. ``--trained-for`` is a run of
@@ -16,11 +17,13 @@ import argparse
 import json
 import sys
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from patchdrop.compare.results import markdown_table
 from patchdrop.data.load import load
 from patchdrop.data.sets import Split
 from patchdrop.episode import PatchDrop
@@ -29,6 +32,7 @@ from patchdrop.evaluation.dial import policy_scores, policy_stage
 from patchdrop.evaluation.evaluate import Outcome, outcome_of
 from patchdrop.evaluation.guarantee import p_values, proved, towards_cheaper
 from patchdrop.evaluation.metrics import mcnemar
+from patchdrop.files import write_json
 from patchdrop.grid import Grid
 from patchdrop.policy.budget import above, at_most, cut_for_mean
 from patchdrop.policy.choice import Choose, greedy
@@ -67,6 +71,9 @@ def main(asked: argparse.Namespace) -> None:
             **figures(theirs),
             "ours": {name: {**figures(o), "p": mcnemar(o.right, theirs.right)} for name, o in ours.items()},
         }
+    if asked.out:
+        write_json(asked.out / "results.json", document)
+        (asked.out / "README.md").write_text(markdown(document), encoding="utf-8")
     print(json.dumps(document, indent=2) if asked.json else text(document))
 
 
@@ -150,6 +157,37 @@ def text(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def markdown(document: dict[str, Any]) -> str:
+    """The page of ``--out``."""
+    where = document["provenance"]
+    budgets = [
+        (r["dial"], r["patches"], f"{100 * r['accuracy']:.1f}", f"{r['mean_patches']:.2f}", f"{100 * r['off']:+.1f}")
+        for r in document["budgets"]
+    ]
+    parts = [
+        "# The dial",
+        f"{document['images']} test images. By its own choice: {_told(document['own'])}.",
+        markdown_table(("dial", "patches", "accuracy %", "S", "off %"), [list(map(str, row)) for row in budgets]),
+        "`budget` is at most so many patches an image, of those that the policy would read; `mean-budget` so many on "
+        "average over the test images; `calibrated` the threshold that `calibrate --mean-budget` finds on "
+        "validation images.",
+    ]
+    if "trained_for" in document:
+        other = document["trained_for"]
+        ours = "; ".join(f"{name} {_told(row)} (p {row['p']:.2g})" for name, row in other["ours"].items())
+        parts.append(f"A policy trained for {other['patches']} patches: {_told(other)}. This one: {ours}.")
+    lines = [["" if v is None else f"{v:.4g}" for v in row.values()] for row in document["guarantee"]]
+    parts += [
+        "## The guarantee",
+        "Test images are dealt to calibration and test, half and half; each time the cheapest point is taken that is "
+        f"proved on one half with {100 * CONFIDENCE:.0f} % confidence. It is broken where its accuracy on all test "
+        "images is below the wanted one. The other half is a small draw itself, and is below more often.",
+        markdown_table([name.replace("_", " ") for name in document["guarantee"][0]], lines),
+        f"`{where['command']}` at {where['commit']} on {where['machine']}, seed {where['seed']}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
 def _told(row: dict[str, Any]) -> str:
     return f"{100 * row['accuracy']:.2f} % at S {row['mean_patches']:.2f}"
 
@@ -161,4 +199,5 @@ if __name__ == "__main__":
     parser.add_argument("--budgets", nargs="+", type=int, default=[1, 2, 4, 6, 8])
     parser.add_argument("--splits", type=int, default=100)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--out", type=Path)
     main(parser.parse_args())
