@@ -1,13 +1,14 @@
 """What each HR classifier takes by the number of patches read: milliseconds and FLOPs.
 
     python benchmarks/sparse.py [PROFILE | --paper] [--classifiers canvas vit] [--batch 1 64] [--rounds 9] [--cpu]
-                                [--json]
+                                [--device cuda] [--mix RESULTS.json pt] [--json]
 
 Untrained networks, one thread. Times, all ways in turns in one run: the plain HR network, and for each classifier
 whole Ft-2 episodes (policy, LR-CNN, reading from memory, classifier) at fixed numbers of patches. Then a line of
 time against S with the share of variance that it explains, and, for batches, images with S = 0..P (mixed) against the
-same number of patches spread evenly. ``--paper`` is ResNet-50 at 224 px, 4 x 4, and for ``vit`` a transformer of 12
-layers and 384 channels on tokens of 14 px.
+same number of patches spread evenly. ``--mix`` adds 64 images whose numbers of patches are spread as PatchDrop's in a
+run's ``results.json``, for a run whose weights are elsewhere. ``--paper`` is ResNet-50 at 224 px, 4 x 4, and for
+``vit`` a transformer of 12 layers and 384 channels on tokens of 14 px.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +34,8 @@ from patchdrop.read.source import from_memory
 from patchdrop.settings import from_mapping, read_profile
 from patchdrop.timing import PLAIN, Way, measure, straight_lines
 
+IMAGES = 64
+"""Of `--mix`, run in whole batches."""
 COUNTS = (0, 1, 2, 4, 5, 8, 16)
 CLASSES = 30
 NAMES = ("masked", "bagnet", "canvas", "patch-set", "vit")
@@ -57,20 +61,26 @@ def main() -> None:
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 64])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--cpu", action="store_true", help="CPU time in place of wall-clock, for a busy machine")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--mix", nargs=2, metavar=("RESULTS", "STAGE"), help="numbers of patches as in a run's results")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     profile = PAPER if arguments.paper else read_profile(arguments.profile)
     vit = arguments.vit or ("vit12-w384-p14" if arguments.paper else "vit6-w192-p8")
     rows: list[dict[str, Any]] = []
+    device = torch.device(arguments.device)
+    counts = mixed_counts(*arguments.mix) if arguments.mix else None
     for size in arguments.batch:
-        high, low = pixels(profile, size)
-        ways = [way for name in arguments.classifiers for way in ways_of(name, profile, vit, size)]
+        high, low = (part.to(device) for part in pixels(profile, max(size, IMAGES if arguments.mix else 0)))
+        ways = [way for name in arguments.classifiers for way in ways_of(name, profile, vit, size, device, counts)]
         ways = [ways[0], *(way for way in ways[1:] if way.name != PLAIN)]
         clock = time.process_time if arguments.cpu else time.perf_counter
         rows += measure(ways, high, low, size, arguments.rounds, lambda: None, clock)
     found = {
         "machine": machine(),
+        "device": device.type,
+        "mix": arguments.mix and {"results": Path(arguments.mix[0]).parent.name, "stage": arguments.mix[1]},
         "threads": 1,
         "profile": "paper" if arguments.paper else arguments.profile,
         "clock": "CPU time" if arguments.cpu else "wall-clock",
@@ -89,7 +99,18 @@ def pixels(profile: dict[str, Any], images: int) -> tuple[Tensor, Tensor]:
     return high, area_average(high, settings.low_size)
 
 
-def ways_of(name: str, profile: dict[str, Any], vit: str, images: int) -> list[Way]:
+def mixed_counts(results: str, stage: str) -> Tensor:
+    """Numbers of patches of `IMAGES` images, spread as PatchDrop's over a run's test images: at even quantiles."""
+    rows = json.loads(Path(results).read_text(encoding="utf-8"))["rows"]
+    histogram = next(r for r in rows if (r["method"], r["stage"]) == ("PatchDrop", stage))["patches_histogram"]
+    counts = torch.repeat_interleave(torch.arange(len(histogram)), torch.tensor(histogram))
+    quantiles = ((torch.arange(IMAGES) + 0.5) / IMAGES * len(counts)).long()
+    return counts[quantiles][torch.randperm(IMAGES, generator=torch.Generator().manual_seed(0))]
+
+
+def ways_of(
+    name: str, profile: dict[str, Any], vit: str, images: int, device: torch.device, counts: Tensor | None
+) -> list[Way]:
     """The plain HR network of the profile, and the episodes of one classifier."""
     fill = "mean" if name == "bagnet" else profile.get("fill", "mean")
     network = vit if name == "vit" else profile["hr_network"]
@@ -99,9 +120,9 @@ def ways_of(name: str, profile: dict[str, Any], vit: str, images: int) -> list[W
     model = build_stage("ft2", config)
     assert isinstance(model, PatchDrop)
     for part in (plain, model):
-        part.eval().to(memory_format=torch.channels_last)
+        part.eval().to(device, memory_format=torch.channels_last)
     grid = Grid.parse(settings.grid)
-    scores = torch.rand(images, grid.patches, generator=torch.Generator().manual_seed(1))
+    scores = torch.rand(images, grid.patches, generator=torch.Generator().manual_seed(1)).to(device)
 
     def episode(count: int) -> Callable[[Tensor, Tensor], object]:
         choice = at_most(scores, count, ALL)
@@ -110,15 +131,31 @@ def ways_of(name: str, profile: dict[str, Any], vit: str, images: int) -> list[W
     found = [Way(PLAIN, "hr", plain.whole)]  # type: ignore[arg-type]
     found += [Way(f"{name}, S = {s}", name, episode(s), s) for s in COUNTS if s <= grid.patches]
     if images > 1:
-        counts = torch.arange(images) % (grid.patches + 1)
-        mixed = scores.argsort(1, descending=True).argsort(1) < counts[:, None]
-        spread = torch.full((images,), int(counts.sum()) // images)
-        spread[: int(counts.sum()) % images] += 1
+        every = torch.arange(images, device=device) % (grid.patches + 1)
+        mixed = scores.argsort(1, descending=True).argsort(1) < every[:, None]
+        spread = torch.full((images,), int(every.sum()) // images, device=device)
+        spread[: int(every.sum()) % images] += 1
         even = scores.argsort(1, descending=True).argsort(1) < spread[:, None]
         assert int(mixed.sum()) == int(even.sum())
         for kind, choice in (("mixed", mixed), ("even", even)):
             found.append(Way(f"{name}, {kind}", name, _fixed(model, grid, choice)))
+    if counts is not None:
+        found.append(Way(f"{name}, as the run", name, _in_turn(model, grid, counts), every_batch=True))
     return found
+
+
+def _in_turn(model: PatchDrop, grid: Grid, counts: Tensor) -> Callable[[Tensor, Tensor], object]:
+    """Episodes of one batch after the other, image by image with the next number of patches."""
+    place = 0
+
+    def run(high: Tensor, low: Tensor) -> object:
+        nonlocal place
+        here = counts[(torch.arange(len(high)) + place) % len(counts)]
+        place = (place + len(high)) % len(counts)
+        choice = (torch.arange(grid.patches) < here[:, None]).to(high.device)
+        return model(low, lambda _: choice, lambda chosen: gather(high, chosen, grid))
+
+    return run
 
 
 def _fixed(model: PatchDrop, grid: Grid, choice: Tensor) -> Callable[[Tensor, Tensor], object]:

@@ -366,6 +366,7 @@ def bench(
     stages: tuple[str, ...] | None = None,
     data: str | None = None,
     split: str = "test",
+    device: str = "cpu",
     as_json: Json = False,
 ) -> int:
     """Milliseconds, FLOPs and memory of the plain HR network, LR-CNN, policy and classifiers, timed in turns.
@@ -386,11 +387,13 @@ def bench(
         Folder or CSV file with the images to use; by default noise.
     split
         Split of the data.
+    device
+        cpu, cuda or auto; a GPU holds weights and images before the clock starts.
     """
     from patchdrop import commands
     from patchdrop.tables import bench_table
 
-    _print(commands.bench(run, batch, threads, rounds, stages, data, split), bench_table, as_json)
+    _print(commands.bench(run, batch, threads, rounds, stages, data, split, device), bench_table, as_json)
     return DONE
 
 

@@ -165,6 +165,8 @@ class TrainSettings:
     """Mixing at the end of each stage."""
     device: str = "auto"
     """``cpu``, ``cuda``, or ``auto``."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of what networks compute while they train; ``bfloat16`` is faster on GPUs. Weights are kept in float32."""
     threads: int = 0
     """CPU threads of the networks; 0 leaves it to torch. Part of what makes a run repeat to the bit."""
     save_minutes: float = 5.0

@@ -139,9 +139,9 @@ def bench_table(document: dict[str, Any]) -> RenderableType:
         table,
         *lines,
         f"median and quartiles of {document['rounds']} rounds in turns, after {document['warm_up']} to warm up, "
-        f"{document['threads']} threads; {document['provenance']['machine']}",
+        f"on {document['device']}, {document['threads']} threads; {document['provenance']['machine']}",
         "an episode is policy, choice, reading from memory and classifier; x HR-CNN: median over rounds of the time "
-        "against HR-CNN's; a multiply-add is two FLOP; peak MiB is of the whole process",
+        "against HR-CNN's; a multiply-add is two FLOP; peak MiB is of the whole process, on a GPU of what tensors hold",
     )
 
 

@@ -111,7 +111,7 @@ def measure(
     """Time, FLOPs and memory of every way on batches of ``size`` images, as plain values.
 
     Args:
-        high: HR of at least ``size`` images; what is left beside whole batches is not run.
+        high: HR of at least ``size`` images, on the ways' device; what is left beside whole batches is not run.
         low: their LR.
         rounds: timed runs of each way, after `WARM_UP` that are not timed.
         advance: told after every run.
@@ -125,14 +125,22 @@ def measure(
         for turn in range(WARM_UP + rounds):
             for step in range(len(ways)):
                 number = (turn + step) % len(ways)
+                wait_for(high.device)
                 start = clock()
                 for batch in runs[number]:
                     ways[number].run(*batch)
+                wait_for(high.device)
                 if turn >= WARM_UP:
                     seconds[number].append((clock() - start) / len(runs[number]))
                 advance()
     plain = next((seconds[i] for i, way in enumerate(ways) if way.name == PLAIN), None)
     return [_row(way, times, plain, run) for way, times, run in zip(ways, seconds, runs, strict=True)]
+
+
+def wait_for(device: torch.device) -> None:
+    """Return once a GPU has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _row(way: Way, seconds: list[float], plain: list[float] | None, batches: Sequence[Batch]) -> dict[str, Any]:
@@ -174,10 +182,16 @@ def flops(way: Way, high: Tensor, low: Tensor) -> int:
 
 
 def peak_memory(way: Way, high: Tensor, low: Tensor) -> float | None:
-    """Largest resident set of the whole process while a way runs, in MiB; None where the system does not say.
+    """Most memory that is held while a way runs, in MiB; None where the system does not say.
 
-    What Python, torch, the weights and the allocator hold anyway is part of it, so only differences tell of a way.
+    On the CPU the resident set of the whole process, with what Python, torch, the weights and the allocator hold
+    anyway, so that only differences tell of a way; on a GPU what tensors hold there, the weights among them.
     """
+    if high.is_cuda:
+        torch.cuda.reset_peak_memory_stats(high.device)
+        with torch.inference_mode():
+            way.run(high, low)
+        return torch.cuda.max_memory_allocated(high.device) / 2**20
     try:
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # sets the high-water mark to what is held now
         with torch.inference_mode():

@@ -51,7 +51,7 @@ class Neighbours:
         if self.weight is not None:
             taken = taken * self.weight[places.owner, None]
         return (
-            flat.index_copy_(0, places.target, taken)
+            flat.index_copy_(0, places.target, taken.to(flat.dtype))
             .view(n, p + 2 * width, q + 2 * width, channels)
             .permute(0, 3, 1, 2)
         )

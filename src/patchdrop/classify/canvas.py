@@ -106,7 +106,7 @@ class CanvasCNN(SparseClassifier):
         if packed.weight is not None:
             unread = rows[target]
             laid = unread + packed.weight.repeat_interleave(p * q)[:, None] * (laid - unread)
-        return rows.index_copy(0, target, laid).view(packed.batch, height, width, -1).permute(0, 3, 1, 2)
+        return rows.index_copy(0, target, laid.to(rows.dtype)).view(packed.batch, height, width, -1).permute(0, 3, 1, 2)
 
     def _early(self) -> list[nn.Module]:
         return [layer for stage in stages_of(self.network)[: 1 + self.stages] for layer in stage]

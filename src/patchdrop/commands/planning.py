@@ -57,7 +57,8 @@ def seconds_a_step(settings: TrainSettings, data: Data, stage: str) -> float:
     config = ModelConfig.of(settings, data.classes)
     found = statistics(data.splits["fit"], settings.low_size, images=64)
     model = on_device(build_stage(stage, config, found), device)
-    return training.seconds_a_step(make_task(stage, model, data, settings, device), settings.optimizer)
+    task = make_task(stage, model, data, settings, device)
+    return training.seconds_a_step(task, settings.optimizer, settings.precision)
 
 
 def stage_costs(settings: TrainSettings, data: Data) -> dict[str, float]:

@@ -24,6 +24,7 @@ from patchdrop.settings import TrainSettings
 from patchdrop.talk import bars
 from patchdrop.timing import WARM_UP, straight_lines, ways_of
 from patchdrop.timing import measure as time_ways
+from patchdrop.training.run import device_of
 
 IMAGES = 64
 """Images at hand, or a batch where that is larger; where a policy chooses, all whole batches of them are run."""
@@ -37,8 +38,9 @@ def bench(
     stages: Sequence[str] | None = None,
     data: str | None = None,
     split: str = "test",
+    device: str = "cpu",
 ) -> dict[str, Any]:
-    """Time the networks of a run's stages on the CPU, all in turns; writes ``bench.json``.
+    """Time the networks of a run's stages, all in turns; writes ``bench.json``.
 
     Args:
         batches: images a batch, each timed by itself.
@@ -48,6 +50,7 @@ def bench(
         data: folder or CSV file whose images to use, or ``scenes``; by default noise, whose own choice of patches
             means nothing.
         split: of ``data``.
+        device: ``cpu``, ``cuda`` or ``auto``; weights and images lie there before the clock starts.
 
     Raises:
         UsageError: a number out of range, or a stage that there is not.
@@ -62,8 +65,9 @@ def bench(
         raise UsageError(f"stage {odd[0]!r} cannot be timed, use lr, hr, pt, ft1 or ft2")
     use_threads(settings if threads is None else replace(settings, threads=threads))
     first_stage(run)
+    where = device_of(replace(settings, device=device))
     loaded = {s: run.load(s) for s in stages or [s for s in run.stages_done() if s != "patches"]}
-    models, config = {s: model for s, (model, _) in loaded.items()}, next(iter(loaded.values()))[1]
+    models, config = {s: model.to(where) for s, (model, _) in loaded.items()}, next(iter(loaded.values()))[1]
     high, low = _pixels_to_time(settings, config, max(IMAGES, *batches), data, split)
     generator = torch.Generator().manual_seed(settings.seed)
     ways = ways_of(models, config, torch.rand(len(high), Grid.parse(config.grid).patches, generator=generator))
@@ -71,13 +75,14 @@ def bench(
     rows: list[dict[str, Any]] = []
     with bars(work, "runs") as bar:
         for size, name in zip(batches, work, strict=True):
-            rows += time_ways(ways, high, low, size, rounds, lambda name=name: bar.advance(name, 1))  # type: ignore[misc]
+            rows += time_ways(ways, high.to(where), low.to(where), size, rounds, lambda name=name: bar.advance(name, 1))  # type: ignore[misc]
     document = {
         "name": run.path.name,
         "pixels": "noise" if data is None else f"{Path(data).name}, {split} split",
         "high": list(config.high_size),
         "low": list(config.low_size),
         "patches": Grid.parse(config.grid).patches,
+        "device": where.type,
         "threads": torch.get_num_threads(),
         "warm_up": WARM_UP,
         "rounds": rounds,

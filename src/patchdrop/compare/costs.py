@@ -15,6 +15,7 @@ from patchdrop.classify.high import HighClassifier
 from patchdrop.episode import PatchDrop
 from patchdrop.grid import Grid, boxes
 from patchdrop.read.source import from_memory
+from patchdrop.timing import wait_for
 
 BATCHES = (1, 64)
 WARM_UP, REPEATS = 2, 9
@@ -65,15 +66,10 @@ def times_in_turns(
     taken: dict[str, list[float]] = {name: [] for name in work}
     for number in range(WARM_UP + repeats):
         for name, run in work.items():
-            _wait(device)
+            wait_for(device)
             start = time.perf_counter()
             run()
-            _wait(device)
+            wait_for(device)
             if number >= WARM_UP:
                 taken[name].append(time.perf_counter() - start)
     return {name: statistics.median(seconds) for name, seconds in taken.items()}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -11,6 +11,7 @@ from patchdrop.compare.bench import Bench
 from patchdrop.compare.rows import Row
 from patchdrop.errors import Interrupted
 from patchdrop.runfolder import RunFolder
+from patchdrop.settings import TrainSettings
 from patchdrop.training.loop import Task, clear_state, derived_seed
 from patchdrop.training.run import (
     Advance,
@@ -96,16 +97,16 @@ def plan(bench: Bench, rows: Sequence[Row], measured: bool) -> list[Work]:
         )
         teacher = teacher_of(stage, bench.settings, bench.earlier, bench.device)
         task = make_task(stage, model, bench.data, bench.settings, bench.device, teacher)
-        found.append(_work("run", task, bench.run, bench.settings.optimizer if measured else ""))
+        found.append(_work("run", task, bench.run, bench.settings, measured))
     for row in rows:
         for stage in row.trains(bench):
             task = start(row, bench, stage)
-            found.append(_work(row.method, task, row.folder(bench), bench.settings.optimizer if measured else ""))
+            found.append(_work(row.method, task, row.folder(bench), bench.settings, measured))
     return found
 
 
-def _work(row: str, task: Task, folder: RunFolder, optimizer: str) -> Work:
+def _work(row: str, task: Task, folder: RunFolder, settings: TrainSettings, measured: bool) -> Work:
     steps = task.epochs * task.steps_per_epoch
     done = folder.done(task.stage)
-    seconds = 0.0 if done or not optimizer else steps * seconds_a_step(task, optimizer)
+    seconds = steps * seconds_a_step(task, settings.optimizer, settings.precision) if measured and not done else 0.0
     return Work(row, task.stage, task.epochs, steps, round(seconds, 3), done)

@@ -8,7 +8,6 @@ shifts go through numpy's views, which copy each pixel once: a tenth of the time
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
@@ -59,9 +58,14 @@ def _changed(both: list[Tensor], flags: Tensor, change: Callable[[Pixels], Pixel
 
 def _turned(both: list[Tensor], quarter: Tensor) -> list[Tensor]:
     square = all(x.shape[2] == x.shape[3] for x in both)
-    for turns in (1, 2, 3) if square else (2,):
-        both = _changed(both, quarter == turns, partial(np.rot90, k=turns, axes=(2, 3)))
-    return both
+    turned = []
+    for x in both:
+        pixels = x.numpy().copy()
+        for turns in (1, 2, 3) if square else (2,):
+            which = quarter.numpy() == turns
+            pixels[which] = np.rot90(pixels[which], turns, axes=(2, 3))
+        turned.append(torch.from_numpy(pixels))
+    return turned
 
 
 def _shifted(both: list[Tensor], n: int) -> list[Tensor]:

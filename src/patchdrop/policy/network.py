@@ -49,7 +49,10 @@ class Policy(nn.Module):
             nn.init.zeros_(self.head.bias)
 
     def forward(self, low: Tensor) -> Tensor:
-        """Patch logits ``(B, P)`` of LR images ``(B, C, h, w)``."""
+        """Patch logits ``(B, P)`` of LR images ``(B, C, h, w)``; float32, as probabilities near 0 and 1 need."""
+        return self._logits(low).float()
+
+    def _logits(self, low: Tensor) -> Tensor:
         images = enlarged(self.normalise(low), self.enlarge)
         if not self.spatial:
             logits: Tensor = self.network(images)

@@ -42,8 +42,9 @@ def training_views(batch: Batch, settings: TrainSettings, device: torch.device) 
 
 def plain_views(batch: Batch, settings: TrainSettings, device: torch.device) -> Views:
     """A batch without augmentation."""
-    low = low_of(batch, settings.low_size)
-    return Views(batch.high.to(device), low.to(device), batch.target.to(device))
+    high, low = batch.high.to(device), None if batch.low is None else batch.low.to(device)
+    target = batch.target.to(device)
+    return Views(high, low_of(Batch(high, low, target), settings.low_size), target)
 
 
 def validation_views(split: Split, settings: TrainSettings, device: torch.device) -> Iterator[Views]:

@@ -99,6 +99,7 @@ def train(
     stop: Stop,
     save_minutes: float,
     optimizer_name: str,
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """Train a stage to its end, from where its folder says it was stopped.
 
@@ -106,6 +107,7 @@ def train(
         folder: the stage's folder; holds ``state.json`` and its tensors while training runs.
         log: takes one dict for each epoch.
         advance: told how many steps were done, for a progress bar.
+        precision: of what the networks compute, ``float32`` or ``bfloat16``.
 
     Returns:
         ``figures`` of the best validation and ``seconds`` spent; the model holds the best weights.
@@ -125,7 +127,7 @@ def train(
         for batch in task.batches(epoch, first):
             task.train_mode()
             torch.manual_seed(derived_seed(seed, task.stage, "step", state.step))
-            figures = train_step(task, optimizer, batch, state.step, total)
+            figures = train_step(task, optimizer, batch, state.step, total, precision)
             for name, value in figures.items():
                 state.sums[name] = state.sums.get(name, 0.0) + value
             state.sums["steps"] = state.sums.get("steps", 0.0) + 1
@@ -133,7 +135,7 @@ def train(
             advance(1)
             state.seconds = spent + time.monotonic() - started
             if state.step % task.steps_per_epoch == 0:
-                _end_epoch(task, state, seed, log)
+                _end_epoch(task, state, seed, log, precision)
             interrupted = stop()
             due = time.monotonic() - saved > 60 * save_minutes
             if interrupted or due or state.step % task.steps_per_epoch == 0:
@@ -154,13 +156,21 @@ def make_optimizer(groups: Sequence[Group], name: str) -> torch.optim.Optimizer:
     return Muon(described) if name == "muon" else torch.optim.AdamW(described)
 
 
-def train_step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, step: int, total: int) -> dict[str, float]:
+def train_step(
+    task: Task,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    step: int,
+    total: int,
+    precision: str = "float32",
+) -> dict[str, float]:
     """One update; returns figures of the batch.
 
     Raises:
         TrainingError: the loss or a gradient is not a number; nothing was updated.
     """
-    loss, figures = task.loss(batch, step / total)
+    with _computing(task, precision):
+        loss, figures = task.loss(batch, step / total)
     value = float(loss.detach())
     if not math.isfinite(value):
         raise TrainingError(_not_a_number(task, step, "the loss"))
@@ -176,6 +186,13 @@ def train_step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, step:
     return {**figures, "loss": value}
 
 
+def _computing(task: Task, precision: str) -> torch.autocast:
+    """Convolutions and matrix products in a precision; what wants float32, such as a softmax, keeps it."""
+    device = next(task.model.parameters()).device.type
+    # Without the cache: it would hand a weight cast without a gradient to a pass that wants one.
+    return torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
+
+
 def _not_a_number(task: Task, step: int, what: str) -> str:
     return (
         f"stage {task.stage}, step {step}: {what} is not a finite number; nothing was saved after the last epoch. "
@@ -183,14 +200,14 @@ def _not_a_number(task: Task, step: int, what: str) -> str:
     )
 
 
-def _end_epoch(task: Task, state: _State, seed: int, log: Log) -> None:
+def _end_epoch(task: Task, state: _State, seed: int, log: Log, precision: str) -> None:
     epoch = state.step // task.steps_per_epoch
     steps = state.sums.pop("steps")
     means = {f"train_{name}": value / steps for name, value in state.sums.items()}
     state.sums = {}
     torch.manual_seed(derived_seed(seed, task.stage, "validate"))
     task.model.eval()
-    with torch.inference_mode():
+    with torch.inference_mode(), _computing(task, precision):
         figures = task.validate(epoch / task.epochs)
     log({"event": "validation", "stage": task.stage, "epoch": epoch, "step": state.step,
          "seconds": round(state.seconds, 1), **means, **figures})  # fmt: skip

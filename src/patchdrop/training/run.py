@@ -102,7 +102,17 @@ def train_stage(
     folder.mkdir(parents=True, exist_ok=True)
     run.forget_after(task.stage, saved_step(folder))
     with warnings_told(_into_log(task.stage, run)):
-        outcome = train(task, folder, settings.seed, run.log, advance, stop, settings.save_minutes, settings.optimizer)
+        outcome = train(
+            task,
+            folder,
+            settings.seed,
+            run.log,
+            advance,
+            stop,
+            settings.save_minutes,
+            settings.optimizer,
+            settings.precision,
+        )
     run.finish(task.stage, task.model, config, {**(more or {}), **outcome})
     clear_state(folder)
 
@@ -120,7 +130,7 @@ def stage_steps(settings: TrainSettings, data: Data, stage: str) -> int:
     return int(getattr(settings, f"epochs_{stage}")) * steps_in(fit, settings.batch)
 
 
-def seconds_a_step(task: Task, optimizer_name: str) -> float:
+def seconds_a_step(task: Task, optimizer_name: str, precision: str = "float32") -> float:
     """Time of one training step, the least of three on the task's first batches; 0 for a task without steps."""
     if task.epochs == 0:
         return 0.0
@@ -129,7 +139,7 @@ def seconds_a_step(task: Task, optimizer_name: str) -> float:
     times = []
     for batch, _ in zip(task.batches(0, 0), range(3), strict=False):
         start = time.perf_counter()
-        train_step(task, optimizer, batch, 0, 1)
+        train_step(task, optimizer, batch, 0, 1, precision)
         times.append(time.perf_counter() - start)
     return min(times)
 
