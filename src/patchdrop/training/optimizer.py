@@ -10,11 +10,12 @@ Ours, because the one in torch takes matrices alone, and timm's computes in bflo
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.adamw import adamw
 
 MOMENTUM = 0.9
 BETAS = (0.9, 0.95)
@@ -42,12 +43,51 @@ class Muon(torch.optim.Optimizer):
         """One update of every parameter that has a gradient."""
         assert closure is None
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                move = _muon if is_matrix(parameter) else _adam
-                parameter.sub_(group["lr"] * move(parameter.grad, self.state[parameter]))
+            moved = [parameter for parameter in group["params"] if parameter.grad is not None]
+            self._muon([p for p in moved if is_matrix(p)], group["lr"], group["weight_decay"])
+            self._adamw([p for p in moved if not is_matrix(p)], group["lr"], group["weight_decay"])
+
+    def _muon(self, parameters: Sequence[Tensor], rate: float, weight_decay: float) -> None:
+        """Matrices of one shape together: a GPU waits for its next task longer than it works on a small one."""
+        by_shape: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
+        for parameter in parameters:
+            by_shape.setdefault((parameter.shape, parameter.dtype), []).append(parameter)
+        for alike in by_shape.values():
+            ahead = []
+            for parameter in alike:
+                state, gradient = self.state[parameter], parameter.grad
+                assert gradient is not None
+                momentum = state.setdefault("momentum", torch.zeros_like(gradient))
+                momentum.lerp_(gradient, 1 - MOMENTUM)
+                ahead.append(gradient.lerp(momentum, MOMENTUM).flatten(1))  # Nesterov
+            size = 0.2 * math.sqrt(max(ahead[0].shape))
+            moves = orthogonal(torch.stack(ahead)).mul_(-rate * size)
+            torch._foreach_mul_(alike, 1 - rate * weight_decay)
+            torch._foreach_add_(alike, [move.reshape(p.shape) for move, p in zip(moves, alike, strict=True)])
+
+    def _adamw(self, parameters: Sequence[Tensor], rate: float, weight_decay: float) -> None:
+        if not parameters:
+            return
+        states = [self.state[parameter] for parameter in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
+            if not state:
+                state["step"] = torch.zeros((), dtype=torch.float32)
+                state["mean"], state["square"] = torch.zeros_like(parameter), torch.zeros_like(parameter)
+        adamw(
+            list(parameters),
+            [parameter.grad for parameter in parameters if parameter.grad is not None],
+            [state["mean"] for state in states],
+            [state["square"] for state in states],
+            [],
+            [state["step"] for state in states],
+            amsgrad=False,
+            beta1=BETAS[0],
+            beta2=BETAS[1],
+            lr=rate,
+            weight_decay=weight_decay,
+            eps=EPSILON,
+            maximize=False,
+        )
 
 
 def is_matrix(parameter: Tensor) -> bool:
@@ -55,35 +95,14 @@ def is_matrix(parameter: Tensor) -> bool:
     return parameter.ndim > 1 and parameter.shape[0] > 1 and parameter.shape[1] > 1
 
 
-def _muon(gradient: Tensor, state: dict[str, Tensor]) -> Tensor:
-    momentum = state.setdefault("momentum", torch.zeros_like(gradient))
-    momentum.lerp_(gradient, 1 - MOMENTUM)
-    ahead = gradient.lerp(momentum, MOMENTUM)  # Nesterov
-    matrix = ahead.flatten(1)
-    update: Tensor = orthogonal(matrix).view_as(gradient)
-    return update * (0.2 * math.sqrt(max(matrix.shape)))
-
-
-def _adam(gradient: Tensor, state: dict[str, Tensor]) -> Tensor:
-    if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32)
-        state["mean"], state["square"] = torch.zeros_like(gradient), torch.zeros_like(gradient)
-    state["step"] += 1
-    state["mean"].lerp_(gradient, 1 - BETAS[0])
-    state["square"].lerp_(gradient.square(), 1 - BETAS[1])
-    steps = float(state["step"])
-    mean, square = state["mean"] / (1 - BETAS[0] ** steps), state["square"] / (1 - BETAS[1] ** steps)
-    update: Tensor = mean / (square.sqrt() + EPSILON)
-    return update
-
-
 def orthogonal(matrix: Tensor) -> Tensor:
-    """The matrix ``(m, n)`` with its singular values brought near 1, its singular vectors kept."""
-    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
-    x = wide.float() / (wide.float().norm() + 1e-7)
+    """Matrices ``(..., m, n)`` with their singular values brought near 1, their singular vectors kept."""
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    wide = (matrix.mT if tall else matrix).float().reshape(-1, min(matrix.shape[-2:]), max(matrix.shape[-2:]))
+    x = wide / (torch.linalg.matrix_norm(wide, keepdim=True) + 1e-7)
     a, b, c = QUINTIC
     for _ in range(STEPS):
-        square = x @ x.T
-        x = a * x + (b * square + c * square @ square) @ x
-    found: Tensor = x if matrix.shape[0] <= matrix.shape[1] else x.T
-    return found.to(matrix.dtype)
+        square = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
+    found: Tensor = x.view(*matrix.shape[:-2], *x.shape[-2:])
+    return (found.mT if tall else found).to(matrix.dtype)
