@@ -173,8 +173,8 @@ def test_weights_that_are_not_numbers_are_not_saved(tmp_path: Path, monkeypatch:
 
     plain = loop.train_step
 
-    def spoiling(task: Any, optimizer: Any, batch: Any, step: int, total: int) -> Any:
-        figures = plain(task, optimizer, batch, step, total)
+    def spoiling(task: Any, optimizer: Any, batch: Any, step: int, *rest: Any) -> Any:
+        figures = plain(task, optimizer, batch, step, *rest)
         if step == STEPS_PER_EPOCH - 1:
             with torch.no_grad():
                 next(task.model.parameters()).fill_(torch.nan)
