@@ -17,6 +17,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from patchdrop.classify.high import HighClassifier
+from patchdrop.classify.two_stream import TwoStream
 from patchdrop.episode import PatchDrop, play
 from patchdrop.errors import RunError, UsageError, first_line
 from patchdrop.grid import Grid, patch_size
@@ -76,12 +78,14 @@ def to_graphs(model: PatchDrop, config: ModelConfig) -> Graphs:
 class _OnTensors(nn.Module):
     """A classifier that takes the fields of `Packed` one by one."""
 
-    def __init__(self, classifier: nn.Module) -> None:
+    def __init__(self, classifier: HighClassifier | TwoStream) -> None:
         super().__init__()
         self.classifier = classifier
 
     def forward(self, pixels: Tensor, image: Tensor, patch: Tensor, low: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(Packed(pixels, image, patch, len(low)), low)
+        packed = Packed(pixels, image, patch, low.shape[0])
+        with self.classifier.around(packed):
+            logits: Tensor = self.classifier(packed, low)
         return logits
 
 

@@ -29,7 +29,7 @@ class Neighbours:
         device = packed.image.device
         row, col = packed.patch // grid.cols, packed.patch % grid.cols
         table = torch.full((packed.batch, grid.rows + 2, grid.cols + 2), -1, device=device)
-        table[packed.image, row + 1, col + 1] = torch.arange(len(row), device=device)
+        table[packed.image, row + 1, col + 1] = torch.arange(row.shape[0], device=device)
         around = torch.arange(3, device=device)
         self.around = table[
             packed.image[:, None, None], row[:, None, None] + around[:, None], col[:, None, None] + around
@@ -45,6 +45,8 @@ class Neighbours:
             width: at most p and q.
         """
         n, channels, p, q = features.shape
+        if torch.compiler.is_exporting():
+            return self._pad_in_a_graph(features, width)
         places = self._at(p, q, width)
         flat = _rows(F.pad(features, (width,) * 4))
         taken = _rows(features).index_select(0, places.source)
@@ -55,6 +57,15 @@ class Neighbours:
             .view(n, p + 2 * width, q + 2 * width, channels)
             .permute(0, 3, 1, 2)
         )
+
+    def _pad_in_a_graph(self, features: Tensor, width: int) -> Tensor:
+        """The same without a size that depends on data: a row of zeros stands for all that was not read."""
+        n, channels, p, q = features.shape
+        direction, source = _padded(p, q, width)
+        owner = self.around.flatten(1)[:, direction]
+        rows = torch.cat([_rows(features), features.new_zeros(1, channels)])
+        taken = rows[torch.where(owner >= 0, owner * (p * q) + source, n * p * q)]
+        return taken.view(n, p + 2 * width, q + 2 * width, channels).permute(0, 3, 1, 2)
 
     def _at(self, p: int, q: int, width: int) -> _Places:
         if (p, q, width) not in self._places:
@@ -76,14 +87,19 @@ class _Places(NamedTuple):
     target: Tensor
 
 
-@lru_cache
-def _ring(p: int, q: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the pixels around a padded patch: direction 0..8, place in that neighbour, place in the padded patch."""
+def _padded(p: int, q: int, width: int) -> tuple[Tensor, Tensor]:
+    """Of each pixel of a padded patch: direction 0..8 it lies in, 4 for the patch itself, and its place there."""
     y, x = torch.meshgrid(torch.arange(-width, p + width), torch.arange(-width, q + width), indexing="ij")
     direction = (torch.div(y, p, rounding_mode="floor") + 1) * 3 + torch.div(x, q, rounding_mode="floor") + 1
-    outside = (direction != 4).flatten()
-    target = torch.arange(y.numel())[outside]
-    return direction.flatten()[outside], ((y % p) * q + x % q).flatten()[outside], target
+    return direction.flatten(), ((y % p) * q + x % q).flatten()
+
+
+@lru_cache
+def _ring(p: int, q: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Of the pixels around a padded patch: direction, place in that neighbour, place in the padded patch."""
+    direction, source = _padded(p, q, width)
+    target = (direction != 4).nonzero().flatten()
+    return direction[target], source[target], target
 
 
 def _rows(features: Tensor) -> Tensor:

@@ -11,11 +11,13 @@ patch. Most of a ResNet's multiply-adds are in its early stages where patches ar
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
 from patchdrop.classify.borders import Neighbours, across_borders, see_across
-from patchdrop.classify.high import SparseClassifier, check_patches
+from patchdrop.classify.high import SparseClassifier, check_patches, is_full
 from patchdrop.classify.low_entry import LowEntry
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
@@ -66,8 +68,14 @@ class CanvasCNN(SparseClassifier):
         logits: Tensor = self.network(channels_last(self.normalise(high)))
         return logits
 
+    def around(self, packed: Packed) -> AbstractContextManager[None]:
+        """Which patches are neighbours, for the layers that look across borders."""
+        return across_borders(Neighbours(packed, self.grid))
+
     def classify(self, packed: Packed, low: Tensor) -> Tensor:
         """Class logits of images each of which has a patch."""
+        if torch.compiler.is_exporting():
+            return self._sparse(packed, low)
         whole = packed.counts == self.grid.patches
         if self.training or packed.weight is not None or not bool(whole.any()):
             return self._sparse(packed, low)
@@ -80,7 +88,7 @@ class CanvasCNN(SparseClassifier):
 
     def _sparse(self, packed: Packed, low: Tensor) -> Tensor:
         features = channels_last(self.normalise(packed.pixels))
-        with across_borders(Neighbours(packed, self.grid)):
+        with nullcontext() if torch.compiler.is_exporting() else self.around(packed):
             for layer in self._early():
                 features = layer(features)
         canvas = self.canvas(packed, features, low)
@@ -98,8 +106,7 @@ class CanvasCNN(SparseClassifier):
         within = torch.arange(p, device=first.device)[:, None] * width + torch.arange(q, device=first.device)
         target = (first[:, None] + within.flatten()).flatten()
         laid = features.permute(0, 2, 3, 1).reshape(-1, self.features)
-        full = packed.weight is None and len(packed.patch) == packed.batch * self.grid.patches
-        if self.entry is None or full:
+        if self.entry is None or is_full(packed, self.grid):
             rows = laid.new_zeros(packed.batch * height * width, self.features)
         else:
             rows = self.entry(self.normalise(low)).permute(0, 2, 3, 1).reshape(-1, self.features)

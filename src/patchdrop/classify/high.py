@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,6 +34,10 @@ class HighClassifier(nn.Module):
         logits: Tensor = self(gather(high, every, self.grid), low)
         return logits
 
+    def around(self, packed: Packed) -> AbstractContextManager[None]:
+        """Entered before an export's branches, for a classifier whose layers look at more than what they are given."""
+        return nullcontext()
+
     def empty(self, low: Tensor, size: tuple[int, int]) -> Tensor:
         """An image of which no patch is read, for a network or for the eye: ``(B, C, H, W)``, normalised."""
         if self.fill == "low":
@@ -53,6 +59,8 @@ class SparseClassifier(HighClassifier):
         """Class logits ``(B, K)``."""
         logits = self.unread.repeat(packed.batch, 1)
         zoomed = packed.counts > 0
+        if torch.compiler.is_exporting():  # a graph cannot leave images out
+            return torch.where(zoomed[:, None], self.classify(packed, low), logits)
         if not bool(zoomed.any()):
             return logits
         if bool(zoomed.all()):
@@ -64,8 +72,15 @@ class SparseClassifier(HighClassifier):
         return logits.to(found.dtype).index_put((zoomed.nonzero(as_tuple=True)[0],), found)
 
     def classify(self, packed: Packed, low: Tensor) -> Tensor:
-        """Class logits of images each of which has at least one patch."""
+        """Class logits of images each of which has at least one patch; in a graph also anything for others."""
         raise NotImplementedError
+
+
+def is_full(packed: Packed, grid: Grid) -> bool:
+    """Whether every patch of every image is read; in a graph, which holds for any choice, never."""
+    if packed.weight is not None or torch.compiler.is_exporting():
+        return False
+    return len(packed.patch) == packed.batch * grid.patches
 
 
 def read_at_all(packed: Packed, patches: int) -> Tensor:

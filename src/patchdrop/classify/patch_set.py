@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from patchdrop.classify.high import SparseClassifier
 from patchdrop.classify.low import LowCNN
-from patchdrop.classify.sets import by_count, key_bias
+from patchdrop.classify.sets import by_count, key_bias, own_image
 from patchdrop.errors import UsageError, first_line
 from patchdrop.grid import Grid, patch_size
 from patchdrop.networks import Normalise, build, channels_last
@@ -81,6 +81,9 @@ class PatchSet(SparseClassifier):
         tokens = self.embed(self.network(channels_last(self.normalise(packed.pixels))))
         tokens = tokens + self.positions[0, packed.patch]
         first = self._first(packed.batch, low)
+        if torch.compiler.is_exporting():
+            pooled_in_a_graph: Tensor = self.head(self.norm(self._pooled_in_a_graph(packed, first, tokens)))
+            return pooled_in_a_graph
         order, pooled = [], []
         for images, rows in by_count(packed):
             weight = tokens.new_ones(rows.shape) if packed.weight is None else packed.weight[rows]
@@ -96,6 +99,15 @@ class PatchSet(SparseClassifier):
             pooled.append(sequence[:, 0] + mean)
         logits: Tensor = self.head(self.norm(torch.cat(pooled)[torch.cat(order).argsort()]))
         return logits
+
+    def _pooled_in_a_graph(self, packed: Packed, first: Tensor, tokens: Tensor) -> Tensor:
+        """What the head takes, with the tokens of all images in one sequence."""
+        bias = own_image(torch.cat([torch.arange(packed.batch), packed.image]))
+        sequence = torch.cat([first, tokens])[None]
+        for layer in self.layers:
+            sequence = layer(sequence, attn_mask=bias)
+        total = first.new_zeros(first.shape).index_add(0, packed.image, sequence[0, packed.batch :])
+        return sequence[0, : packed.batch] + total / packed.counts.clamp(min=1)[:, None]
 
     def _first(self, batch: int, low: Tensor) -> Tensor:
         """The token of each image, ``(B, D)``."""

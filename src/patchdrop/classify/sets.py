@@ -32,3 +32,21 @@ def key_bias(weight: Tensor) -> Tensor:
     A weight of 0 is `TINY` here; its gradient is that of the weighted softmax nevertheless.
     """
     return (weight + TINY).log()[:, None, None]
+
+
+def own_image(image: Tensor, key: Tensor | None = None) -> Tensor:
+    """Added to attention's logits where all images' tokens are one sequence, so that each sees its own image's.
+
+    The form for a graph, which cannot take sizes from data. Attention grows with the square of all images' tokens here.
+
+    Args:
+        image: of each token ``(L,)``.
+        key: ``(L,)`` bool, whether a token is attended to; None is all of them.
+
+    Returns:
+        ``(1, 1, L, L)``.
+    """
+    seen = image[:, None] == image
+    if key is not None:
+        seen = seen & key
+    return torch.where(seen, 0.0, -torch.inf)[None, None]

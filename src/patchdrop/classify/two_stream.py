@@ -1,10 +1,12 @@
 """Ft-2: the HR classifier on the chosen patches and the LR classifier on the LR image, weighted by S.
 
-Two identities hold to the bit: every patch chosen is the HR classifier; none is the LR classifier, and then
-the HR network does not run. The weights apply to the class logits.
+Two identities hold to the bit: no patch chosen is the LR classifier, and then the HR network does not run; every patch
+chosen is the HR classifier, unless the fusion is ``capped``. The weights apply to the class logits.
 """
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -13,19 +15,24 @@ from patchdrop.classify.high import HighClassifier
 from patchdrop.classify.low import LowCNN
 from patchdrop.packed import Packed
 
+CAP = 0.6
+
 
 class TwoStream(nn.Module):
     """``w HR + (1 - w) LR`` on class logits.
 
     ``fusion="share"``: w = S/P (the paper). ``fusion="learned"``: w = 1 - (1 - S/P)^k with k > 0 learned from a
     start of 3, so that a few patches can move the prediction; k = 1 is the paper's.
+    ``fusion="capped"``: w = c (1 - (1 - S/P)^k) with 0 < c < 1 learned as well, from a start of `CAP`. For an HR
+    classifier that lacks what LR shows, as BagNet lacks the arrangement: with every patch read LR has its say still.
     """
 
     def __init__(self, high: HighClassifier, low: LowCNN, fusion: str = "share") -> None:
         super().__init__()
         self.high = high
         self.low = low
-        self.log_power = nn.Parameter(torch.tensor(3.0).log()) if fusion == "learned" else None
+        self.log_power = nn.Parameter(torch.tensor(3.0).log()) if fusion in ("learned", "capped") else None
+        self.cap = nn.Parameter(torch.tensor(CAP).logit()) if fusion == "capped" else None
 
     def forward(self, packed: Packed, low: Tensor) -> Tensor:
         """Class logits ``(B, K)``; images that keep no patch never reach the HR network."""
@@ -54,8 +61,12 @@ class TwoStream(nn.Module):
         fused: Tensor = torch.cond((packed.counts > 0).any(), zoom, lambda: logits.clone())
         return fused
 
+    def around(self, packed: Packed) -> AbstractContextManager[None]:
+        """The HR classifier's."""
+        return self.high.around(packed)
+
     def weight(self, packed: Packed) -> Tensor:
-        """w of each image, ``(B,)`` in 0..1: exactly 0 at S = 0 and 1 at S = P."""
+        """w of each image, ``(B,)`` in 0..1: exactly 0 at S = 0, and at S = P exactly 1 or the cap."""
         patches = self.high.grid.patches
         if packed.weight is None:
             share = packed.counts / patches
@@ -66,4 +77,5 @@ class TwoStream(nn.Module):
             return share
         # The clamp keeps the gradient of 0^k finite; `where` restores the identity at S = P exactly.
         unread = (1 - share).clamp(min=1e-6)
-        return torch.where(share >= 1, torch.ones_like(share), 1 - unread ** self.log_power.exp())
+        weight = torch.where(share >= 1, torch.ones_like(share), 1 - unread ** self.log_power.exp())
+        return weight if self.cap is None else self.cap.sigmoid() * weight

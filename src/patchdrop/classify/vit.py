@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchdrop.classify.high import SparseClassifier, check_patches
-from patchdrop.classify.sets import by_count, key_bias
+from patchdrop.classify.high import SparseClassifier, check_patches, is_full
+from patchdrop.classify.sets import by_count, key_bias, own_image
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid, patch_size
 from patchdrop.networks import Normalise, build_vit, vit_token
@@ -79,8 +79,10 @@ class TokenViT(SparseClassifier):
     def classify(self, packed: Packed, low: Tensor) -> Tensor:
         """Class logits of images each of which has a patch."""
         tokens = self._high_tokens(packed)
-        unread = self._low_tokens(low) if self.fill == "low" and not self._full(packed) else None
+        unread = self._low_tokens(low) if self.fill == "low" and not is_full(packed, self.grid) else None
         prefix = self._prefix()
+        if torch.compiler.is_exporting():
+            return self._decided(self._first_in_a_graph(packed, prefix, tokens, unread))
         order, found = [], []
         for images, rows in by_count(packed):
             parts = [prefix.expand(len(images), -1, -1), tokens[rows].flatten(1, 2)]
@@ -94,13 +96,32 @@ class TokenViT(SparseClassifier):
                 sequence = block(sequence, attn_mask=bias)
             order.append(images)
             found.append(sequence[:, 0])
-        first = torch.cat(found)[torch.cat(order).argsort()]
+        return self._decided(torch.cat(found)[torch.cat(order).argsort()])
+
+    def _first_in_a_graph(self, packed: Packed, prefix: Tensor, tokens: Tensor, unread: Tensor | None) -> Tensor:
+        """Class tokens ``(B, D)``, with the tokens of all images in one sequence; LR's that are not needed are hidden."""
+        each = torch.arange(packed.batch)
+        image = [each.repeat_interleave(prefix.shape[1]), packed.image.repeat_interleave(tokens.shape[1])]
+        parts = [prefix.expand(packed.batch, -1, -1).flatten(0, 1), tokens.flatten(0, 1)]
+        key = None
+        if unread is not None:
+            places = self.grid.patches
+            read = packed.image.new_zeros(packed.batch * places)
+            read = read.index_add(0, packed.image * places + packed.patch, torch.ones_like(packed.patch))
+            key = torch.cat([*(torch.ones_like(part) for part in image), 1 - read]) > 0
+            image.append(each.repeat_interleave(places))
+            parts.append(unread.flatten(0, 1))
+        bias = own_image(torch.cat(image), key)
+        sequence = self.network.norm_pre(torch.cat(parts)[None])
+        for block in self.network.blocks:
+            sequence = block(sequence, attn_mask=bias)
+        return sequence[0, : packed.batch * prefix.shape[1] : prefix.shape[1]]
+
+    def _decided(self, first: Tensor) -> Tensor:
+        """Class tokens to class logits."""
         network = self.network
         logits: Tensor = network.head(network.head_drop(network.fc_norm(network.norm(first))))
         return logits
-
-    def _full(self, packed: Packed) -> bool:
-        return packed.weight is None and len(packed.patch) == packed.batch * self.grid.patches
 
     def _high_tokens(self, packed: Packed) -> Tensor:
         """``(N, t, D)``: the tokens of each patch, row-major, at their places."""
