@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from masks import pixel_mask
 from patchdrop.classify.low import LowCNN
 from patchdrop.classify.masked_cnn import MaskedCNN
-from patchdrop.classify.two_stream import TwoStream
+from patchdrop.classify.two_stream import CAP, TwoStream
 from patchdrop.data.low import area_average
 from patchdrop.episode import PatchDrop, play
 from patchdrop.grid import Grid
@@ -284,6 +284,18 @@ def test_the_learned_weight_starts_at_a_power_of_3_and_is_the_papers_at_1() -> N
         model.log_power.zero_()
         weight = model.weight(packed_of(setup, setup.choice))
     torch.testing.assert_close(weight, setup.choice.float().mean(1), rtol=0, atol=1e-6)
+
+
+def test_a_capped_weight_leaves_low_its_say_where_every_patch_is_read() -> None:
+    setup = set_up(*GEOMETRIES[0])
+    found = weights_by_s(setup, "capped", "high")
+    assert found[0] == 0
+    assert found == pytest.approx([CAP * (1 - (1 - s / 16) ** 3) for s in range(17)], abs=1e-6)
+    model = two_stream(setup, "capped")
+    assert model.cap is not None
+    model(packed_of(setup, setup.choice), setup.lows).square().sum().backward()
+    assert model.cap.grad is not None
+    assert float(model.cap.grad) != 0
 
 
 def test_the_learned_power_gets_a_finite_gradient_at_every_s() -> None:

@@ -100,6 +100,18 @@ def test_bagnet_exports_without_a_line_of_its_own() -> None:
     assert max(found.values()) > 0
 
 
+@pytest.mark.parametrize(("kind", "fill"), [("canvas", "low"), ("patch-set", "mean"), ("vit", "low")])
+def test_a_sparse_classifier_exports_in_a_form_without_sizes_that_depend_on_data(kind: str, fill: str) -> None:
+    """As the second stream of Ft-2, in a branch of the graph."""
+    network = {"hr_network": "vit2-w64-p4"} if kind == "vit" else {}
+    settings = tiny_settings(classifier=kind, fill=fill, high="32", grid="4", fusion="capped", **network)
+    config = ModelConfig.of(settings, CLASSES)
+    model = unsettle(build_stage("ft2", config))
+    assert isinstance(model, PatchDrop)
+    found = check(model, Runtime(to_graphs(model, config), 1), Grid(4, 4), *images(32))
+    assert max(found.values()) > 0
+
+
 def images(side: int) -> tuple[torch.Tensor, torch.Tensor]:
     high = tiny_images(7, 5, side)[0]
     return high, high[:, :, :8, :8].contiguous()

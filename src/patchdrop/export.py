@@ -64,6 +64,7 @@ def to_graphs(model: PatchDrop, config: ModelConfig) -> Graphs:
     Raises:
         RunError: a network cannot be written as a graph.
     """
+    assert isinstance(model.classifier, (HighClassifier, TwoStream))
     low = torch.zeros(3, config.channels, *config.low_size, dtype=torch.uint8)
     grid = Grid.parse(config.grid)
     order = torch.arange(5)

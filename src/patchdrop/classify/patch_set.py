@@ -81,9 +81,13 @@ class PatchSet(SparseClassifier):
         tokens = self.embed(self.network(channels_last(self.normalise(packed.pixels))))
         tokens = tokens + self.positions[0, packed.patch]
         first = self._first(packed.batch, low)
-        if torch.compiler.is_exporting():
-            pooled_in_a_graph: Tensor = self.head(self.norm(self._pooled_in_a_graph(packed, first, tokens)))
-            return pooled_in_a_graph
+        in_a_graph = torch.compiler.is_exporting()
+        pooled = (self._pooled_in_a_graph if in_a_graph else self._pooled)(packed, first, tokens)
+        logits: Tensor = self.head(self.norm(pooled))
+        return logits
+
+    def _pooled(self, packed: Packed, first: Tensor, tokens: Tensor) -> Tensor:
+        """What the head takes of each image, from its token ``first (B, D)`` and its patches' ``tokens (N, D)``."""
         order, pooled = [], []
         for images, rows in by_count(packed):
             weight = tokens.new_ones(rows.shape) if packed.weight is None else packed.weight[rows]
@@ -97,11 +101,10 @@ class PatchSet(SparseClassifier):
             mean = (sequence[:, 1:] * weight[:, :, None]).sum(1) / torch.where(mass > 0, mass, 1)
             order.append(images)
             pooled.append(sequence[:, 0] + mean)
-        logits: Tensor = self.head(self.norm(torch.cat(pooled)[torch.cat(order).argsort()]))
-        return logits
+        return torch.cat(pooled)[torch.cat(order).argsort()]
 
     def _pooled_in_a_graph(self, packed: Packed, first: Tensor, tokens: Tensor) -> Tensor:
-        """What the head takes, with the tokens of all images in one sequence."""
+        """The same, with the tokens of all images in one sequence."""
         bias = own_image(torch.cat([torch.arange(packed.batch), packed.image]))
         sequence = torch.cat([first, tokens])[None]
         for layer in self.layers:

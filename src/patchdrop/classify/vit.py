@@ -80,9 +80,14 @@ class TokenViT(SparseClassifier):
         """Class logits of images each of which has a patch."""
         tokens = self._high_tokens(packed)
         unread = self._low_tokens(low) if self.fill == "low" and not is_full(packed, self.grid) else None
-        prefix = self._prefix()
-        if torch.compiler.is_exporting():
-            return self._decided(self._first_in_a_graph(packed, prefix, tokens, unread))
+        in_a_graph = torch.compiler.is_exporting()
+        first = (self._first_in_a_graph if in_a_graph else self._first)(packed, self._prefix(), tokens, unread)
+        network = self.network
+        logits: Tensor = network.head(network.head_drop(network.fc_norm(network.norm(first))))
+        return logits
+
+    def _first(self, packed: Packed, prefix: Tensor, tokens: Tensor, unread: Tensor | None) -> Tensor:
+        """The class token of each image after all layers ``(B, D)``."""
         order, found = [], []
         for images, rows in by_count(packed):
             parts = [prefix.expand(len(images), -1, -1), tokens[rows].flatten(1, 2)]
@@ -96,10 +101,10 @@ class TokenViT(SparseClassifier):
                 sequence = block(sequence, attn_mask=bias)
             order.append(images)
             found.append(sequence[:, 0])
-        return self._decided(torch.cat(found)[torch.cat(order).argsort()])
+        return torch.cat(found)[torch.cat(order).argsort()]
 
     def _first_in_a_graph(self, packed: Packed, prefix: Tensor, tokens: Tensor, unread: Tensor | None) -> Tensor:
-        """Class tokens ``(B, D)``, with the tokens of all images in one sequence; LR's that are not needed are hidden."""
+        """The same, with all images' tokens in one sequence, where LR tokens of read places are hidden."""
         each = torch.arange(packed.batch)
         image = [each.repeat_interleave(prefix.shape[1]), packed.image.repeat_interleave(tokens.shape[1])]
         parts = [prefix.expand(packed.batch, -1, -1).flatten(0, 1), tokens.flatten(0, 1)]
@@ -115,13 +120,8 @@ class TokenViT(SparseClassifier):
         sequence = self.network.norm_pre(torch.cat(parts)[None])
         for block in self.network.blocks:
             sequence = block(sequence, attn_mask=bias)
-        return sequence[0, : packed.batch * prefix.shape[1] : prefix.shape[1]]
-
-    def _decided(self, first: Tensor) -> Tensor:
-        """Class tokens to class logits."""
-        network = self.network
-        logits: Tensor = network.head(network.head_drop(network.fc_norm(network.norm(first))))
-        return logits
+        first: Tensor = sequence[0, : packed.batch * prefix.shape[1] : prefix.shape[1]]
+        return first
 
     def _high_tokens(self, packed: Packed) -> Tensor:
         """``(N, t, D)``: the tokens of each patch, row-major, at their places."""
