@@ -101,7 +101,8 @@ class TrainSettings:
     """The stage from which on LR-CNN is the classifier's second stream; the paper's is ``ft2``. From ``pt`` on, a
     classifier that knows nothing of an image without a patch (``canvas``, ``patch-set``, ``vit``) has LR-CNN's word."""
     fusion: Literal["share", "learned", "capped"] = "share"
-    """Two streams: weight HR by S/P (the paper), by ``1 - (1 - S/P)^k`` with k learned, or by that up to a learned cap."""
+    """Two streams: weight HR by S/P (the paper), by ``1 - (1 - S/P)^k`` with a learned k, or by that times a learned
+    cap, for a classifier that is worse alone than beside LR-CNN even where it reads every patch."""
 
     # --- training
     stages: tuple[Stage, ...] = STAGES
