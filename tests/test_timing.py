@@ -147,8 +147,9 @@ def test_images_of_a_data_set_can_be_timed_and_times_serve_a_target(
 @pytest.mark.parametrize(
     ("flags", "code", "words"),
     [
-        (["--batch", "0"], 2, "batch, threads and rounds must be at least 1"),
-        (["--threads", "-1"], 2, "batch, threads and rounds must be at least 1"),
+        (["--batch", "0"], 2, "batch, threads, rounds and images must be at least 1"),
+        (["--threads", "-1"], 2, "batch, threads, rounds and images must be at least 1"),
+        (["--images", "0"], 2, "batch, threads, rounds and images must be at least 1"),
         (["--stages", "patches"], 2, "stage 'patches' cannot be timed"),
         (["--stages", "ft1"], 3, "stage ft1 is not trained (trained: lr, hr, pt, ft2)"),
         (["--data", "/nowhere"], 3, "/nowhere: no such file or folder"),

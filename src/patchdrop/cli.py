@@ -367,6 +367,7 @@ def bench(
     data: str | None = None,
     split: str = "test",
     device: str = "cpu",
+    images: int = 64,
     as_json: Json = False,
 ) -> int:
     """Milliseconds, FLOPs and memory of the plain HR network, LR-CNN, policy and classifiers, timed in turns.
@@ -389,11 +390,13 @@ def bench(
         Split of the data.
     device
         cpu, cuda or auto; a GPU holds weights and images before the clock starts.
+    images
+        Images that a policy's own choice is timed on.
     """
     from patchdrop import commands
     from patchdrop.tables import bench_table
 
-    _print(commands.bench(run, batch, threads, rounds, stages, data, split, device), bench_table, as_json)
+    _print(commands.bench(run, batch, threads, rounds, stages, data, split, device, images), bench_table, as_json)
     return DONE
 
 

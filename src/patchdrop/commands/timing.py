@@ -26,9 +26,6 @@ from patchdrop.timing import WARM_UP, straight_lines, ways_of
 from patchdrop.timing import measure as time_ways
 from patchdrop.training.run import device_of
 
-IMAGES = 64
-"""Images at hand, or a batch where that is larger; where a policy chooses, all whole batches of them are run."""
-
 
 def bench(
     run_folder: str | Path,
@@ -39,6 +36,7 @@ def bench(
     data: str | None = None,
     split: str = "test",
     device: str = "cpu",
+    images: int = 64,
 ) -> dict[str, Any]:
     """Time the networks of a run's stages, all in turns; writes ``bench.json``.
 
@@ -51,6 +49,7 @@ def bench(
             means nothing.
         split: of ``data``.
         device: ``cpu``, ``cuda`` or ``auto``; weights and images lie there before the clock starts.
+        images: that a policy's own choice is timed on, in whole batches; at least one batch.
 
     Raises:
         UsageError: a number out of range, or a stage that there is not.
@@ -58,8 +57,8 @@ def bench(
     """
     run = RunFolder(run_folder).require()
     settings = run.settings()
-    if min(batches, default=0) < 1 or rounds < 1 or (threads is not None and threads < 1):
-        raise UsageError("batch, threads and rounds must be at least 1")
+    if min(batches, default=0) < 1 or min(rounds, images, 1 if threads is None else threads) < 1:
+        raise UsageError("batch, threads, rounds and images must be at least 1")
     odd = sorted(set(stages or ()) - {"lr", "hr", *POLICY_STAGES})
     if odd:
         raise UsageError(f"stage {odd[0]!r} cannot be timed, use lr, hr, pt, ft1 or ft2")
@@ -68,7 +67,7 @@ def bench(
     where = device_of(replace(settings, device=device))
     loaded = {s: run.load(s) for s in stages or [s for s in run.stages_done() if s != "patches"]}
     models, config = {s: model.to(where) for s, (model, _) in loaded.items()}, next(iter(loaded.values()))[1]
-    high, low = _pixels_to_time(settings, config, max(IMAGES, *batches), data, split)
+    high, low = _pixels_to_time(settings, config, max(images, *batches), data, split)
     generator = torch.Generator().manual_seed(settings.seed)
     ways = ways_of(models, config, torch.rand(len(high), Grid.parse(config.grid).patches, generator=generator))
     work = {f"batch {size}": ((rounds + WARM_UP) * len(ways), float(size)) for size in batches}
@@ -83,6 +82,7 @@ def bench(
         "low": list(config.low_size),
         "patches": Grid.parse(config.grid).patches,
         "device": where.type,
+        "images": len(high),
         "threads": torch.get_num_threads(),
         "warm_up": WARM_UP,
         "rounds": rounds,
