@@ -25,7 +25,7 @@ from patchdrop.evaluation.dial import policy_stage
 from patchdrop.export import Runtime, to_graphs
 from patchdrop.grid import Grid
 from patchdrop.policy.budget import ALL, at_most
-from patchdrop.provenance import machine
+from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
 from patchdrop.runfolder import RunFolder
 from patchdrop.timing import PATCHES, WARM_UP
@@ -46,11 +46,12 @@ def main(folder: str, stage: str | None, threads: int, rounds: int, as_json: boo
         choose = partial(at_most, budget=count, cut=ALL)
         onnx_way = partial(play, runtime.policy, choose, read, runtime.classify, low)
         rows.append({"patches": count, **timed(partial(model, low, choose, read), onnx_way, rounds)})
-    document = {"stage": stage, "threads": threads, "rounds": rounds, "rows": rows, "machine": machine()}
+    document: dict[str, Any] = {"stage": stage, "classifier": config.classifier, "threads": threads, "rounds": rounds}
+    document |= {"rows": rows, "provenance": provenance(run.settings().seed)}
     if as_json:
         print(json.dumps(document, indent=2))
         return
-    print(f"{run.path.name}, stage {stage}, {threads} threads, {rounds} rounds, {document['machine']}")
+    print(f"{run.path.name}, stage {stage}, {threads} threads, {rounds} rounds, {document['provenance']['machine']}")
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items()))
 

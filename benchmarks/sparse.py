@@ -29,7 +29,7 @@ from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
 from patchdrop.packed import gather
 from patchdrop.policy.budget import ALL, at_most
-from patchdrop.provenance import machine
+from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
 from patchdrop.settings import from_mapping, read_profile
 from patchdrop.timing import PLAIN, Way, measure, straight_lines
@@ -78,7 +78,6 @@ def main() -> None:
         clock = time.process_time if arguments.cpu else time.perf_counter
         rows += measure(ways, high, low, size, arguments.rounds, lambda: None, clock)
     found = {
-        "machine": machine(),
         "device": device.type,
         "mix": arguments.mix and {"results": Path(arguments.mix[0]).parent.name, "stage": arguments.mix[1]},
         "threads": 1,
@@ -87,6 +86,7 @@ def main() -> None:
         "rounds": arguments.rounds,
         "rows": rows,
         "lines": straight_lines(rows),
+        "provenance": provenance(0),
     }
     print(json.dumps(found) if arguments.json else table(found))
 
@@ -164,7 +164,8 @@ def _fixed(model: PatchDrop, grid: Grid, choice: Tensor) -> Callable[[Tensor, Te
 
 def table(found: dict[str, Any]) -> str:
     """For people."""
-    lines = [f"{found['machine']}, 1 thread, {found['profile']}, {found['clock']}, median of {found['rounds']} rounds"]
+    where = found["provenance"]["machine"]
+    lines = [f"{where}, 1 thread, {found['profile']}, {found['clock']}, median of {found['rounds']} rounds"]
     lines += [
         f"batch {row['batch']:>3}  {row['way']:<18} {row['ms_image']:8.2f} ms/image  x {PLAIN} {row['to_plain']:5.2f}"
         f"  {row['flops_image'] / 1e6:9.1f} MFLOP"

@@ -26,7 +26,9 @@ def provenance(seed: int) -> dict[str, Any]:
 
 def command() -> str:
     """The command line, by the program's name rather than its path."""
-    return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
+    program = Path(sys.argv[0])
+    name = program.parent.name if program.name == "__main__.py" else program.name  # as `python -m NAME` has it
+    return " ".join([name, *sys.argv[1:]])
 
 
 def commit() -> str:
