@@ -22,6 +22,7 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError, UsageError
 from patchdrop.grid import Grid
 from patchdrop.networks import Normalise
+from patchdrop.one_look import OneLook
 from patchdrop.policy.network import Policy
 from patchdrop.settings import TrainSettings, size_of, two_streams
 
@@ -46,6 +47,7 @@ class ModelConfig:
     patch_stages: int = 0
     set_layers: int = 1
     low_stream: str = "ft2"
+    policy_start: str = "lr"
 
     @classmethod
     def of(cls, settings: TrainSettings, classes: Sequence[str]) -> ModelConfig:
@@ -124,7 +126,8 @@ def build_stage(
     high = _build_high(config, statistics, False)
     if not two_streams(stage, config.low_stream):
         return PatchDrop(policy, high)
-    return PatchDrop(policy, TwoStream(high, _build_low(config, statistics, False), config.fusion))
+    streams = TwoStream(high, _build_low(config, statistics, False), config.fusion)
+    return OneLook(policy, streams) if config.policy_start == "shared" else PatchDrop(policy, streams)
 
 
 def _build_low(config: ModelConfig, statistics: Statistics | None, pretrained: bool, features: bool = False) -> LowCNN:

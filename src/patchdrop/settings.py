@@ -91,8 +91,10 @@ class TrainSettings:
     policy_head: Literal["certainty", "spatial", "global"] = "spatial"
     """``spatial``: a patch's logit comes from the features at its place and their mean; ``certainty``: and from how
     sure the policy network is of the class, where it starts; ``global``: all logits from the mean (the paper)."""
-    policy_start: Literal["lr", "scratch"] = "lr"
-    """``lr``: the policy starts from the LR classifier's features where both are the same network."""
+    policy_start: Literal["lr", "scratch", "shared"] = "lr"
+    """``lr``: the policy starts from the LR classifier's features where both are the same network; ``shared``: it keeps
+    them as they are and learns its head alone, so that one pass over LR serves the policy and the classifier's second
+    stream."""
     fill: Literal["mean", "low"] = "mean"
     """What the HR classifier has in the place of unread patches: the mean colour, or nothing (the paper), or LR: the
     enlarged image (``masked``), features of it (``canvas``), a token for the set (``patch-set``), tokens for unread

@@ -36,7 +36,10 @@ class TwoStream(nn.Module):
 
     def forward(self, packed: Packed, low: Tensor) -> Tensor:
         """Class logits ``(B, K)``; images that keep no patch never reach the HR network."""
-        logits: Tensor = self.low(low)
+        return self.join(self.low(low), packed, low)
+
+    def join(self, logits: Tensor, packed: Packed, low: Tensor) -> Tensor:
+        """The same from class logits ``(B, K)`` of LR-CNN."""
         if torch.compiler.is_exporting():
             return self._in_a_graph(packed, low, logits)
         zoomed = packed.counts > 0

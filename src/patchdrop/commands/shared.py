@@ -55,8 +55,28 @@ def check_settings(settings: TrainSettings) -> None:
         raise UsageError(
             f"fill: {settings.fill!r} has no meaning with classifier bagnet, which sees patches only; use mean"
         )
+    if settings.policy_start == "shared":
+        _check_shared(settings)
     if settings.pretrained:
         check_pretrained((settings.hr_network, settings.lr_network, settings.policy_network))
+
+
+def _check_shared(settings: TrainSettings) -> None:
+    if settings.policy_network != settings.lr_network:
+        raise UsageError(
+            f"policy_start: shared takes LR-CNN's network, but policy_network is {settings.policy_network} and "
+            f"lr_network {settings.lr_network}; name the same twice"
+        )
+    if settings.policy_head != "certainty":
+        raise UsageError(
+            f"policy_start: shared needs a policy that keeps LR-CNN's classes, which head {settings.policy_head} "
+            "does not; use --policy-head certainty"
+        )
+    if settings.low_stream != "pt":
+        raise UsageError(
+            f"policy_start: shared needs LR-CNN as a second stream from Pt on, not from {settings.low_stream}; "
+            "use --low-stream pt"
+        )
 
 
 def use_threads(settings: TrainSettings) -> None:

@@ -170,7 +170,7 @@ def _choosing(row: Row, bench: Bench, stage: str) -> Task:
     model = starting_model(stage, settings, bench.config(), bench.statistics, earlier)
     assert isinstance(model, PatchDrop)
     if chooser.policy is not None:
-        model.policy = chooser.policy(bench.grid, patches)
+        model = PatchDrop(chooser.policy(bench.grid, patches), model.classifier)
     on_device(model, bench.device)
     teacher = teacher_of(stage, settings, earlier, bench.device)
     fit, val = bench.data.splits["fit"], bench.data.splits["val"]
@@ -225,7 +225,7 @@ def _build_choosing(chooser: Chooser) -> Callable[[Bench, str, ModelConfig], nn.
         model = build_stage(stage, config)
         assert isinstance(model, PatchDrop)
         if chooser.policy is not None:
-            model.policy = Blind(torch.zeros(bench.grid.patches))
+            return PatchDrop(Blind(torch.zeros(bench.grid.patches)), model.classifier)
         return model
 
     return build

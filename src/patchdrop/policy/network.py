@@ -50,20 +50,28 @@ class Policy(nn.Module):
 
     def forward(self, low: Tensor) -> Tensor:
         """Patch logits ``(B, P)`` of LR images ``(B, C, h, w)``; float32, as probabilities near 0 and 1 need."""
-        return self._logits(low).float()
-
-    def _logits(self, low: Tensor) -> Tensor:
-        images = enlarged(self.normalise(low), self.enlarge)
         if not self.spatial:
-            logits: Tensor = self.network(images)
-            return logits
-        features = feature_map(self.network, images)
+            logits: Tensor = self.network(enlarged(self.normalise(low), self.enlarge))
+            return logits.float()
+        return self.decide(self.look(low))
+
+    def look(self, low: Tensor) -> Tensor:
+        """Feature map ``(B, F, h', w')`` of LR images, for heads that read a place or a class from it."""
+        return feature_map(self.network, enlarged(self.normalise(low), self.enlarge))
+
+    def opinion(self, features: Tensor) -> Tensor:
+        """Class logits ``(B, K)`` from what `look` saw, by the network's own head."""
+        logits: Tensor = self.network.forward_head(features)  # type: ignore[operator]
+        return logits
+
+    def decide(self, features: Tensor, opinion: Tensor | None = None) -> Tensor:
+        """Patch logits ``(B, P)`` from what `look` saw and, for ``certainty``, what `opinion` says of it."""
         cells = F.adaptive_avg_pool2d(features, (self.grid.rows, self.grid.cols)).flatten(2)
         whole = cells.mean(2, keepdim=True).expand_as(cells)
         patch_logits: Tensor = self.head(torch.cat([cells, whole], 1).transpose(1, 2)).squeeze(2)
-        if self.doubt is None:
-            return patch_logits
-        return patch_logits + self.doubt * doubts(self.network.forward_head(features))  # type: ignore[operator]
+        if self.doubt is not None:
+            patch_logits = patch_logits + self.doubt * doubts(self.opinion(features) if opinion is None else opinion)
+        return patch_logits.float()
 
 
 def doubts(class_logits: Tensor) -> Tensor:

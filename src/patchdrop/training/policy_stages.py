@@ -39,6 +39,7 @@ from patchdrop.errors import CollapsedPolicyWarning
 from patchdrop.evaluation.metrics import entropy, same_mask, spread
 from patchdrop.grid import Grid
 from patchdrop.networks import folded
+from patchdrop.one_look import OneLook
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import greedy, shuffled
 from patchdrop.read.source import from_memory
@@ -89,6 +90,8 @@ class PolicyTask:
         self.judge = model.classifier if self.trains_classifier else folded(model.classifier)
         if isinstance(model.classifier, TwoStream):
             freeze(model.classifier.low, True)
+        if isinstance(model, OneLook):
+            freeze(model.policy.network, True)
 
     @property
     def sigma(self) -> float:
@@ -98,7 +101,7 @@ class PolicyTask:
     def groups(self) -> list[Group]:
         """The policy without decay; the classifier as in its own training."""
         rate = self.settings.rate_policy_finetune if self.trains_classifier else self.settings.rate_policy
-        policy = Group(list(self.model.policy.parameters()), rate)
+        policy = Group([p for p in self.model.policy.parameters() if p.requires_grad], rate)
         if not self.trains_classifier:
             return [policy]
         return [

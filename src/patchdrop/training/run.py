@@ -189,7 +189,7 @@ def starting_model(
             if classifier == "hr":
                 _join_low(high, earlier)
             copy_matching(earlier(classifier), high)
-            if settings.policy_start == "lr" and settings.policy_network == settings.lr_network:
+            if settings.policy_start != "scratch" and settings.policy_network == settings.lr_network:
                 copy_matching(earlier("lr").network, model.policy.network)  # type: ignore[arg-type]
         else:
             before = earlier("ft1" if stage == "ft2" and settings.epochs_ft1 > 0 else "pt")
