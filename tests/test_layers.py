@@ -25,6 +25,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("report", "evaluation"),
     ("runfolder",),
     ("models",),
+    ("one_look",),
     ("episode",),
     ("classify", "reward"),  # classify enlarges LR as the policy does
     ("policy", "data", "tariffs"),

@@ -76,8 +76,10 @@ def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> f
     }[settings.estimator]
     with_low = two_streams(stage, settings.low_stream)
     low = lr if with_low else 0
+    # A policy that stands on LR-CNN trains its head alone, whose cost is nothing beside the network's.
+    decide = policy if settings.policy_start == "shared" else 3 * policy
     # Of two streams LR-CNN alone answers for images without a patch, which all have in one of nested's choices.
-    judging = 3 * policy + plays * low + (plays - (with_low and settings.estimator == "nested")) * hr
+    judging = decide + plays * low + (plays - (with_low and settings.estimator == "nested")) * hr
     # Backward to the weights costs one more forward pass, backward to the input another.
     to_input = hr if settings.estimator == "straight-through" else 0
     if stage == "pt":

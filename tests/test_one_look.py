@@ -1,0 +1,105 @@
+"""A policy that stands on LR-CNN: one pass over LR, the same answer, and a network that no stage moves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from patchdrop.commands.shared import check_settings
+from patchdrop.cost import forward_costs, step_flops
+from patchdrop.episode import play
+from patchdrop.errors import UsageError
+from patchdrop.grid import Grid
+from patchdrop.models import ModelConfig, build_stage, copy_matching
+from patchdrop.one_look import OneLook
+from patchdrop.policy.choice import greedy
+from patchdrop.read.source import from_memory
+from test_training import run_stages, same_bits, tensors_of
+from tiny import CLASSES, tiny_images, tiny_settings, unsettle
+
+SHARED: dict[str, Any] = {
+    "classifier": "canvas",
+    "fill": "low",
+    "low_stream": "pt",
+    "fusion": "learned",
+    "policy_head": "certainty",
+    "policy_start": "shared",
+}
+
+
+@pytest.fixture
+def model() -> OneLook:
+    config = ModelConfig.of(tiny_settings(**SHARED), CLASSES)
+    torch.manual_seed(0)
+    built = unsettle(build_stage("pt", config))
+    assert isinstance(built, OneLook)
+    copy_matching(built.classifier.low, built.policy)
+    return built
+
+
+def test_one_look_answers_as_two_would_to_the_bit(model: OneLook) -> None:
+    high = tiny_images(12, seed=0)[0]
+    low = torch.nn.functional.avg_pool2d(high.float(), 2)
+    read = from_memory(high, Grid(4, 4))
+    with torch.inference_mode():
+        once = model(low, greedy, read)
+        twice = play(model.policy, greedy, read, model.classifier, low)
+    assert 0 < int(once.choice.sum()) < once.choice.numel()
+    assert torch.equal(once.scores, twice.scores)
+    assert torch.equal(once.choice, twice.choice)
+    assert torch.equal(once.logits, twice.logits)
+
+
+def test_lr_passes_through_one_network_once(model: OneLook) -> None:
+    runs = {"policy": 0, "low": 0}
+
+    def count(name: str) -> Any:
+        def note(layer: nn.Module, inputs: tuple[object, ...], output: Tensor) -> None:
+            runs[name] += 1
+
+        return note
+
+    model.policy.network.stem[0].register_forward_hook(count("policy"))  # type: ignore[index, union-attr]
+    model.classifier.low.network.stem[0].register_forward_hook(count("low"))  # type: ignore[index, union-attr]
+    high = tiny_images(4, seed=0)[0]
+    with torch.inference_mode():
+        model(torch.nn.functional.avg_pool2d(high.float(), 2), greedy, from_memory(high, Grid(4, 4)))
+    assert runs == {"policy": 1, "low": 0}
+
+
+def test_no_stage_moves_the_network_that_is_shared_and_each_moves_the_head(tmp_path: Path) -> None:
+    run = run_stages(tmp_path, tiny_settings(**SHARED, epochs_ft1=0))
+    low = tensors_of(run, "lr", "network.")
+    heads = []
+    for stage in ("pt", "ft2"):
+        assert isinstance(run.load(stage)[0], OneLook)
+        assert same_bits(tensors_of(run, stage, "policy.network."), low)
+        assert same_bits(tensors_of(run, stage, "classifier.low.network."), low)
+        heads.append(tensors_of(run, stage, "policy.head."))
+    assert bool(heads[0]["weight"].any())
+    assert not same_bits(*heads)
+
+
+def test_a_step_costs_one_pass_of_the_policys_network() -> None:
+    ours, theirs = (tiny_settings(**{**SHARED, "policy_start": start}) for start in ("shared", "lr"))
+    policy = forward_costs(ours, len(CLASSES))["policy"].flops
+    saved = [step_flops("pt", forward_costs(s, len(CLASSES)), s) for s in (theirs, ours)]
+    assert saved[0] - saved[1] == 2 * policy
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"policy_network": "resnet8-w8"}, "policy_network is resnet8-w8"),
+        ({"policy_head": "spatial"}, "--policy-head certainty"),
+        ({"low_stream": "ft2"}, "--low-stream pt"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused_with_what_to_set(change: dict[str, str], said: str) -> None:
+    check_settings(tiny_settings(**SHARED))
+    with pytest.raises(UsageError, match=said):
+        check_settings(tiny_settings(**{**SHARED, **change}))
