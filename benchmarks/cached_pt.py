@@ -3,11 +3,11 @@
     python benchmarks/cached_pt.py RUN [--epochs N] [--network-epochs N] [--ways NAME...] [--images N] [--json]
 
 RUN is a run with ``classifier: bagnet`` whose stages ``lr``, ``hr`` and, where it has one, ``patches`` are trained. All
-ways start from the same policy and classifier and train for N epochs, those through the network for as many of their own
-where that is asked (the paper's estimator needs more epochs to the same reward): through the network with the paper's estimator
-and with the run's own, on kept evidence with the run's own and with RLOO of 32 samples. A ratio is the time of one way
-to its best validation reward over that of the other to the same. Seconds are those of training steps, with what keeping
-the evidence takes; validation is left out on both sides. BagNet decides alone, without LR-CNN beside it.
+ways start from the same policy and classifier and train for N epochs: through the network with the paper's estimator
+and with the run's own, on kept evidence with the run's own and with RLOO of 32 samples. Those through the network may
+have more epochs, which the paper's estimator needs to the same reward. A ratio is the time of one way to its best
+validation reward over that of the other to the same. Seconds are those of training steps, with what keeping the
+evidence takes; validation is left out on both sides. BagNet decides alone, without LR-CNN beside it.
 """
 
 from __future__ import annotations
