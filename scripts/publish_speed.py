@@ -5,7 +5,8 @@
 | file | made by |
 |---|---|
 | bench.json | `patchdrop bench RUN --data aid150`, RUN of the profile `aid150-canvas` |
-| paper.json | `benchmarks/sparse.py --paper --mix RESULTS.json pt`, RESULTS of the profile `canvas-paper` |
+| paper-1.json | `benchmarks/sparse.py --paper --batch 1 --mix RESULTS.json pt`, RESULTS of the profile `canvas-paper` |
+| paper-64.json | the same, `--batch 64`; of either file the batch in its name is shown |
 | gpu.json | `benchmarks/sparse.py --paper --device cuda` |
 | cached.json | `benchmarks/cached_pt.py RUN`, RUN with BagNet |
 | onnx-*.json | `benchmarks/onnx_episode.py RUN` |
@@ -23,12 +24,12 @@ from patchdrop.files import read_json
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 SPEED = RESULTS / "speed"
 PLAIN = "HR-CNN"
-OWN = {"bench.json": "episode, own choice", "paper.json": "canvas, as the run"}
+OWN = {"bench": "episode, own choice", "paper": "canvas, as the run"}
 """How a file calls the episodes with the policy's own numbers of patches."""
-NONE = {"bench.json": "episode, S = 0", "paper.json": "canvas, S = 0"}
+NONE = {"bench": "episode, S = 0", "paper": "canvas, S = 0"}
 """And those that read nothing, which are policy and LR-CNN alone."""
-RUNS = {"bench.json": "aid150-canvas", "paper.json": "canvas-paper"}
-LIMITS = {"bench.json": 20, "paper.json": 8}
+RUNS = {"bench": "aid150-canvas", "paper": "canvas-paper"}
+LIMITS = {"bench": 20, "paper": 8}
 """Of policy and LR-CNN, as a share of HR-CNN's time in percent."""
 SAME = {1: 2.0, 64: 2.6}
 PLAIN_LIMITS = {1: 1.5, 64: 2.0}
@@ -41,7 +42,7 @@ def main() -> None:
     parts = [
         "# Speed\n",
         against_plain(found),
-        same_classifier(found["paper.json"], "## The same classifier, S = 5 of 16 against all 16", SAME),
+        same_classifier(paper(found), "## The same classifier, S = 5 of 16 against all 16", SAME),
         same_classifier(found["gpu.json"], "## The same on a GPU", {}),
         cached(found["cached.json"]),
         onnx([document for name, document in found.items() if name.startswith("onnx-")]),
@@ -49,6 +50,15 @@ def main() -> None:
         origins(found),
     ]
     (SPEED / "README.md").write_text("\n".join(parts), encoding="utf-8")
+
+
+def paper(found: dict[str, Any]) -> dict[str, Any]:
+    """Both files of the paper's size as one document."""
+    documents = [(batch, found[f"paper-{batch}.json"]) for batch in (1, 64)]
+    return {
+        key: [part for batch, document in documents for part in document[key] if part["batch"] == batch]
+        for key in ("rows", "lines")
+    }
 
 
 def against_plain(found: dict[str, Any]) -> str:
@@ -62,7 +72,7 @@ def against_plain(found: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for name, run in RUNS.items():
-        rows = found[name]["rows"]
+        rows = (paper(found) if name == "paper" else found[f"{name}.json"])["rows"]
         ours, plain = (accuracy(run, method) for method in ("PatchDrop", PLAIN))
         for batch in dict.fromkeys(row["batch"] for row in rows):
             of_batch = {row["way"]: row for row in rows if row["batch"] == batch}
