@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     run = RunFolder(asked.run).require()
+    if run.settings().classifier != "bagnet":
+        parser.error(f"{asked.run}: has classifier {run.settings().classifier}; give a run with bagnet")
     settings = replace(run.settings(), epochs_pt=asked.epochs, target_patches=0.0, low_stream="ft2")
     if settings.threads:
         torch.set_num_threads(settings.threads)

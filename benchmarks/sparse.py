@@ -65,6 +65,8 @@ def main() -> None:
     parser.add_argument("--mix", nargs=2, metavar=("RESULTS", "STAGE"), help="numbers of patches as in a run's results")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no GPU here")
     torch.set_num_threads(1)
     profile = PAPER if arguments.paper else read_profile(arguments.profile)
     vit = arguments.vit or ("vit12-w384-p14" if arguments.paper else "vit6-w192-p8")

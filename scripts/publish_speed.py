@@ -11,7 +11,7 @@
 | cached.json | `benchmarks/cached_pt.py RUN`, RUN with BagNet |
 | onnx-*.json | `benchmarks/onnx_episode.py RUN` |
 
-What a figure should be stands beside it; nothing here is typed by hand but those limits.
+What a figure should be stands beside it; nothing here is typed by hand but those limits, and gpu.json's provenance.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 The graphs hold the networks with their normalisation, nothing else: choosing, reading and cropping stay with whoever
 runs them. A classifier needs nothing of its own to be exported, as long as `torch.export` can follow it; one that
-branches on data asks ``torch.compiler.is_exporting()``, as `TwoStream` does.
+branches on data asks ``torch.compiler.is_exporting()``, as `TwoStream` does, and one that runs a loop over the data has
+what `HighClassifier.around` computes beforehand.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ def bench(
             means nothing.
         split: of ``data``.
         device: ``cpu``, ``cuda`` or ``auto``; weights and images lie there before the clock starts.
-        images: that a policy's own choice is timed on, in whole batches; at least one batch.
+        images: that a policy's own choice is timed on, in whole batches; at least one batch, at most the split.
 
     Raises:
         UsageError: a number out of range, or a stage that there is not.
@@ -67,7 +67,7 @@ def bench(
     where = device_of(replace(settings, device=device))
     loaded = {s: run.load(s) for s in stages or [s for s in run.stages_done() if s != "patches"]}
     models, config = {s: model.to(where) for s, (model, _) in loaded.items()}, next(iter(loaded.values()))[1]
-    high, low = _pixels_to_time(settings, config, max(images, *batches), data, split)
+    high, low = _pixels_to_time(settings, config, images, max(batches), data, split)
     generator = torch.Generator().manual_seed(settings.seed)
     ways = ways_of(models, config, torch.rand(len(high), Grid.parse(config.grid).patches, generator=generator))
     work = {f"batch {size}": ((rounds + WARM_UP) * len(ways), float(size)) for size in batches}
@@ -95,16 +95,19 @@ def bench(
 
 
 def _pixels_to_time(
-    settings: TrainSettings, config: ModelConfig, images: int, data: str | None, split: str
+    settings: TrainSettings, config: ModelConfig, images: int, least: int, data: str | None, split: str
 ) -> tuple[Tensor, Tensor]:
-    """HR and LR of ``images`` images, uint8: noise, or images of a data set, evenly over its order."""
+    """HR and LR of ``images`` images, uint8: noise, or images of a data set, evenly over its order.
+
+    Of a split with fewer images all are taken, some of them again only where they do not fill a batch of ``least``.
+    """
     if data is None:
         generator = torch.Generator().manual_seed(settings.seed)
-        shape = (images, config.channels, *config.high_size)
+        shape = (max(least, images), config.channels, *config.high_size)
         high = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
         return high, area_average(high, config.low_size)
     other = settings if data == settings.data else replace(settings, data=data, layout="auto")
     found = split_to_evaluate(other, split).splits[split]
-    positions = torch.linspace(0, len(found) - 1, images).round().long()
+    positions = torch.linspace(0, len(found) - 1, max(least, min(images, len(found)))).round().long()
     batch = next(found.batches([positions]))
     return batch.high, low_of(batch, config.low_size)

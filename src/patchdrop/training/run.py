@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,7 @@ from patchdrop.classify.patch_set import PatchSet
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.load import Data, Statistics, statistics
 from patchdrop.episode import PatchDrop
-from patchdrop.errors import Interrupted, RunError
+from patchdrop.errors import Interrupted, RunError, UsageError
 from patchdrop.files import write_json
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage, copy_matching
@@ -39,12 +40,22 @@ Earlier = Callable[[str], nn.Module]
 
 
 def device_of(settings: TrainSettings) -> torch.device:
-    """The device a run trains on; ``auto`` takes a GPU where there is one."""
+    """The device a run trains on; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        UsageError: there is no such device, or none that this project runs on.
+        RunError: it is a GPU that is not here.
+    """
     name = settings.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"device: {name!r} is not one of auto, cpu, cuda and cuda:0, cuda:1, ...")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise RunError(f"device {name}: torch finds no GPU here; use --device cpu")
+    number = int(name.partition(":")[2] or 0)
+    if name.startswith("cuda") and number >= torch.cuda.device_count():
+        raise RunError(f"device {name}: torch finds {torch.cuda.device_count()} GPUs here, the first is cuda:0")
     return torch.device(name)
 
 
