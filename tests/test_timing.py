@@ -140,6 +140,7 @@ def test_images_of_a_data_set_can_be_timed_and_times_serve_a_target(
     assert main(asked) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["pixels"] == "images, test split"
+    assert document["images"] == 7  # a split of 5 images fills the batch, and is not repeated to the 64 by default
     assert {row["stage"] for row in document["rows"]} == {"ft2"}
     assert {row["to_plain"] for row in document["rows"]} == {None}
 
@@ -149,6 +150,8 @@ def test_images_of_a_data_set_can_be_timed_and_times_serve_a_target(
     [
         (["--batch", "0"], 2, "batch, threads, rounds and images must be at least 1"),
         (["--threads", "-1"], 2, "batch, threads, rounds and images must be at least 1"),
+        (["--device", "gpu"], 2, "device: 'gpu' is not one of auto, cpu, cuda"),
+        (["--device", "cuda:99"], 3, "device cuda:99: torch finds"),
         (["--images", "0"], 2, "batch, threads, rounds and images must be at least 1"),
         (["--stages", "patches"], 2, "stage 'patches' cannot be timed"),
         (["--stages", "ft1"], 3, "stage ft1 is not trained (trained: lr, hr, pt, ft2)"),
