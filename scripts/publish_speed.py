@@ -66,8 +66,8 @@ def against_plain(found: dict[str, Any]) -> str:
     lines = [
         "## Against the plain HR-CNN\n",
         "Whole episodes of `canvas` with as many patches as the trained policy reads, policy and LR-CNN included; "
-        "ResNet-50 at 224 px has the numbers of patches of its run, and time needs no trained weights. These policies read "
-        "nearly every image whole or not at all: HR-CNN is saved where it does not run.\n",
+        "ResNet-50 at 224 px has the numbers of patches of its run, and time needs no trained weights. "
+        "These policies read nearly every image whole or not at all: HR-CNN is saved where it does not run.\n",
         "| run | accuracy %, HR-CNN | PatchDrop | S of 16 | batch | HR-CNN ms | PatchDrop ms | faster (wanted) "
         "| FLOPs of HR-CNN's (<= 0.45) | policy + LR-CNN % of HR-CNN (wanted) |",
         "|---|---|---|---|---|---|---|---|---|---|",
