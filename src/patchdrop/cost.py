@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ def forward_costs(settings: TrainSettings, classes: int) -> dict[str, Cost]:
     """Cost of each network: ``hr`` (with every patch read), ``lr`` and ``policy``."""
     config = ModelConfig.of(settings, [str(i) for i in range(classes)])
     low_model = build_stage("lr", config)
-    zoom = build_stage("pt", config)
+    zoom = build_stage("pt", replace(config, low_stream="ft2"))  # without LR-CNN beside it, which is counted by itself
     low = torch.zeros(1, config.channels, *config.low_size, dtype=torch.uint8)
     high = torch.zeros(1, config.channels, *config.high_size, dtype=torch.uint8)
     grid = Grid.parse(config.grid)

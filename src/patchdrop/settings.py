@@ -104,7 +104,8 @@ class TrainSettings:
     classifier that knows nothing of an image without a patch (``canvas``, ``patch-set``, ``vit``) has LR-CNN's word."""
     fusion: Literal["share", "learned", "capped"] = "share"
     """Two streams: weight HR by S/P (the paper), by ``1 - (1 - S/P)^k`` with a learned k, or by that times a learned
-    cap, for a classifier that is worse alone than beside LR-CNN even where it reads every patch."""
+    cap, for a classifier that is worse alone than beside LR-CNN even where it reads every patch. Both are learnt in Ft
+    and stay at their starts, k = 3 and a cap of 0.6, in Pt, which trains the policy alone."""
 
     # --- training
     stages: tuple[Stage, ...] = STAGES
@@ -167,7 +168,7 @@ class TrainSettings:
     alpha_end: float = 0.95
     """Mixing at the end of each stage."""
     device: str = "auto"
-    """``cpu``, ``cuda``, or ``auto``."""
+    """``cpu``, ``cuda``, ``cuda:1``, or ``auto``."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of what networks compute while they train; ``bfloat16`` is faster on GPUs. Weights are kept in float32."""
     threads: int = 0
