@@ -70,3 +70,8 @@ def test_a_step_of_a_policy_stage_costs_what_the_formula_says_but_for_first_laye
         return
     assert formula(stage, settings) == counted(stage, settings) + stems
     assert stems < 0.04 * counted(stage, settings)
+
+
+def test_hr_costs_the_same_with_and_without_lr_cnn_beside_it() -> None:
+    costs = [forward_costs(tiny_settings(low_stream=stage), len(CLASSES)) for stage in ("pt", "ft2")]
+    assert costs[0] == costs[1]

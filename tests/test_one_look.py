@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from patchdrop.commands.shared import check_settings
-from patchdrop.cost import forward_costs, step_flops
 from patchdrop.episode import play
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
@@ -18,6 +17,7 @@ from patchdrop.models import ModelConfig, build_stage, copy_matching
 from patchdrop.one_look import OneLook
 from patchdrop.policy.choice import greedy
 from patchdrop.read.source import from_memory
+from test_cost import counted, formula
 from test_training import run_stages, same_bits, tensors_of
 from tiny import CLASSES, tiny_images, tiny_settings, unsettle
 
@@ -84,11 +84,10 @@ def test_no_stage_moves_the_network_that_is_shared_and_each_moves_the_head(tmp_p
     assert not same_bits(*heads)
 
 
-def test_a_step_costs_one_pass_of_the_policys_network() -> None:
-    ours, theirs = (tiny_settings(**{**SHARED, "policy_start": start}) for start in ("shared", "lr"))
-    policy = forward_costs(ours, len(CLASSES))["policy"].flops
-    saved = [step_flops("pt", forward_costs(s, len(CLASSES)), s) for s in (theirs, ours)]
-    assert saved[0] - saved[1] == 2 * policy
+def test_a_step_costs_one_pass_of_the_policys_network_and_a_backward_pass_of_its_head() -> None:
+    settings = tiny_settings(**{**SHARED, "classifier": "masked", "fill": "mean"}, estimator="rloo")
+    head = 2 * 16 * 2 * 16  # FLOPs to the weights: 16 patches, 16 features of each place and 16 of the mean
+    assert counted("pt", settings) == formula("pt", settings) + head
 
 
 @pytest.mark.parametrize(
