@@ -152,11 +152,13 @@ def onnx(documents: list[dict[str, Any]]) -> str:
 
 def origins(found: dict[str, Any]) -> str:
     """Command, commit and machine of each file."""
-    lines = ["## Where it comes from\n", "| file | command | commit | machine | threads |", "|---|---|---|---|---|"]
+    lines = ["## Where it comes from\n", "| file | command | commit | machine | threads | rounds |"]
+    lines.append("|---|---|---|---|---|---|")
     for name, document in found.items():
         where = document["provenance"]
         lines.append(
-            f"| `{name}` | `{where['command']}` | {where['commit'][:12]} | {where['machine']} | {document['threads']} |"
+            f"| `{name}` | `{where['command']}` | {where['commit'][:12]} | {where['machine']} | {document['threads']} "
+            f"| {document.get('rounds', '')} |"
         )
     return "\n".join(lines) + "\n"
 
