@@ -128,7 +128,7 @@ def test_in_a_mixed_batch_only_zoomed_images_reach_the_hr_network_and_the_others
 def test_an_episode_that_keeps_none_reads_nothing_and_one_that_keeps_all_reads_hr() -> None:
     setup = set_up(*GEOMETRIES[0])
     classifier = two_stream(setup, "share")
-    policy = Policy(NETWORK, setup.grid, setup.low.normalise).eval()
+    policy = Policy(NETWORK, setup.grid, setup.lows.shape[-2:], setup.low.normalise).eval()
     read = from_memory(setup.images, setup.grid)
     nothing = play(policy, lambda scores: ~keep_all(scores), read, classifier, setup.lows)
     assert nothing.packed.pixels.shape[0] == 0
@@ -163,7 +163,7 @@ def test_dropped_pixels_cannot_matter(geometry: tuple, fill: str, classifier: st
 @torch.inference_mode()
 def test_a_whole_episode_does_not_depend_on_dropped_pixels() -> None:
     setup = set_up(*GEOMETRIES[0])
-    policy = unsettle(Policy(NETWORK, setup.grid, setup.low.normalise), 3)
+    policy = unsettle(Policy(NETWORK, setup.grid, setup.lows.shape[-2:], setup.low.normalise), 3)
     model = PatchDrop(policy, two_stream(setup, "share"))
     plain = model(setup.lows, greedy, from_memory(setup.images, setup.grid))
     assert 0 < int(plain.choice.sum()) < plain.choice.numel()
@@ -227,7 +227,7 @@ def test_neither_the_order_of_a_batch_nor_its_size_matters(geometry: tuple, clas
 def test_the_policy_does_not_look_at_the_rest_of_the_batch() -> None:
     setup = set_up(*GEOMETRIES[0])
     for head in ("spatial", "global"):
-        policy = unsettle(Policy(NETWORK, setup.grid, setup.low.normalise, head=head), 3)
+        policy = unsettle(Policy(NETWORK, setup.grid, setup.lows.shape[-2:], setup.low.normalise, head=head), 3)
         whole = policy(setup.lows)
         singles = torch.cat([policy(setup.lows[i : i + 1]) for i in range(32)])
         torch.testing.assert_close(singles, whole, rtol=1e-5, atol=1e-5)

@@ -87,7 +87,7 @@ def learnt(folder: Path, seed: int, estimator: str, network: str = "glance") -> 
     )
     torch.manual_seed(seed)
     normalise = Normalise(torch.full((3,), 40.0), torch.full((3,), 50.0))
-    policy = Policy("resnet8-w4", GRID, normalise)
+    policy = Policy("resnet8-w4", GRID, (SIDE, SIDE), normalise)
     if network == "glance":
         policy.network = Glance()
         policy.head = nn.Linear(2 * Glance.num_features, 1)

@@ -138,7 +138,7 @@ def test_normalising_is_by_the_channels_own_statistics_and_takes_bytes() -> None
 @pytest.mark.parametrize(("head", "classes"), [("certainty", 7), ("certainty", 1), ("spatial", 7), ("global", 7)])
 def test_a_policy_gives_one_finite_logit_a_patch(grid: Grid, head: str, classes: int) -> None:
     scale = Normalise(torch.zeros(3), torch.ones(3))
-    policy = Policy("resnet8-w4", grid, scale, head=head, classes=classes, enlarge=2).eval()
+    policy = Policy("resnet8-w4", grid, (12, 10), scale, head=head, classes=classes, enlarge=2).eval()
     logits = policy(torch.randint(0, 256, (5, 3, 12, 10), dtype=torch.uint8))
     assert logits.shape == (5, grid.patches)
     assert bool(logits.isfinite().all())
@@ -146,7 +146,7 @@ def test_a_policy_gives_one_finite_logit_a_patch(grid: Grid, head: str, classes:
 
 def test_the_spatial_head_starts_even_and_reads_each_patch_at_its_own_place() -> None:
     torch.manual_seed(0)
-    policy = Policy("resnet8-w4", Grid(2, 2), Normalise(torch.zeros(3), torch.ones(3))).eval()
+    policy = Policy("resnet8-w4", Grid(2, 2), (64, 64), Normalise(torch.zeros(3), torch.ones(3))).eval()
     low = torch.randint(0, 256, (1, 3, 64, 64)).float()
     assert policy(low).tolist() == [[0.0, 0.0, 0.0, 0.0]]
     nn.init.normal_(policy.head.weight)
@@ -161,7 +161,7 @@ def test_the_spatial_head_starts_even_and_reads_each_patch_at_its_own_place() ->
 def test_the_certainty_head_starts_at_the_probability_that_the_best_class_is_wrong() -> None:
     torch.manual_seed(0)
     scale = Normalise(torch.full((3,), 128.0), torch.full((3,), 60.0))
-    policy = Policy("resnet8-w4", Grid(2, 2), scale, head="certainty", classes=5).eval()
+    policy = Policy("resnet8-w4", Grid(2, 2), (32, 32), scale, head="certainty", classes=5).eval()
     low = torch.randint(0, 256, (6, 3, 32, 32)).float()
     with torch.inference_mode():
         best = policy.network(scale(low)).softmax(1).amax(1)

@@ -116,6 +116,7 @@ def build_stage(
     policy = Policy(
         config.policy_network,
         Grid.parse(config.grid),
+        config.low_size,
         _low_statistics(config, statistics),
         channels=config.channels,
         enlarge=config.low_enlarge,

@@ -269,7 +269,32 @@ def feature_map(network: nn.Module, images: Tensor) -> Tensor:
     Raises:
         UsageError: the network has none, a plain vision transformer for example.
     """
-    features: Tensor = network.forward_features(images)  # type: ignore[operator]
+    return _map_of(network, network.forward_features(images))  # type: ignore[operator]
+
+
+def feature_maps(network: nn.Module, images: Tensor) -> list[Tensor]:
+    """``(B, C, H, W)`` to the maps ``(B, F, h, w)`` after each stage, finest first; the last is `feature_map`'s.
+
+    Of a network that does not tell its stages it is the last one alone.
+
+    Raises:
+        UsageError: as `feature_map`.
+    """
+    stages = stages_of(network)
+    if stages:
+        maps = []
+        for layers in stages:
+            for layer in layers:
+                images = layer(images)
+            maps.append(images)
+        return maps
+    if hasattr(network, "forward_intermediates"):
+        last, maps = network.forward_intermediates(images)  # type: ignore[operator]
+        return [*maps[:-1], _map_of(network, last)]
+    return [feature_map(network, images)]
+
+
+def _map_of(network: nn.Module, features: Tensor) -> Tensor:
     if features.ndim != 4 or features.shape[1] != network.num_features:
         raise UsageError(f"{type(network).__name__} gives no feature map: use --policy-head global")
     return features

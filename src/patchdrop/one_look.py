@@ -28,7 +28,7 @@ class OneLook(PatchDrop):
 
     def forward(self, low: Tensor, choose: Choose, read: Reader) -> Episode:
         """`play`, to the bit, with LR's features computed once."""
-        features = self.policy.look(low)
-        opinion = self.policy.opinion(features)
-        scores = self.policy.decide(features, opinion)
+        maps = self.policy.look(low)
+        opinion = self.policy.opinion(maps)
+        scores = self.policy.decide(maps, opinion)
         return play(lambda _: scores, choose, read, partial(self.classifier.join, opinion), low)

@@ -1,8 +1,9 @@
 """The policy network: LR image to one logit a patch.
 
 Beyond the paper: the default head reads a patch's logit from the features at the patch's own place
-(and their mean), not from the mean alone, so that "where" need not be learnt anew for every patch.
-``head="global"`` is the paper's.
+(and their mean), not from the mean alone, so that "where" need not be learnt anew for every patch. Where the last
+feature map is coarser than the grid, patches would share their features, and so their logit; the head then reads the
+maps of earlier stages too, from the last one on that has a place for every patch. ``head="global"`` is the paper's.
 
 ``head="certainty"`` adds to each logit what says *when*: the network keeps its class outputs, and a patch is read with
 the probability that its best class is wrong by its own word, from where the weight of that word is learnt. Where the
@@ -15,17 +16,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
-from patchdrop.networks import Normalise, build, channels_last, feature_map
+from patchdrop.networks import Normalise, build, channels_last, feature_maps
 
 
 class Policy(nn.Module):
-    """``(B, C, h, w)`` LR pixels 0..255 to ``(B, P)`` patch logits, row-major."""
+    """``(B, C, h, w)`` LR pixels 0..255 to ``(B, P)`` patch logits, row-major.
+
+    Raises:
+        UsageError: the head reads places, and no feature map of the network has one for every patch.
+    """
 
     def __init__(
         self,
         network: str,
         grid: Grid,
+        size: tuple[int, int],
         normalise: Normalise,
         *,
         channels: int = 3,
@@ -43,7 +50,10 @@ class Policy(nn.Module):
         outputs = {"certainty": classes, "spatial": 0, "global": grid.patches}[head]
         self.network = build(network, outputs, channels, pretrained)
         if self.spatial:
-            self.head = nn.Linear(2 * int(self.network.num_features), 1)  # type: ignore[arg-type]
+            shapes = _shapes(self.network, channels, (size[0] * enlarge, size[1] * enlarge))
+            self.maps = _maps_needed(shapes, grid, network, size)
+            features = [shape[0] for shape in shapes[-self.maps :]]
+            self.head = nn.Linear(sum(features) + features[-1], 1)
             # Start at a probability of 0.5 a patch, whatever the features are.
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
@@ -55,23 +65,45 @@ class Policy(nn.Module):
             return logits.float()
         return self.decide(self.look(low))
 
-    def look(self, low: Tensor) -> Tensor:
-        """Feature map ``(B, F, h', w')`` of LR images, for heads that read a place or a class from it."""
-        return feature_map(self.network, enlarged(self.normalise(low), self.enlarge))
+    def look(self, low: Tensor) -> list[Tensor]:
+        """Feature maps ``(B, F, h', w')`` of LR images, from the first that the head reads to the network's last."""
+        return feature_maps(self.network, enlarged(self.normalise(low), self.enlarge))[-self.maps :]
 
-    def opinion(self, features: Tensor) -> Tensor:
+    def opinion(self, maps: list[Tensor]) -> Tensor:
         """Class logits ``(B, K)`` from what `look` saw, by the network's own head."""
-        logits: Tensor = self.network.forward_head(features)  # type: ignore[operator]
+        logits: Tensor = self.network.forward_head(maps[-1])  # type: ignore[operator]
         return logits
 
-    def decide(self, features: Tensor, opinion: Tensor | None = None) -> Tensor:
+    def decide(self, maps: list[Tensor], opinion: Tensor | None = None) -> Tensor:
         """Patch logits ``(B, P)`` from what `look` saw and, for ``certainty``, what `opinion` says of it."""
-        cells = F.adaptive_avg_pool2d(features, (self.grid.rows, self.grid.cols)).flatten(2)
-        whole = cells.mean(2, keepdim=True).expand_as(cells)
-        patch_logits: Tensor = self.head(torch.cat([cells, whole], 1).transpose(1, 2)).squeeze(2)
+        cells = [F.adaptive_avg_pool2d(found, (self.grid.rows, self.grid.cols)).flatten(2) for found in maps]
+        whole = cells[-1].mean(2, keepdim=True).expand_as(cells[-1])
+        patch_logits: Tensor = self.head(torch.cat([*cells, whole], 1).transpose(1, 2)).squeeze(2)
         if self.doubt is not None:
-            patch_logits = patch_logits + self.doubt * doubts(self.opinion(features) if opinion is None else opinion)
+            patch_logits = patch_logits + self.doubt * doubts(self.opinion(maps) if opinion is None else opinion)
         return patch_logits.float()
+
+
+def _shapes(network: nn.Module, channels: int, size: tuple[int, int]) -> list[tuple[int, ...]]:
+    """(features, height, width) of every feature map for images of a size, finest first."""
+    training = network.training
+    with torch.no_grad():
+        maps = feature_maps(network.eval(), torch.zeros(1, channels, *size))
+    network.train(training)
+    return [tuple(found.shape[1:]) for found in maps]
+
+
+def _maps_needed(shapes: list[tuple[int, ...]], grid: Grid, network: str, size: tuple[int, int]) -> int:
+    """How many of the last maps a head reads: down to the last one that is at least as fine as the grid."""
+    for needed, (_, height, width) in enumerate(reversed(shapes), 1):
+        if height >= grid.rows and width >= grid.cols:
+            return needed
+    finest = " x ".join(str(side) for side in shapes[0][1:])
+    raise UsageError(
+        f"policy_network {network}: its finest feature map of an LR image of {size[0]} x {size[1]} px is {finest}, too "
+        f"coarse for {grid.patches} patches in {grid.rows} x {grid.cols}; use a higher --low-enlarge, a larger LR size, "
+        "or --policy-head global"
+    )
 
 
 def doubts(class_logits: Tensor) -> Tensor:
