@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from patchdrop.cost import Cost, forward_costs
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
-from patchdrop.networks import Normalise, build, feature_map, folded
+from patchdrop.networks import Normalise, build, feature_map, feature_maps, folded
 from patchdrop.policy.network import Policy
 from patchdrop.residual import BasicBlock, Bottleneck
 from patchdrop.settings import TrainSettings
@@ -122,6 +122,24 @@ def test_a_name_that_is_none_is_refused_with_the_nearest(name: str, near: str) -
         build(name, 2)
 
 
+@pytest.mark.parametrize(
+    ("name", "sides"),
+    [
+        ("resnet8-w4", [32, 32, 16, 8]),
+        ("resnet10-w8-d", [16, 8, 4, 2, 1]),
+        ("resnet18.a1_in1k", [8, 8, 4, 2, 1]),
+        ("mobilenetv3_small_050", [16, 8, 4, 2, 1]),
+    ],
+)
+def test_feature_maps_are_those_of_every_stage_and_the_last_is_the_feature_map(name: str, sides: list[int]) -> None:
+    network = build(name, 0).eval()
+    images = torch.randn(2, 3, 32, 32)
+    with torch.inference_mode():
+        maps = feature_maps(network, images)
+        assert torch.equal(maps[-1], feature_map(network, images))
+    assert [found.shape[2] for found in maps] == sides
+
+
 def test_a_network_without_a_feature_map_is_refused_for_the_spatial_head() -> None:
     with pytest.raises(UsageError, match="gives no feature map: use --policy-head global"):
         feature_map(build("vit_tiny_patch16_224", 0), torch.randn(1, 3, 224, 224))
@@ -156,6 +174,28 @@ def test_the_spatial_head_starts_even_and_reads_each_patch_at_its_own_place() ->
     with torch.inference_mode():
         moved = (policy(changed) - policy(low)).abs()[0]
     assert float(moved[1]) > 10 * float(moved[[0, 2, 3]].max())
+
+
+@pytest.mark.parametrize("name", ["resnet8-w4-d", "resnet18.a1_in1k"])
+@pytest.mark.parametrize("head", ["spatial", "certainty"])
+def test_patches_do_not_share_a_logit_where_the_last_map_is_coarser_than_the_grid(name: str, head: str) -> None:
+    torch.manual_seed(0)
+    side = 16 if name == "resnet8-w4-d" else 64
+    scale = Normalise(torch.full((3,), 128.0), torch.full((3,), 60.0))
+    policy = Policy(name, Grid(4, 4), (side, side), scale, head=head, classes=5).eval()
+    nn.init.normal_(policy.head.weight)
+    low = torch.randint(0, 256, (1, 3, side, side)).float()
+    with torch.inference_mode():
+        assert policy.look(low)[-1].shape[2] == 2
+        assert len(policy(low).unique()) == 16
+
+
+def test_a_network_whose_maps_are_all_coarser_than_the_grid_is_refused_with_the_ways_out() -> None:
+    scale = Normalise(torch.zeros(3), torch.ones(3))
+    with pytest.raises(UsageError, match=r"resnet8-w4: its finest .* 2 x 2 px is 2 x 2, too coarse"):
+        Policy("resnet8-w4", Grid(4, 4), (2, 2), scale)
+    Policy("resnet8-w4", Grid(4, 4), (2, 2), scale, enlarge=2)
+    Policy("resnet8-w4", Grid(4, 4), (2, 2), scale, head="global")
 
 
 def test_the_certainty_head_starts_at_the_probability_that_the_best_class_is_wrong() -> None:

@@ -86,7 +86,7 @@ def test_no_stage_moves_the_network_that_is_shared_and_each_moves_the_head(tmp_p
 
 def test_a_step_costs_one_pass_of_the_policys_network_and_a_backward_pass_of_its_head() -> None:
     settings = tiny_settings(**{**SHARED, "classifier": "masked", "fill": "mean"}, estimator="rloo")
-    head = 2 * 16 * 2 * 16  # FLOPs to the weights: 16 patches, 16 features of each place and 16 of the mean
+    head = 2 * 16 * (8 + 16 + 16)  # FLOPs to the weights: 16 patches, features of each place in two maps, and the mean
     assert counted("pt", settings) == formula("pt", settings) + head
 
 

@@ -19,6 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from patchdrop.errors import RunError, UsageError
@@ -155,7 +156,8 @@ class RunFolder:
             raise RunError(f"{where}: is damaged or of another version ({error}); train that stage again") from error
         weights = self.stage(stage) / "model.safetensors"
         fill_weights(model, read_tensors(weights, values["sha256"]), str(weights))
-        return model.eval(), config
+        # Convolutions reorder their weights at every call unless these lie in memory as their images do.
+        return model.eval().to(memory_format=torch.channels_last), config
 
     def log(self, event: dict[str, Any]) -> None:
         """Append a line to ``log.jsonl``."""

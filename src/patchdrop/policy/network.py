@@ -101,8 +101,8 @@ def _maps_needed(shapes: list[tuple[int, ...]], grid: Grid, network: str, size: 
     finest = " x ".join(str(side) for side in shapes[0][1:])
     raise UsageError(
         f"policy_network {network}: its finest feature map of an LR image of {size[0]} x {size[1]} px is {finest}, too "
-        f"coarse for {grid.patches} patches in {grid.rows} x {grid.cols}; use a higher --low-enlarge, a larger LR size, "
-        "or --policy-head global"
+        f"coarse for a grid of {grid.rows} x {grid.cols}; use a higher --low-enlarge, a larger LR size, or "
+        "--policy-head global"
     )
 
 
