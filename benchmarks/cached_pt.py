@@ -1,13 +1,15 @@
 """Time of Pt on kept evidence against Pt through the network, to the same validation reward.
 
-    python benchmarks/cached_pt.py RUN [--epochs N] [--network-epochs N] [--ways NAME...] [--images N] [--json]
+    python benchmarks/cached_pt.py RUN [--epochs N] [--network-epochs N] [--ways NAME...] [--images N] [--checks 4]
+                                   [--cpu] [--json]
 
 RUN is a run with ``classifier: bagnet`` whose stages ``lr``, ``hr`` and, where it has one, ``patches`` are trained. All
 ways start from the same policy and classifier and train for N epochs: through the network with the paper's estimator
 and with the run's own, on kept evidence with the run's own and with RLOO of 32 samples. Those through the network may
 have more epochs, which the paper's estimator needs to the same reward. A ratio is the time of one way to its best
 validation reward over that of the other to the same. Seconds are those of training steps, with what keeping the
-evidence takes; validation is left out on both sides. BagNet decides alone, without LR-CNN beside it.
+evidence takes; validation, ``--checks`` times an epoch, is left out on both sides. BagNet decides alone, without LR-CNN
+beside it.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -32,15 +34,20 @@ from patchdrop.training.run import make_task, on_device, starting_model
 
 
 def main() -> None:
-    """Print seconds and validation reward after each epoch of each way, and the ratios."""
+    """Print seconds and validation reward of each way, and the ratios."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--network-epochs", type=int, help="of the ways through the network; by default --epochs")
     parser.add_argument("--ways", nargs="+", help="only these, by name; by default all")
     parser.add_argument("--images", type=int, help="to train on, evenly over the split; by default all")
+    parser.add_argument("--checks", type=int, default=4, help="validations an epoch")
+    parser.add_argument("--cpu", action="store_true", help="CPU time in place of wall-clock, for a busy machine")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
+    if min(asked.epochs, asked.network_epochs or 1, asked.images or 1, asked.checks) < 1:
+        parser.error("--epochs, --network-epochs, --images and --checks are at least 1")
+    clock = time.process_time if asked.cpu else time.perf_counter
     run = RunFolder(asked.run).require()
     if run.settings().classifier != "bagnet":
         parser.error(f"{asked.run}: has classifier {run.settings().classifier}; give a run with bagnet")
@@ -61,11 +68,12 @@ def main() -> None:
         parser.error(f"there is no way {odd[0]!r}; there are {', '.join(map(repr, ways))}")
     through_network = asked.network_epochs or asked.epochs
     curves = {
-        name: list(curve(run, data, replace(way, epochs_pt=asked.epochs if way.pt_views else through_network)))
-        for name, way in ways.items()
+        name: list(curve(run, data, replace(way, epochs_pt=epochs), asked.checks, clock))
+        for name, way, epochs in ((n, w, asked.epochs if w.pt_views else through_network) for n, w in ways.items())
         if not asked.ways or name in asked.ways
     }
-    document: dict[str, Any] = {"threads": torch.get_num_threads(), "images": len(data.splits["fit"]), "curves": curves}
+    document: dict[str, Any] = {"threads": torch.get_num_threads(), "images": len(data.splits["fit"])}
+    document |= {"clock": "CPU time" if asked.cpu else "wall-clock", "curves": curves}
     document["provenance"] = provenance(settings.seed)
     document["ratios"] = {
         f"{slow} / {fast}": ratio(curves[slow], curves[fast])
@@ -89,8 +97,10 @@ def some(split: Split, images: int) -> Split:
     return Split(split.source, split.index[positions])
 
 
-def curve(run: RunFolder, data: Any, settings: TrainSettings) -> Iterator[dict[str, float]]:
-    """Seconds of training so far and validation figures, after each epoch."""
+def curve(
+    run: RunFolder, data: Any, settings: TrainSettings, checks: int, clock: Callable[[], float]
+) -> Iterator[dict[str, float]]:
+    """Seconds of training so far and validation figures, so many times an epoch."""
     torch.manual_seed(derived_seed(settings.seed, "pt", "weights"))
     config = ModelConfig.of(settings, data.classes)
     found = statistics(data.splits["fit"], settings.low_size)
@@ -99,17 +109,20 @@ def curve(run: RunFolder, data: Any, settings: TrainSettings) -> Iterator[dict[s
     task = make_task("pt", model, data, settings, device)
     optimizer = make_optimizer(task.groups(), settings.optimizer)
     total, step, seconds = task.epochs * task.steps_per_epoch, 0, 0.0
+    ends = {round(task.steps_per_epoch * (i + 1) / checks) for i in range(checks)}
     for epoch in range(task.epochs):
-        started = time.perf_counter()
+        started = clock()
         for batch in task.batches(epoch, 0):
             task.train_mode()
             torch.manual_seed(derived_seed(settings.seed, "pt", "step", step))
             train_step(task, optimizer, batch, step, total)
             step += 1
-        seconds += time.perf_counter() - started
-        with torch.inference_mode():
-            figures = task.validate(step / total)
-        yield {"seconds": seconds, "reward": figures["reward"], "patches": figures["mean_patches"]}
+            if step - epoch * task.steps_per_epoch in ends:
+                seconds += clock() - started
+                with torch.inference_mode():
+                    figures = task.validate(step / total)
+                yield {"seconds": seconds, "reward": figures["reward"], "patches": figures["mean_patches"]}
+                started = clock()
 
 
 def ratio(slow: list[dict[str, float]], fast: list[dict[str, float]]) -> float | None:

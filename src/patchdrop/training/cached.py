@@ -40,7 +40,8 @@ class CachedPolicyTask(PolicyTask):
         assert isinstance(model.classifier, BagNet)
         _check_memory(settings, len(fit), model.classifier.head.out_features)
         model.eval()  # evidence is computed before the first step, and must not move batch-norm statistics
-        self.classifier = model.classifier
+        assert isinstance(self.judge, BagNet)
+        self.classifier = self.judge
         self._kept: dict[int, Views] = {}
         self._kept_val: list[Views] | None = None
 
