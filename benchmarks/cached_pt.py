@@ -29,6 +29,7 @@ from patchdrop.models import ModelConfig
 from patchdrop.provenance import provenance
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import TrainSettings
+from patchdrop.talk import errors_told
 from patchdrop.training.loop import derived_seed, make_optimizer, train_step
 from patchdrop.training.run import make_task, on_device, starting_model
 
@@ -133,4 +134,5 @@ def ratio(slow: list[dict[str, float]], fast: list[dict[str, float]]) -> float |
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

@@ -38,6 +38,7 @@ from patchdrop.policy.budget import above, at_most, cut_for_mean
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.provenance import provenance
 from patchdrop.runfolder import RunFolder
+from patchdrop.talk import errors_told
 
 CONFIDENCE = 0.95
 CPU = torch.device("cpu")
@@ -200,4 +201,5 @@ if __name__ == "__main__":
     parser.add_argument("--splits", type=int, default=100)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--out", type=Path)
-    main(parser.parse_args())
+    with errors_told():
+        main(parser.parse_args())

@@ -28,6 +28,7 @@ from patchdrop.policy.budget import ALL, at_most
 from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
 from patchdrop.runfolder import RunFolder
+from patchdrop.talk import errors_told
 from patchdrop.timing import PATCHES, WARM_UP
 
 
@@ -80,4 +81,7 @@ if __name__ == "__main__":
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    main(given.run, given.stage, given.threads, given.rounds, given.json)
+    if min(given.threads, given.rounds) < 1:
+        parser.error("--threads and --rounds are at least 1")
+    with errors_told():
+        main(given.run, given.stage, given.threads, given.rounds, given.json)

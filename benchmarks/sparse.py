@@ -25,6 +25,8 @@ from torch import Tensor
 
 from patchdrop.data.low import area_average
 from patchdrop.episode import PatchDrop
+from patchdrop.errors import UsageError
+from patchdrop.files import read_json
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
 from patchdrop.packed import gather
@@ -32,7 +34,9 @@ from patchdrop.policy.budget import ALL, at_most
 from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
 from patchdrop.settings import from_mapping, read_profile
+from patchdrop.talk import errors_told
 from patchdrop.timing import PLAIN, Way, measure, straight_lines
+from patchdrop.training.run import device_of
 
 IMAGES = 64
 """Of `--mix`, run in whole batches."""
@@ -65,13 +69,13 @@ def main() -> None:
     parser.add_argument("--mix", nargs=2, metavar=("RESULTS", "STAGE"), help="numbers of patches as in a run's results")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    if arguments.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no GPU here")
+    if min(*arguments.batch, arguments.rounds) < 1:
+        parser.error("--batch and --rounds are at least 1")
     torch.set_num_threads(1)
     profile = PAPER if arguments.paper else read_profile(arguments.profile)
     vit = arguments.vit or ("vit12-w384-p14" if arguments.paper else "vit6-w192-p8")
     rows: list[dict[str, Any]] = []
-    device = torch.device(arguments.device)
+    device = device_of(from_mapping({"device": arguments.device}, "--device"))
     counts = mixed_counts(*arguments.mix) if arguments.mix else None
     for size in arguments.batch:
         high, low = (part.to(device) for part in pixels(profile, max(size, IMAGES if arguments.mix else 0)))
@@ -103,8 +107,11 @@ def pixels(profile: dict[str, Any], images: int) -> tuple[Tensor, Tensor]:
 
 def mixed_counts(results: str, stage: str) -> Tensor:
     """Numbers of patches of `IMAGES` images, spread as PatchDrop's over a run's test images: at even quantiles."""
-    rows = json.loads(Path(results).read_text(encoding="utf-8"))["rows"]
-    histogram = next(r for r in rows if (r["method"], r["stage"]) == ("PatchDrop", stage))["patches_histogram"]
+    rows = read_json(Path(results)).get("rows", [])
+    found = [r["patches_histogram"] for r in rows if (r["method"], r["stage"]) == ("PatchDrop", stage)]
+    if not found:
+        raise UsageError(f"--mix {results} {stage}: has no row of PatchDrop in stage {stage}")
+    histogram = found[0]
     counts = torch.repeat_interleave(torch.arange(len(histogram)), torch.tensor(histogram))
     quantiles = ((torch.arange(IMAGES) + 0.5) / IMAGES * len(counts)).long()
     return counts[quantiles][torch.randperm(IMAGES, generator=torch.Generator().manual_seed(0))]
@@ -186,4 +193,5 @@ def fit(line: dict[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +20,19 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from patchdrop.errors import PatchDropError
+
 console = Console(stderr=True)
+
+
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """Leave a script by its error's one line and exit code, as the command line does, not by a traceback."""
+    try:
+        yield
+    except PatchDropError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
 
 
 class _Rate(ProgressColumn):
