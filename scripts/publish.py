@@ -62,7 +62,7 @@ def of_run(run: Path, out: Path, document: dict[str, Any], gallery: bool) -> Non
     for name in (*FIGURES, *(("gallery.png",) if gallery else ())):
         if (run / "figures" / name).exists():
             shutil.copy(run / "figures" / name, out / name)
-    (out / "README.md").write_text(f"# {document['data']}\n\n{table}\n{origin(document)}", encoding="utf-8")
+    (out / "README.md").write_text(f"# {out.name}\n\n{table}\n{origin(document)}", encoding="utf-8")
     into_readme(f"results/{out.name}", table)
 
 
@@ -90,16 +90,15 @@ def origin(document: dict[str, Any]) -> str:
     seconds = ", ".join(f"{stage} {s:.0f} s" for stage, s in where.get("seconds", {}).items() if s is not None)
     return (
         "\np: exact McNemar test of the stage's PatchDrop against that row; p HR-CNN: of that row against HR-CNN; "
-        f"n = {document['rows'][0]['n']} images.\n\n"
+        f"n = {document['rows'][0]['n']} {document['split']} images of {document['data']}.\n\n"
         f"* evaluated by `{where['command']}` at {where['commit']} on {where['machine']}\n{_trained(where)}"
         f"* seed {where['seed']}; time: {seconds}\n* {_versions(where)}\n* settings: `settings.yaml`\n"
     )
 
 
 def _trained(where: dict[str, Any]) -> str:
-    return "".join(
-        f"* trained by `{t['command']}` at {t['commit']} on {t['machine']}\n" for t in where.get("trained", ())
-    )
+    lines = [f"* trained by `{t['command']}` at {t['commit']} on {t['machine']}\n" for t in where.get("trained", ())]
+    return "".join(dict.fromkeys(lines))
 
 
 def _versions(where: dict[str, Any]) -> str:
