@@ -28,7 +28,8 @@ from patchdrop.read.tiles import Box
 from patchdrop.report import theme
 from patchdrop.report.scene import ScenePicture, png
 from patchdrop.scenes.formats import ENDINGS, PACKAGES, Format
-from patchdrop.scenes.places import COLLECTION_END, Places, collection_start, feature
+from patchdrop.scenes.geojson import COLLECTION_END, collection_start, feature
+from patchdrop.scenes.places import Places
 
 BATCH = 4096
 """Cells that are handed to the GeoPackage at once."""

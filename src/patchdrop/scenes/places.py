@@ -1,36 +1,33 @@
-"""Where boxes of pixels lie: polygons of GeoJSON (RFC 7946), in CRS84 where the scene's header allows it.
+"""Where boxes of pixels lie: on the ground, and as polygons in CRS84 where the scene's header allows it.
 
-CRS84 is longitude, latitude on WGS 84. Rings run counter-clockwise (the right-hand rule). Longitudes are between -180
-and 180 degrees; what lies across the 180th meridian is cut there, and what lies over a pole reaches up to it on a map
-of degrees. A scene without a georeference, or with a coordinate system that has no EPSG code, gives pixel coordinates,
+A scene without a georeference, or with a coordinate system that has no EPSG code, gives pixel coordinates,
 x to the right and y down; the collection then says so in ``"coordinates": "pixels"``, which is no part of the standard.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import shapely
 
 from patchdrop.errors import DataError
 from patchdrop.read.pairs import Onto, Points
 from patchdrop.read.tiff import Georeference
 from patchdrop.read.tiles import Box
+from patchdrop.scenes.geojson import (
+    Point,
+    beside_poles,
+    closed,
+    densified,
+    geometry,
+    over_pole,
+    spread,
+    turns_round_pole,
+    within_180,
+)
 from patchdrop.tariffs.areas import Ground
 
-Point = tuple[float, float]
-DIGITS = 8
-"""Decimal digits of a degree: about a millimetre."""
-POLE = 1e-7
-"""Degrees from a pole that are none."""
-TINY = 1e-9
-"""Degrees that rounding may make."""
-POLE_POINTS = 16
-"""Points on an edge of an area that lies over a pole."""
 AROUND = 90.0
 """What lies over a pole is wider than so many degrees."""
 UNEVEN = 1.05
@@ -163,23 +160,23 @@ class Places:
             DataError: it lies where its coordinate system has no meaning.
         """
         if self._to_crs84 is None or self.matrix is None:
-            return _geometry([rings])
+            return geometry([rings])
         points = [self._points(ring) for ring in rings]
         if self._geographic:
             own = [x for x, _ in _moved(rings[0], self.matrix)]
-            return _geometry(_within_180(points, max(own) - min(own) > 180))
-        points = [_beside_poles(ring) for ring in points]
-        wide = [_spread(ring) > AROUND for ring in points]
-        dense = [self._points(_dense(ring)) if turned else [] for ring, turned in zip(rings, wide, strict=True)]
-        poled = [_turns(ring) for ring in dense]
+            return geometry(within_180(points, max(own) - min(own) > 180))
+        points = [beside_poles(ring) for ring in points]
+        wide = [spread(ring) > AROUND for ring in points]
+        dense = [self._points(densified(ring)) if turned else [] for ring, turned in zip(rings, wide, strict=True)]
+        poled = [turns_round_pole(ring) for ring in dense]
         if any(poled[1:]):
             raise DataError(f"{self._name}: an area round a pole cannot be outlined: leave --tariff out")
-        return _geometry(_over_pole(dense[0], points[1:]) if poled[0] else _within_180(points, wide=False))
+        return geometry(over_pole(dense[0], points[1:]) if poled[0] else within_180(points, wide=False))
 
     def ring(self, box: Box) -> list[Point]:
         """The closed outline of a box of pixels in the scene's own coordinates; in pixels where it has none."""
         corners = _corners(box)
-        return _ring(corners if self.matrix is None else _moved(corners, self.matrix))
+        return closed(corners if self.matrix is None else _moved(corners, self.matrix))
 
     def ground(self, height: int, width: int) -> Ground | None:
         """How large a scene's pixels are on the ground; None without a georeference.
@@ -229,64 +226,6 @@ class Places:
         return [(x, min(90.0, max(-90.0, y))) for x, y in zip(xs, ys, strict=True)]
 
 
-def _spread(ring: Sequence[Point]) -> float:
-    """Degrees between the westernmost and the easternmost point, as numbers."""
-    xs = [x for x, _ in ring]
-    return max(xs) - min(xs)
-
-
-def _dense(ring: Sequence[Point]) -> list[Point]:
-    """The ring with `POLE_POINTS` points on each edge."""
-    following = [*ring[1:], ring[0]]
-    steps = [i / POLE_POINTS for i in range(POLE_POINTS)]
-    return [(x + s * (u - x), y + s * (v - y)) for (x, y), (u, v) in zip(ring, following, strict=True) for s in steps]
-
-
-def _eastward(start: float, end: float) -> float:
-    """Degrees from one longitude to another, the shorter way."""
-    return (end - start + 180) % 360 - 180
-
-
-def _turns(ring: Sequence[Point]) -> bool:
-    """Whether a closed line of degrees goes once round a pole; not where it goes through it."""
-    if not ring or any(abs(y) > 90 - POLE for _, y in ring):
-        return False
-    xs = [x for x, _ in ring]
-    return abs(sum(map(_eastward, xs, [*xs[1:], xs[0]]))) > 180
-
-
-def _over_pole(outer: Sequence[Point], holes: Sequence[Sequence[Point]]) -> list[list[list[Point]]]:
-    """A polygon whose outer line goes round a pole, on a map of degrees that the pole is an edge of."""
-    # Between the point nearest to the pole and the pole the line does not pass.
-    first = max(range(len(outer)), key=lambda i: abs(outer[i][1]))
-    line = [*outer[first:], *outer[: first + 1]]
-    found = [line[0]]
-    for (x, _), (u, v) in itertools.pairwise(line):
-        found.append((found[-1][0] + _eastward(x, u), v))
-    pole = math.copysign(90.0, line[0][1])
-    cut = _within_180([[*found, (found[-1][0], pole), (found[0][0], pole)]], wide=True)
-    parts = [shapely.Polygon(ring) for (ring,) in cut]
-    left = [shapely.Polygon(ring) for hole in holes for ring, *_ in _within_180([list(hole)], wide=False)]
-    whole = shapely.difference(shapely.union_all(parts, grid_size=TINY), shapely.union_all(left), grid_size=TINY)
-    return [
-        [list(ring.coords)[:-1] for ring in (part.exterior, *part.interiors)]
-        for part in shapely.get_parts(whole).tolist()
-        if isinstance(part, shapely.Polygon)
-    ]
-
-
-def _beside_poles(ring: Sequence[Point]) -> list[Point]:
-    """A pole, which has every longitude, is given those of the points before and after it."""
-    found: list[Point] = []
-    for i, (x, y) in enumerate(ring):
-        if abs(y) > 90 - POLE:
-            before, after = ring[i - 1], ring[(i + 1) % len(ring)]
-            found += [(before[0], math.copysign(90, y)), (after[0], math.copysign(90, y))]
-        else:
-            found.append((x, y))
-    return found
-
-
 def _corners(box: Box) -> list[Point]:
     top, left, bottom, right = box
     return [(left, top), (left, bottom), (right, bottom), (right, top)]
@@ -299,65 +238,3 @@ def _moved(points: Sequence[Point], matrix: tuple[float, float, float, float, fl
 
 def _columns(points: Sequence[Point]) -> tuple[list[float], list[float]]:
     return [x for x, _ in points], [y for _, y in points]
-
-
-def _ring(corners: Sequence[Point], hole: bool = False) -> list[Point]:
-    """Closed, and counter-clockwise; clockwise round a hole."""
-    ordered = list(reversed(corners)) if (_area(corners) < 0) != hole else list(corners)
-    return [*ordered, ordered[0]]
-
-
-def _within_180(rings: list[list[Point]], wide: bool) -> list[list[list[Point]]]:
-    """A polygon of degrees as polygons between -180 and 180: one, or several where it lies across the 180th meridian.
-
-    Args:
-        rings: the outer one, then those of holes.
-        wide: it is wider than 180 degrees; one that is not, but seems so, has corners on both sides of the meridian.
-    """
-    xs = [x for x, _ in rings[0]]
-    if max(xs) - min(xs) > 180 and not wide:
-        rings = [[(x % 360, y) for x, y in ring] for ring in rings]
-        xs = [x for x, _ in rings[0]]
-    turns = 360 * math.floor((min(xs) + 180) / 360)
-    if max(xs) - turns <= 180:
-        return [[[(x - turns, y) for x, y in ring] for ring in rings]]
-    whole = shapely.Polygon(rings[0], rings[1:])
-    found = []
-    for east in (turns, turns + 360):
-        part = whole.intersection(shapely.box(east - 180, -90, east + 180, 90))
-        for polygon in shapely.get_parts(part):
-            if isinstance(polygon, shapely.Polygon):  # it may also touch the meridian
-                outlines = (polygon.exterior, *polygon.interiors)
-                found.append([[(x - east, y) for x, y in outline.coords[:-1]] for outline in outlines])
-    return found
-
-
-def _geometry(polygons: Sequence[Sequence[Sequence[Point]]]) -> dict[str, Any]:
-    """One polygon of GeoJSON, or several as one geometry; the first ring of each is its outer one."""
-    found = []
-    for rings in polygons:
-        rounded = [[(round(x, DIGITS), round(y, DIGITS)) for x, y in ring] for ring in rings]
-        found.append([[list(point) for point in _ring(ring, hole=i > 0)] for i, ring in enumerate(rounded)])
-    if len(found) == 1:
-        return {"type": "Polygon", "coordinates": found[0]}
-    return {"type": "MultiPolygon", "coordinates": found}
-
-
-def collection_start(kind: str) -> str:
-    """The text of a feature collection up to its features."""
-    said = '"coordinates": "pixels", ' if kind == "pixels" else ""
-    return f'{{"type": "FeatureCollection", {said}"features": ['
-
-
-COLLECTION_END = "\n]}\n"
-
-
-def feature(geometry: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
-    """A GeoJSON feature."""
-    return {"type": "Feature", "geometry": geometry, "properties": properties}
-
-
-def _area(ring: Sequence[Point]) -> float:
-    """Signed area, positive where the ring runs counter-clockwise."""
-    following = [*ring[1:], ring[0]]
-    return sum(x * v - u * y for (x, y), (u, v) in zip(ring, following, strict=True)) / 2
