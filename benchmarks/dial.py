@@ -3,9 +3,9 @@
     python benchmarks/dial.py RUN [--trained-for OTHER] [--budgets 1 2 4 6 8] [--splits 100]
                               [--json] [--out results/dial]
 
-* Budgets: accuracy and S under ``--budget K``, under ``--mean-budget K``, and with the threshold that ``calibrate
-  --mean-budget K`` finds on the validation images; with the distance of the mean from K. ``--trained-for`` is a run of
-  the same data with ``target_patches`` of its own; it is shown beside, by its own choice.
+* Budgets: accuracy and S under ``--budget K``, under ``--budget K --threshold 0``, under ``--mean-budget K``, and with
+  the threshold that ``calibrate --mean-budget K`` finds on the validation images; with the distance of the mean from K.
+  ``--trained-for`` is a run of the same data with ``target_patches`` of its own; it is shown beside, by its own choice.
 * The guarantee: test images are dealt at random to calibration and test, half and half, ``--splits`` times. Each time
   the cheapest point proved on one half is looked up, for several wanted accuracies, and counted as broken where its
   accuracy on all test images, or on the other half, is below the wanted one. At 95 % five in a hundred may be.
@@ -34,7 +34,7 @@ from patchdrop.evaluation.guarantee import p_values, proved, towards_cheaper
 from patchdrop.evaluation.metrics import mcnemar
 from patchdrop.files import write_json
 from patchdrop.grid import Grid
-from patchdrop.policy.budget import above, at_most, cut_for_mean
+from patchdrop.policy.budget import ALL, above, at_most, cut_for_mean
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.provenance import provenance
 from patchdrop.runfolder import RunFolder
@@ -93,7 +93,7 @@ def figures(outcome: Outcome) -> dict[str, float]:
 
 
 def dials(run: RunFolder, val: Split, test: Split, patches: int) -> dict[str, Choose]:
-    """At most so many patches an image, as many on average over the test images, and as many on average over val."""
+    """At most so many patches an image, exactly so many, as many on average over the test images, and over val."""
     model, config = run.load(policy_stage(run))
     assert isinstance(model, PatchDrop)
     cuts = {
@@ -101,7 +101,8 @@ def dials(run: RunFolder, val: Split, test: Split, patches: int) -> dict[str, Ch
         for name, split in (("mean-budget", test), ("calibrated", val))
     }
     means = {name: partial(above, cut=cut) for name, cut in cuts.items()}
-    return {"budget": partial(at_most, budget=patches), **means}
+    exactly = partial(at_most, budget=patches, cut=ALL)
+    return {"budget": partial(at_most, budget=patches), "budget, threshold 0": exactly, **means}
 
 
 def budgets(run: RunFolder, val: Split, test: Split, patches: int) -> list[dict[str, Any]]:
@@ -169,9 +170,9 @@ def markdown(document: dict[str, Any]) -> str:
         "# The dial",
         f"{document['images']} test images. By its own choice: {_told(document['own'])}.",
         markdown_table(("dial", "patches", "accuracy %", "S", "off %"), [list(map(str, row)) for row in budgets]),
-        "`budget` is at most so many patches an image, of those that the policy would read; `mean-budget` so many on "
-        "average over the test images; `calibrated` the threshold that `calibrate --mean-budget` finds on "
-        "validation images.",
+        "`budget` is at most so many patches an image, of those that the policy would read; with `threshold 0` exactly "
+        "so many; `mean-budget` so many on average over the test images; `calibrated` the threshold that `calibrate "
+        "--mean-budget` finds on validation images.",
     ]
     if "trained_for" in document:
         other = document["trained_for"]
