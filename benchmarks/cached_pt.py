@@ -46,7 +46,8 @@ def main() -> None:
     parser.add_argument("--cpu", action="store_true", help="CPU time in place of wall-clock, for a busy machine")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    if min(asked.epochs, asked.network_epochs or 1, asked.images or 1, asked.checks) < 1:
+    given = (asked.epochs, asked.network_epochs, asked.images, asked.checks)
+    if min(n for n in given if n is not None) < 1:
         parser.error("--epochs, --network-epochs, --images and --checks are at least 1")
     clock = time.process_time if asked.cpu else time.perf_counter
     run = RunFolder(asked.run).require()
@@ -85,7 +86,8 @@ def main() -> None:
     if asked.json:
         print(json.dumps(document))
         return
-    print(f"{document['provenance']['machine']}, {document['threads']} threads, {document['images']} images")
+    where = document["provenance"]["machine"]
+    print(f"{where}, {document['threads']} threads, {document['images']} images, {document['clock']}")
     for name, points in curves.items():
         print(name, ", ".join(f"{p['seconds']:.1f} s {p['reward']:.4f} (S {p['patches']:.2f})" for p in points))
     for name, value in document["ratios"].items():

@@ -28,6 +28,7 @@ from patchdrop.policy.choice import keep_all
 from patchdrop.provenance import machine, provenance
 from patchdrop.read.source import from_memory
 from patchdrop.settings import from_mapping, read_profile
+from patchdrop.talk import errors_told
 from patchdrop.training.batches import training_views
 from patchdrop.training.loop import make_optimizer, train_step
 from patchdrop.training.run import make_task
@@ -102,4 +103,5 @@ def count(job: Callable[[], Any]) -> int:
 
 if __name__ == "__main__":
     names = [a for a in sys.argv[1:] if not a.startswith("--")]
-    main(names[0] if names else "demo", "--json" in sys.argv)
+    with errors_told():
+        main(names[0] if names else "demo", "--json" in sys.argv)

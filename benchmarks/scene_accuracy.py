@@ -38,6 +38,7 @@ from patchdrop.scenes.plan import Terms, plan
 from patchdrop.scenes.predict import Results, predict
 from patchdrop.scenes.walk import Reading
 from patchdrop.settings import TrainSettings
+from patchdrop.talk import errors_told
 from range_server import RangeServer, range_server
 
 CODECS: dict[str, dict[str, Any]] = {
@@ -151,4 +152,5 @@ def write_scene(path: Path, codec: str, data: Data, settings: TrainSettings) -> 
 
 
 if __name__ == "__main__":
-    main()
+    with errors_told():
+        main()

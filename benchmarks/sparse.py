@@ -107,7 +107,8 @@ def pixels(profile: dict[str, Any], images: int) -> tuple[Tensor, Tensor]:
 
 def mixed_counts(results: str, stage: str) -> Tensor:
     """Numbers of patches of `IMAGES` images, spread as PatchDrop's over a run's test images: at even quantiles."""
-    rows = read_json(Path(results)).get("rows", [])
+    document = read_json(Path(results))
+    rows = document.get("rows", []) if isinstance(document, dict) else []
     found = [r["patches_histogram"] for r in rows if (r["method"], r["stage"]) == ("PatchDrop", stage)]
     if not found:
         raise UsageError(f"--mix {results} {stage}: has no row of PatchDrop in stage {stage}")

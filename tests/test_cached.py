@@ -74,14 +74,14 @@ def test_the_loss_and_the_figures_are_those_of_pt_through_the_network(estimator:
 def test_the_network_runs_once_for_each_view_and_never_in_a_step() -> None:
     task = task_of(pt_views=2)
     runs: list[int] = []
-    before = bits(task.classifier)
-    task.classifier.network.register_forward_hook(lambda *_: runs.append(1))
+    before = bits(task.model.classifier)
+    task.bagnet.network.register_forward_hook(lambda *_: runs.append(1))
     batches = [next(task.batches(epoch, 0)) for epoch in range(4)]
     assert len(runs) == 2 * -(-len(FIT) // 64)
     task.loss(batches[0], 0.0)
     assert len(runs) == 2 * -(-len(FIT) // 64)
     assert not torch.equal(task._kept[0].high, task._kept[1].high)
-    assert same_bits(before, bits(task.classifier))
+    assert same_bits(before, bits(task.model.classifier))
 
 
 def test_only_the_policy_changes_and_a_resumed_stage_ends_with_the_same_bits(tmp_path: Path) -> None:
@@ -89,7 +89,7 @@ def test_only_the_policy_changes_and_a_resumed_stage_ends_with_the_same_bits(tmp
     ends = []
     for name, stop in (("whole", 0), ("broken", 4)):
         task = CachedPolicyTask(tiny_model("pt", settings), FIT, VAL, settings, CPU)  # type: ignore[arg-type]
-        before = bits(task.classifier)
+        before = bits(task.model.classifier)
         if not stop:
             trained(task, tmp_path / name, settings)
         else:
@@ -98,7 +98,7 @@ def test_only_the_policy_changes_and_a_resumed_stage_ends_with_the_same_bits(tmp
             assert saved_step(tmp_path / name) == stop
             task = CachedPolicyTask(tiny_model("pt", settings), FIT, VAL, settings, CPU)  # type: ignore[arg-type]
             trained(task, tmp_path / name, settings)
-        assert same_bits(before, bits(task.classifier))
+        assert same_bits(before, bits(task.model.classifier))
         assert isinstance(task.model, PatchDrop)
         ends.append(bits(task.model.policy))  # type: ignore[arg-type]
     assert same_bits(*ends)

@@ -93,6 +93,12 @@ def test_a_finished_stage_is_loaded_with_the_same_bits_in_evaluation_mode(run: R
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
+def test_the_weights_of_a_loaded_stage_lie_in_memory_as_its_images_do(run: RunFolder) -> None:
+    images = [tensor for tensor in run.load("hr")[0].state_dict().values() if tensor.ndim == 4]
+    assert images
+    assert all(tensor.is_contiguous(memory_format=torch.channels_last) for tensor in images)
+
+
 # --- whole or absent
 
 
@@ -327,6 +333,7 @@ def test_weights_of_another_shape_type_or_name_are_refused_and_named(run: RunFol
         with pytest.raises(RunError) as caught:
             run.load("hr")
         assert words in one_line(caught)
+        assert "remove that stage's folder and train it again" in one_line(caught)
 
 
 def test_a_config_of_another_class_count_or_grid_does_not_fit_the_weights(run: RunFolder) -> None:

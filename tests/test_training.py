@@ -300,6 +300,13 @@ def test_a_resumed_stage_of_another_length_is_refused(tmp_path: Path) -> None:
         run_stages(tmp_path, tiny_settings(epochs_lr=3))
 
 
+def test_a_stopped_stage_of_another_network_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(Interrupted):
+        run_stages(tmp_path, tiny_settings(), stop_at=("lr", 1))
+    with pytest.raises(RunError, match=r"this network has .*; remove that stage's folder and train it again"):
+        run_stages(tmp_path, tiny_settings(lr_network="resnet8-w8"))
+
+
 def test_other_data_in_the_same_folder_are_refused_and_the_difference_is_named(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run_stages(tmp_path, tiny_settings(), stop_at=("lr", 1))

@@ -497,7 +497,7 @@ def main(tokens: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if tokens is None else tokens)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    from patchdrop.talk import as_line, warnings_told
+    from patchdrop.talk import as_line, tell, warnings_told
 
     try:
         with warnings_told(as_line):
@@ -513,8 +513,7 @@ def main(tokens: list[str] | None = None) -> int:
     except PatchDropError as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
+        return tell(error)
 
 
 def _run(arguments: list[str]) -> int:

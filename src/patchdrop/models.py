@@ -26,6 +26,8 @@ from patchdrop.one_look import OneLook
 from patchdrop.policy.network import Policy
 from patchdrop.settings import TrainSettings, size_of, two_streams
 
+AGAIN = "remove that stage's folder and train it again"
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -182,13 +184,13 @@ def fill_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
     expected = model.state_dict()
     odd = sorted(set(expected) ^ set(tensors))
     if odd:
-        raise RunError(f"{where}: is not of this network ({odd[0]!r} is missing or unknown)")
+        raise RunError(f"{where}: is not of this network ({odd[0]!r} is missing or unknown); {AGAIN}")
     for name, tensor in tensors.items():
         ours = expected[name]
         if tensor.shape != ours.shape or tensor.dtype != ours.dtype:
-            raise RunError(f"{where}: {name} is {list(tensor.shape)}, this network has {list(ours.shape)}")
+            raise RunError(f"{where}: {name} is {list(tensor.shape)}, this network has {list(ours.shape)}; {AGAIN}")
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise RunError(f"{where}: {name} holds values that are not numbers")
+            raise RunError(f"{where}: {name} holds values that are not numbers; {AGAIN}")
     model.load_state_dict(dict(tensors))
 
 

@@ -149,7 +149,7 @@ def build(name: str, classes: int, channels: int = 3, pretrained: bool = False) 
 
     Args:
         name: see the top of this file.
-        classes: outputs; 0 leaves the head out, for a network of which only `feature_map` is used.
+        classes: outputs; 0 leaves the head out, for a network of which only feature maps are used.
         pretrained: start timm's networks from their published weights; those built here have none.
 
     Raises:

@@ -89,8 +89,9 @@ class TrainSettings:
     low_enlarge: int = 1
     """Factor by which LR is enlarged (bilinear) before the policy and the LR classifier."""
     policy_head: Literal["certainty", "spatial", "global"] = "spatial"
-    """``spatial``: a patch's logit comes from the features at its place and their mean; ``certainty``: and from how
-    sure the policy network is of the class, where it starts; ``global``: all logits from the mean (the paper)."""
+    """``spatial``: a patch's logit comes from the features at its place, in as many of the network's last maps as it
+    takes to have a place for every patch, and from the last one's mean; ``certainty``: and from how sure the policy
+    network is of the class, where it starts; ``global``: all logits from the mean (the paper)."""
     policy_start: Literal["lr", "scratch", "shared"] = "lr"
     """``lr``: the policy starts from the LR classifier's features where both are the same network; ``shared``: it keeps
     them as they are and learns its head alone, so that one pass over LR serves the policy and the classifier's second

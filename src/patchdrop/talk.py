@@ -31,8 +31,13 @@ def errors_told() -> Iterator[None]:
     try:
         yield
     except PatchDropError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(error.exit_code) from None
+        raise SystemExit(tell(error)) from None
+
+
+def tell(error: PatchDropError) -> int:
+    """Print an error's one line; gives its exit code."""
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
 
 
 class _Rate(ProgressColumn):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
-from patchdrop.networks import Normalise, build, channels_last, feature_maps
+from patchdrop.networks import Normalise, build, channels_last, feature_map, feature_maps
 
 
 class Policy(nn.Module):
@@ -51,8 +51,8 @@ class Policy(nn.Module):
         self.network = build(network, outputs, channels, pretrained)
         if self.spatial:
             shapes = _shapes(self.network, channels, (size[0] * enlarge, size[1] * enlarge))
-            self.maps = _maps_needed(shapes, grid, network, size)
-            features = [shape[0] for shape in shapes[-self.maps :]]
+            self.maps_read = _maps_needed(shapes, grid, network, size)
+            features = [shape[0] for shape in shapes[-self.maps_read :]]
             self.head = nn.Linear(sum(features) + features[-1], 1)
             # Start at a probability of 0.5 a patch, whatever the features are.
             nn.init.zeros_(self.head.weight)
@@ -67,7 +67,10 @@ class Policy(nn.Module):
 
     def look(self, low: Tensor) -> list[Tensor]:
         """Feature maps ``(B, F, h', w')`` of LR images, from the first that the head reads to the network's last."""
-        return feature_maps(self.network, enlarged(self.normalise(low), self.enlarge))[-self.maps :]
+        images = enlarged(self.normalise(low), self.enlarge)
+        if self.maps_read == 1:
+            return [feature_map(self.network, images)]
+        return feature_maps(self.network, images)[-self.maps_read :]
 
     def opinion(self, maps: list[Tensor]) -> Tensor:
         """Class logits ``(B, K)`` from what `look` saw, by the network's own head."""

@@ -39,9 +39,8 @@ class CachedPolicyTask(PolicyTask):
         super().__init__("pt", model, fit, None, val, settings, device)
         assert isinstance(model.classifier, BagNet)
         _check_memory(settings, len(fit), model.classifier.head.out_features)
-        model.eval()  # evidence is computed before the first step, and must not move batch-norm statistics
         assert isinstance(self.judge, BagNet)
-        self.classifier = self.judge
+        self.bagnet = self.judge
         self._kept: dict[int, Views] = {}
         self._kept_val: list[Views] | None = None
 
@@ -57,7 +56,7 @@ class CachedPolicyTask(PolicyTask):
         return Views(*(values.to(self.device) for values in (batch.high, batch.low, batch.target)))
 
     def _classify(self, choice: Tensor, views: Views, with_gradient: bool) -> Tensor:
-        return self.classifier.of_evidence(views.high, choice)
+        return self.bagnet.of_evidence(views.high, choice)
 
     def _val_views(self) -> Iterator[Views]:
         if self._kept_val is None:
@@ -77,7 +76,7 @@ class CachedPolicyTask(PolicyTask):
     @torch.no_grad()
     def _with_evidence(self, views: Views) -> Views:
         everything = keep_all(torch.empty(len(views.target), self.grid.patches, device=self.device))
-        return views._replace(high=self.classifier.evidence(gather(views.high, everything, self.grid)))
+        return views._replace(high=self.bagnet.evidence(gather(views.high, everything, self.grid)))
 
 
 def _check_memory(settings: TrainSettings, images: int, classes: int) -> None:

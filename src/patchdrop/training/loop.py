@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from patchdrop.data.sets import Batch
 from patchdrop.errors import Interrupted, RunError, TrainingError
 from patchdrop.files import read_json, read_tensors, write_json, write_tensors
+from patchdrop.models import fill_weights
 from patchdrop.training.optimizer import Muon
 
 WARM_UP = 0.2
@@ -264,7 +265,7 @@ def _resume(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> _Stat
             "use the settings it was started with, or another --out"
         )
     tensors = read_tensors(folder / manifest["file"], manifest["sha256"])
-    task.model.load_state_dict(_under("model/", tensors))
+    fill_weights(task.model, _under("model/", tensors), str(folder))
     loaded = optimizer.state_dict()
     loaded["state"] = {}
     for name, tensor in _under("optimizer/", tensors).items():
