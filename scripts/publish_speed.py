@@ -145,7 +145,7 @@ def onnx(documents: list[dict[str, Any]]) -> str:
     lines = [
         "## ONNX Runtime against torch, batch 1\n",
         "`bagnet` is the run of `bagnet-cifar10`, `canvas` that of `aid150-canvas`, `masked` the profile `aid150`; "
-        "`patch-set` and `vit` are that profile with that classifier, trained for an epoch on 360 images, as time needs "
+        "`patch-set` and `vit` are that profile with that classifier after an epoch on 360 images, as time needs "
         "no trained weights (`vit` in Pt, without LR-CNN).\n",
         "| classifier | S | torch ms | ONNX Runtime ms | ONNX / torch (<= 1) |",
         "|---|---|---|---|---|",
