@@ -18,7 +18,7 @@ from patchdrop.read.source import from_memory
 from patchdrop.timing import wait_for
 
 BATCHES = (1, 64)
-WARM_UP, REPEATS = 2, 9
+WARM_UP, REPEATS = 2, 25
 SINGLES = 16
 """Images that are timed one by one."""
 

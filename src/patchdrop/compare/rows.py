@@ -161,13 +161,13 @@ def _hidden(hide: Callable[[Bench], Hide]) -> Callable[[Row, Bench, str], Task]:
 def _choosing(row: Row, bench: Bench, stage: str) -> Task:
     """As PatchDrop's stage: the same start, teacher, epochs and rates, with the chooser in the policy's place."""
     assert row.chooser is not None
-    settings, chooser = bench.settings, row.chooser
+    settings, chooser = row.settings(bench), row.chooser
     patches = chooser.count(bench.patches(stage))
 
     def earlier(name: str) -> nn.Module:
         return row.model(bench, name) if name in POLICY_STAGES else bench.earlier(name)
 
-    model = starting_model(stage, settings, bench.config(), bench.statistics, earlier)
+    model = starting_model(stage, settings, row.config(bench), bench.statistics, earlier)
     assert isinstance(model, PatchDrop)
     if chooser.policy is not None:
         model = PatchDrop(chooser.policy(bench.grid, patches), model.classifier)
@@ -260,8 +260,15 @@ def _chooser_row(method: str) -> Row:
         stages=POLICY_STAGES,
         task=_choosing,
         build=_build_choosing(chooser),
+        settings=_own_network,
         chooser=chooser,
     )
+
+
+def _own_network(bench: Bench) -> TrainSettings:
+    """A chooser learns end to end, so its network is its own where PatchDrop's policy takes LR-CNN's as it is."""
+    shared = bench.settings.policy_start == "shared"
+    return replace(bench.settings, policy_start="lr") if shared else bench.settings
 
 
 def _budget_row(method: str, stage: str) -> Row:
