@@ -8,8 +8,8 @@ ways start from the same policy and classifier and train for N epochs: through t
 and with the run's own, on kept evidence with the run's own and with RLOO of 32 samples. Those through the network may
 have more epochs, which the paper's estimator needs to the same reward. A ratio is the time of one way to its best
 validation reward over that of the other to the same. Seconds are those of training steps, with what keeping the
-evidence takes; validation, ``--checks`` times an epoch, is left out on both sides. BagNet decides alone, without LR-CNN
-beside it.
+evidence takes; validation, ``--checks`` times an epoch, is left out on both sides. LR-CNN beside BagNet and the
+policy's network are as in the run.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def main() -> None:
     run = RunFolder(asked.run).require()
     if run.settings().classifier != "bagnet":
         parser.error(f"{asked.run}: has classifier {run.settings().classifier}; give a run with bagnet")
-    settings = replace(run.settings(), epochs_pt=asked.epochs, target_patches=0.0, low_stream="ft2")
+    settings = replace(run.settings(), epochs_pt=asked.epochs, target_patches=0.0)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     data = load(settings, lambda done, total: None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,10 @@ from patchdrop.cost import forward_costs, step_flops
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, UsageError
 from patchdrop.grid import Grid
+from patchdrop.models import copy_matching
+from patchdrop.one_look import OneLook
 from patchdrop.packed import gather
+from patchdrop.settings import TrainSettings
 from patchdrop.training.cached import CachedPolicyTask
 from patchdrop.training.loop import saved_step
 from patchdrop.training.policy_stages import PolicyTask
@@ -53,11 +57,19 @@ def test_evidence_gives_the_networks_logits_for_any_choice(grid: Grid) -> None:
     assert torch.allclose(net.of_evidence(evidence, weight), relaxed, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("estimator", ["self-critical", "straight-through", "rloo"])
-def test_the_loss_and_the_figures_are_those_of_pt_through_the_network(estimator: str) -> None:
-    settings = replace(SETTINGS, estimator=estimator, augment=())
-    cached = CachedPolicyTask(tiny_model("pt", settings), FIT, VAL, settings, CPU)  # type: ignore[arg-type]
-    plain = PolicyTask("pt", tiny_model("pt", settings), FIT, None, VAL, settings, CPU)  # type: ignore[arg-type]
+STREAMS: dict[str, dict[str, Any]] = {
+    "one": {},
+    "two": {"low_stream": "pt", "fusion": "capped"},
+    "two, one look": {"low_stream": "pt", "fusion": "learned", "policy_head": "certainty", "policy_start": "shared"},
+}
+
+
+@pytest.mark.parametrize("streams", STREAMS)
+@pytest.mark.parametrize("estimator", ["self-critical", "straight-through", "rloo", "nested"])
+def test_the_loss_and_the_figures_are_those_of_pt_through_the_network(estimator: str, streams: str) -> None:
+    settings = replace(SETTINGS, estimator=estimator, augment=(), **STREAMS[streams])
+    cached = CachedPolicyTask(ready(settings), FIT, VAL, settings, CPU)
+    plain = PolicyTask("pt", ready(settings), FIT, None, VAL, settings, CPU)
     losses = []
     for task in (cached, plain):
         task.train_mode()
@@ -69,6 +81,35 @@ def test_the_loss_and_the_figures_are_those_of_pt_through_the_network(estimator:
     assert losses[0][1] == pytest.approx(losses[1][1], rel=1e-4)
     with torch.inference_mode():
         assert cached.validate(0.5) == pytest.approx(plain.validate(0.5), rel=1e-4)
+
+
+def ready(settings: TrainSettings) -> PatchDrop:
+    """A model as Pt starts with it: where the policy stands on LR-CNN, the two are one network."""
+    model = tiny_model("pt", settings).train()
+    assert isinstance(model, PatchDrop)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(model.policy.head.weight)  # type: ignore[arg-type, union-attr]
+    if isinstance(model, OneLook):
+        copy_matching(model.classifier.low, model.policy)
+    return model
+
+
+def test_a_step_of_a_policy_that_stands_on_lr_cnn_runs_its_head_alone() -> None:
+    settings = replace(SETTINGS, **STREAMS["two, one look"])
+    task = CachedPolicyTask(ready(settings), FIT, VAL, settings, CPU)
+    assert isinstance(task.model, OneLook)
+    runs: list[str] = []
+    task.bagnet.network.register_forward_hook(lambda *_: runs.append("hr"))
+    for name, network in (("policy", task.model.policy.network), ("low", task.judge.low.network)):  # type: ignore[union-attr]
+        network.stem.register_forward_hook(lambda *_, name=name: runs.append(name))  # type: ignore[union-attr, misc]
+    batch = next(task.batches(0, 0))
+    assert runs == ["hr", "policy"] * -(-len(FIT) // 64)
+    loss, _ = task.loss(batch, 0.0)
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert runs == ["hr", "policy"] * -(-len(FIT) // 64)
+    head = task.model.policy.head.weight.grad
+    assert head is not None and bool(head.any())
+    assert all(p.grad is None for p in task.model.policy.network.parameters())
 
 
 def test_the_network_runs_once_for_each_view_and_never_in_a_step() -> None:
@@ -112,14 +153,17 @@ def test_a_run_trains_with_it_and_other_classifiers_are_refused(tmp_path: Path) 
         check_settings(replace(settings, classifier="masked"))
     with pytest.raises(UsageError, match="grid 4 has 16 patches; use a grid of at most 10"):
         check_settings(replace(settings, estimator="exact"))
-    with pytest.raises(UsageError, match="pt_views: with LR-CNN as a second stream in Pt nothing can be kept"):
-        check_settings(replace(settings, low_stream="pt"))
 
 
 def test_a_step_costs_the_policy_and_a_share_of_one_pass_a_view() -> None:
     settings = replace(SETTINGS, pt_views=1, epochs_pt=4)
     costs = forward_costs(settings, 3)
-    assert step_flops("pt", costs, settings) == 3 * costs["policy"].flops + costs["hr"].flops / 4
+    hr, lr, policy = (costs[name].flops for name in ("hr", "lr", "policy"))
+    assert step_flops("pt", costs, settings) == 3 * policy + hr / 4
+    assert step_flops("pt", costs, replace(settings, **STREAMS["two"])) == 3 * policy + (hr + lr) / 4
+    settings = replace(settings, **STREAMS["two, one look"])
+    costs = forward_costs(settings, 3)
+    assert step_flops("pt", costs, settings) == (costs["hr"].flops + costs["policy"].flops) / 4
 
 
 def test_more_views_than_memory_may_hold_are_refused_before_anything_is_computed() -> None:

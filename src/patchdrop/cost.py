@@ -63,9 +63,15 @@ def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> f
     teacher = hr if settings.distill > 0 and stage in TAUGHT else 0
     if stage in ("hr", "patches"):
         return 3 * hr + teacher
+    shared = settings.policy_start == "shared"
+    # A policy that stands on LR-CNN trains its head alone, whose cost is nothing beside the network's.
+    decide = policy if shared else 3 * policy
+    with_low = two_streams(stage, settings.low_stream)
+    low = lr if with_low else 0
     if stage == "pt" and settings.pt_views:
-        # Evidence is computed once for each view, so its cost is shared by the epochs.
-        return 3 * policy + hr * min(settings.pt_views, settings.epochs_pt) / max(1, settings.epochs_pt)
+        # What is kept is computed once for each view, so its cost is shared by the epochs.
+        kept, each = (hr + policy, 0.0) if shared else (hr + low, decide)
+        return each + kept * min(settings.pt_views, settings.epochs_pt) / max(1, settings.epochs_pt)
     patches = Grid.parse(settings.grid).patches
     plays = {
         "self-critical": 2,
@@ -74,10 +80,6 @@ def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> f
         "exact": 1 + (1 << patches),
         "nested": 4,
     }[settings.estimator]
-    with_low = two_streams(stage, settings.low_stream)
-    low = lr if with_low else 0
-    # A policy that stands on LR-CNN trains its head alone, whose cost is nothing beside the network's.
-    decide = policy if settings.policy_start == "shared" else 3 * policy
     # Of two streams LR-CNN alone answers for images without a patch, which all have in one of nested's choices.
     judging = decide + plays * low + (plays - (with_low and settings.estimator == "nested")) * hr
     # Backward to the weights costs one more forward pass, backward to the input another.

@@ -30,5 +30,5 @@ class OneLook(PatchDrop):
         """`play`, to the bit, with LR's features computed once."""
         maps = self.policy.look(low)
         opinion = self.policy.opinion(maps)
-        scores = self.policy.decide(maps, opinion)
+        scores = self.policy.decide(self.policy.places(maps), opinion)
         return play(lambda _: scores, choose, read, partial(self.classifier.join, opinion), low)

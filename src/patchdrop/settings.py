@@ -151,7 +151,8 @@ class TrainSettings:
     """Masks sampled per image by ``rloo``."""
     pt_views: int = 0
     """If above 0, for ``classifier: bagnet``: Pt keeps what the frozen classifier says of each patch in this many
-    augmented views of each image, and its network runs no more (`patchdrop.training.cached`)."""
+    augmented views of each image, and its network runs no more; nor does LR-CNN beside it, nor, with ``policy_start:
+    shared``, the policy's (`patchdrop.training.cached`)."""
     reward: Literal["hard", "soft"] = "hard"
     """``hard``: the classifier's best class is right or wrong (the paper); ``soft``: the expected reward when the class
     is drawn from the classifier's probabilities. ``straight-through`` is always paid the soft one."""

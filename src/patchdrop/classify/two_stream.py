@@ -69,13 +69,15 @@ class TwoStream(nn.Module):
         return self.high.around(packed)
 
     def weight(self, packed: Packed) -> Tensor:
-        """w of each image, ``(B,)`` in 0..1: exactly 0 at S = 0, and at S = P exactly 1 or the cap."""
+        """w of each image ``(B,)``."""
         patches = self.high.grid.patches
         if packed.weight is None:
-            share = packed.counts / patches
-        else:
-            share = torch.zeros(packed.batch, device=packed.weight.device)
-            share = share.index_add(0, packed.image, packed.weight) / patches
+            return self.weight_at(packed.counts / patches)
+        share = torch.zeros(packed.batch, device=packed.weight.device)
+        return self.weight_at(share.index_add(0, packed.image, packed.weight) / patches)
+
+    def weight_at(self, share: Tensor) -> Tensor:
+        """w in 0..1 where a share S/P of the patches is read: exactly 0 at S = 0, and at S = P exactly 1 or the cap."""
         if self.log_power is None:
             return share
         # The clamp keeps the gradient of 0^k finite; `where` restores the identity at S = P exactly.

@@ -47,10 +47,6 @@ def check_settings(settings: TrainSettings) -> None:
             f"pt_views: classifier {settings.classifier} looks at the whole canvas, so nothing can be kept; "
             "use --classifier bagnet, or --pt-views 0"
         )
-    if settings.pt_views and settings.low_stream == "pt":
-        raise UsageError(
-            "pt_views: with LR-CNN as a second stream in Pt nothing can be kept; use --low-stream ft1, or --pt-views 0"
-        )
     if settings.classifier == "bagnet" and settings.fill != "mean":
         raise UsageError(
             f"fill: {settings.fill!r} has no meaning with classifier bagnet, which sees patches only; use mean"

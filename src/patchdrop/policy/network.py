@@ -63,7 +63,8 @@ class Policy(nn.Module):
         if not self.spatial:
             logits: Tensor = self.network(enlarged(self.normalise(low), self.enlarge))
             return logits.float()
-        return self.decide(self.look(low))
+        maps = self.look(low)
+        return self.decide(self.places(maps), None if self.doubt is None else self.opinion(maps))
 
     def look(self, low: Tensor) -> list[Tensor]:
         """Feature maps ``(B, F, h', w')`` of LR images, from the first that the head reads to the network's last."""
@@ -77,13 +78,19 @@ class Policy(nn.Module):
         logits: Tensor = self.network.forward_head(maps[-1])  # type: ignore[operator]
         return logits
 
-    def decide(self, maps: list[Tensor], opinion: Tensor | None = None) -> Tensor:
-        """Patch logits ``(B, P)`` from what `look` saw and, for ``certainty``, what `opinion` says of it."""
-        cells = [F.adaptive_avg_pool2d(found, (self.grid.rows, self.grid.cols)).flatten(2) for found in maps]
-        whole = cells[-1].mean(2, keepdim=True).expand_as(cells[-1])
-        patch_logits: Tensor = self.head(torch.cat([*cells, whole], 1).transpose(1, 2)).squeeze(2)
+    def places(self, maps: list[Tensor]) -> Tensor:
+        """What `look` saw at the place of each patch, ``(B, P, F)``: the features of its maps, the last one's last."""
+        size = (self.grid.rows, self.grid.cols)
+        return torch.cat([F.adaptive_avg_pool2d(found, size).flatten(2) for found in maps], 1).transpose(1, 2)
+
+    def decide(self, places: Tensor, opinion: Tensor | None) -> Tensor:
+        """Patch logits ``(B, P)`` from `places` and, for ``certainty``, `opinion`."""
+        last = places[..., -(self.head.in_features - places.shape[2]) :]
+        whole = last.mean(1, keepdim=True).expand_as(last)
+        patch_logits: Tensor = self.head(torch.cat([places, whole], 2)).squeeze(2)
         if self.doubt is not None:
-            patch_logits = patch_logits + self.doubt * doubts(self.opinion(maps) if opinion is None else opinion)
+            assert opinion is not None
+            patch_logits = patch_logits + self.doubt * doubts(opinion)
         return patch_logits.float()
 
 

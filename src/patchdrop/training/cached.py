@@ -4,6 +4,9 @@ A patch-local classifier's logits are a function of what each chosen patch says 
 nothing of it is trained. So what every patch of every image says is computed once for each of a few augmented views,
 and kept: ``P * K`` numbers an image. A step then runs the policy alone, the reward of a mask is a masked mean, and many
 masks an image (``estimator: rloo`` with many ``samples``, ``exact``) cost next to nothing.
+
+What LR-CNN says as a second stream is kept beside it. Where the policy stands on LR-CNN (`patchdrop.one_look`) its
+features are kept too, and a step runs the policy's head alone.
 """
 
 from __future__ import annotations
@@ -14,14 +17,15 @@ import torch
 from torch import Tensor
 
 from patchdrop.classify.bagnet import BagNet
+from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.sets import Batch, Split
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import UsageError
-from patchdrop.grid import Grid
+from patchdrop.one_look import OneLook
 from patchdrop.packed import gather
 from patchdrop.policy.choice import keep_all
 from patchdrop.settings import TrainSettings
-from patchdrop.training.batches import Views, shuffled_plan, training_views
+from patchdrop.training.batches import Views, plain_views, shuffled_plan, training_views
 from patchdrop.training.loop import derived_seed
 from patchdrop.training.policy_stages import PolicyTask
 
@@ -29,7 +33,11 @@ EVIDENCE_BATCH = 64
 
 
 class CachedPolicyTask(PolicyTask):
-    """Pt on kept evidence. In its views ``high`` holds evidence ``(B, P, K)`` in place of pixels.
+    """Pt on kept evidence.
+
+    In its views ``high`` holds, in place of pixels, what each patch says, ``(B, P, K)``; where there are two streams
+    LR-CNN's class logits come behind them, ``(B, P + 1, K)``. ``low`` holds LR, or for a policy that stands on LR-CNN
+    what it saw at the place of each patch, ``(B, P, F)``.
 
     Epoch e trains on view ``e % views`` of each image. A view is augmented from seeds of its own, so a resumed stage
     ends with the same bits.
@@ -37,10 +45,13 @@ class CachedPolicyTask(PolicyTask):
 
     def __init__(self, model: PatchDrop, fit: Split, val: Split, settings: TrainSettings, device: torch.device) -> None:
         super().__init__("pt", model, fit, None, val, settings, device)
-        assert isinstance(model.classifier, BagNet)
-        _check_memory(settings, len(fit), model.classifier.head.out_features)
-        assert isinstance(self.judge, BagNet)
-        self.bagnet = self.judge
+        self.streams = self.judge if isinstance(self.judge, TwoStream) else None
+        bagnet = self.judge if self.streams is None else self.streams.high
+        assert isinstance(bagnet, BagNet)
+        self.bagnet = bagnet
+        self.one_look = model if isinstance(model, OneLook) else None
+        model.eval()  # what is kept is what a step would see
+        self._check_memory()
         self._kept: dict[int, Views] = {}
         self._kept_val: list[Views] | None = None
 
@@ -55,8 +66,17 @@ class CachedPolicyTask(PolicyTask):
         assert batch.low is not None
         return Views(*(values.to(self.device) for values in (batch.high, batch.low, batch.target)))
 
+    def _scores(self, views: Views) -> Tensor:
+        if self.one_look is None:
+            return super()._scores(views)
+        return self.one_look.policy.decide(views.low, views.high[:, -1])
+
     def _classify(self, choice: Tensor, views: Views, with_gradient: bool) -> Tensor:
-        return self.bagnet.of_evidence(views.high, choice)
+        logits = self.bagnet.of_evidence(views.high[:, : self.grid.patches], choice)
+        if self.streams is None:
+            return logits
+        weight = self.streams.weight_at(choice.float().mean(1)).unsqueeze(1)
+        return weight * logits + (1 - weight) * views.high[:, -1]
 
     def _val_views(self) -> Iterator[Views]:
         if self._kept_val is None:
@@ -76,16 +96,24 @@ class CachedPolicyTask(PolicyTask):
     @torch.no_grad()
     def _with_evidence(self, views: Views) -> Views:
         everything = keep_all(torch.empty(len(views.target), self.grid.patches, device=self.device))
-        return views._replace(high=self.bagnet.evidence(gather(views.high, everything, self.grid)))
+        kept = views._replace(high=self.bagnet.evidence(gather(views.high, everything, self.grid)))
+        if self.one_look is not None:
+            maps = self.one_look.policy.look(views.low)
+            places, opinion = self.one_look.policy.places(maps), self.one_look.policy.opinion(maps)
+            return kept._replace(low=places, high=torch.cat([kept.high, opinion.unsqueeze(1)], 1))
+        if self.streams is not None:
+            return kept._replace(high=torch.cat([kept.high, self.streams.low(views.low).unsqueeze(1)], 1))
+        return kept
 
-
-def _check_memory(settings: TrainSettings, images: int, classes: int) -> None:
-    """Raise UsageError where evidence and LR of all views are more than may be kept."""
-    height, width = settings.low_size
-    image = 4 * Grid.parse(settings.grid).patches * classes + settings.channels * height * width
-    needed = images * image * min(settings.pt_views, settings.epochs_pt) / 2**30
-    if needed > settings.memory_gb:
-        raise UsageError(
-            f"pt_views: {settings.pt_views} views of {images} images are {needed:.3g} GB, more than --memory-gb "
-            f"{settings.memory_gb:g}; use fewer, or 0 for Pt through the network"
-        )
+    def _check_memory(self) -> None:
+        """Raise UsageError where what is kept of all views is more than may be."""
+        settings, images = self.settings, len(self.fit)
+        first = next(self.fit.in_order(1))
+        kept = self._with_evidence(plain_views(first, settings, self.device))
+        image = sum(values.element_size() * values[0].numel() for values in kept)
+        needed = images * image * min(settings.pt_views, settings.epochs_pt) / 2**30
+        if needed > settings.memory_gb:
+            raise UsageError(
+                f"pt_views: {settings.pt_views} views of {images} images are {needed:.3g} GB, more than --memory-gb "
+                f"{settings.memory_gb:g}; use fewer, or 0 for Pt through the network"
+            )

@@ -139,7 +139,7 @@ class PolicyTask:
         alpha = settings.alpha_start + (settings.alpha_end - settings.alpha_start) * progress
         n_fit = len(views.target) - (0 if self.judged is None else min(settings.batch, len(self.judged)))
         policy_views = views if self.judged is None else Views(*(v[n_fit:] for v in views))
-        scores = self.model.policy(policy_views.low)
+        scores = self._scores(policy_views)
         choices = self.estimator.propose(scores, alpha)
         shared = self.judged is None
         class_logits = [
@@ -161,7 +161,7 @@ class PolicyTask:
             if not shared:
                 fit_views = Views(*(v[:n_fit] for v in views))
                 with torch.no_grad():
-                    choice = self.estimator.propose(self.model.policy(fit_views.low), alpha)[0].bool()
+                    choice = self.estimator.propose(self._scores(fit_views), alpha)[0].bool()
                 fit_logits = self._classify(choice, fit_views, with_gradient=True)
             loss = loss + classifier_loss(fit_logits, fit_views, settings.label_smoothing, self.teacher)
             figures["accuracy"] = float((fit_logits.argmax(1) == fit_views.target).float().mean())
@@ -169,6 +169,10 @@ class PolicyTask:
 
     def _views(self, batch: Batch) -> Views:
         return training_views(batch, self.settings, self.device)
+
+    def _scores(self, views: Views) -> Tensor:
+        scores: Tensor = self.model.policy(views.low)
+        return scores
 
     def _classify(self, choice: Tensor, views: Views, with_gradient: bool) -> Tensor:
         read = from_memory(views.high, self.grid)
@@ -201,7 +205,7 @@ class PolicyTask:
 
     def validate(self, progress: float) -> dict[str, float]:
         """Greedy policy on the validation split, with the Shuffled control and what shows a collapse."""
-        scores = torch.cat([self.model.policy(v.low) for v in self._val_views()])
+        scores = torch.cat([self._scores(v) for v in self._val_views()])
         choice = greedy(scores)
         generator = torch.Generator().manual_seed(derived_seed(self.settings.seed, "shuffled"))
         logits, target = self._play(choice)
