@@ -21,8 +21,6 @@ from patchdrop.files import read_json
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 FIGURES = ("accuracy.png", "training-pt.png", "training-ft1.png", "training-ft2.png")
-
-
 COMPARISON = ("results.json", "compare.yaml", "table.csv", "accuracy.png")
 
 
@@ -31,6 +29,8 @@ def main(source: Path, out: Path, gallery: bool) -> None:
     place = f"<!-- results/{out.name} -->"
     if place not in README.read_text(encoding="utf-8"):
         sys.exit(f"README.md has no place for it: put {place} and <!-- end --> where the table is to stand")
+    if not (source / "results.json").exists():
+        sys.exit(f"{source}: has no results.json; give the folder of an evaluated run or a comparison")
     document = read_json(source / "results.json")
     if "table" in document:
         of_comparison(source, out, document)

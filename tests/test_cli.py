@@ -19,10 +19,10 @@ from PIL import Image
 
 import patchdrop
 from patchdrop.cli import app, main
-from patchdrop.errors import CollapsedPolicyWarning, RunError, UsageError
+from patchdrop.errors import CollapsedPolicyWarning, PatchDropError, RunError, UsageError
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TrainSettings, from_mapping, to_mapping
-from patchdrop.talk import as_line, warnings_told
+from patchdrop.talk import as_line, errors_told, warnings_told
 from tiny import CLASSES, tiny_flags, write_folder
 
 ONE_EPOCH = {f"epochs_{stage}": 1 for stage in STAGES}
@@ -893,6 +893,18 @@ def test_an_exit_code_reaches_the_shell(tmp_path: Path) -> None:
 def results(trained: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((trained / "results.json").read_text())
     return found
+
+
+@pytest.mark.parametrize(("error", "code"), [(RunError("runs/x: no run"), 3), (UsageError("grid: 0"), 2)])
+def test_a_script_ends_with_an_errors_line_and_code(
+    error: PatchDropError, code: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left, errors_told():
+        raise error
+    assert left.value.code == code
+    assert capsys.readouterr().err == f"error: {error}\n"
+    with pytest.raises(ZeroDivisionError), errors_told():  # a fault of ours keeps its traceback
+        raise ZeroDivisionError
 
 
 def test_results_have_a_row_for_each_method_and_stage(results: dict[str, Any]) -> None:

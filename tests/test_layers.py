@@ -20,6 +20,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("__main__",),
     ("cli",),
     ("commands", "tables", "scenes"),  # tables: documents in, nothing of ours
+    ("config_file",),
     ("compare",),
     ("serve", "training", "cost", "timing", "export"),
     ("report", "evaluation"),
@@ -39,6 +40,7 @@ ALWAYS_FREE_OF_TORCH = (
     "errors",
     "version",
     "cli",
+    "config_file",
     "__main__",
     "tables",
     "talk",

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Dict
 from cyclopts.validators import Number
 
-from patchdrop.compare.options import PROFILES, CompareOptions, Price, split_mapping
+from patchdrop.compare.options import CompareOptions, Price
+from patchdrop.config_file import defaults
 from patchdrop.dial import Dial, Target
 from patchdrop.errors import Interrupted, PatchDropError, UsageError
 from patchdrop.scenes.flags import Reach, SceneFlags
@@ -517,51 +517,13 @@ def main(tokens: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
-    files = {"train": _settings_file, "compare": _compare_file}
-    app.config = files[arguments[0]](arguments) if arguments and arguments[0] in files else []
+    app.config = defaults(arguments)
     try:
         code = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return USAGE
     return int(code or DONE)
-
-
-def _settings_file(arguments: list[str]) -> list[Dict]:
-    """The file or profile named by ``--config`` as defaults for the flags, its keys and values checked."""
-    source = _value_of("--config", arguments)
-    if source is None:
-        return []
-    values = read_profile(source)
-    from_mapping(values, source)
-    return [_defaults(values, source)]
-
-
-def _compare_file(arguments: list[str]) -> list[Dict]:
-    """The same for ``compare``, where a file may name table and rows too, and the table has a profile of its own."""
-    source = _value_of("--config", arguments)
-    if source is None:
-        table, profile = _value_of("--table", arguments) or "", _value_of("--profile", arguments) or "cpu"
-        source = PROFILES.get((table, profile), "")
-        values = read_profile(source) if source else {}  # a name that is none is refused as a flag's value
-    else:
-        values = read_profile(source)
-    split_mapping(values, source)
-    # A table is of somebody's images: those of `train`'s default, the embedded scenes, have to be asked for.
-    return [_defaults({"data": "", **{k: v for k, v in values.items() if v is not None}}, source)]
-
-
-def _value_of(flag: str, arguments: list[str]) -> str | None:
-    for index, token in enumerate(arguments):
-        name, equals, value = token.partition("=")
-        if name == flag:
-            return value if equals else "".join(arguments[index + 1 : index + 2])
-    return None
-
-
-def _defaults(values: dict[str, Any], source: str) -> Dict:
-    flags = {key.replace("_", "-"): value for key, value in values.items()}
-    return Dict(flags, use_commands_as_keys=False, source=source)
 
 
 def _one_line(error: CycloptsError) -> str:
