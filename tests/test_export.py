@@ -108,8 +108,14 @@ def test_a_sparse_classifier_exports_in_a_form_without_sizes_that_depend_on_data
     config = ModelConfig.of(settings, CLASSES)
     model = unsettle(build_stage("ft2", config))
     assert isinstance(model, PatchDrop)
-    found = check(model, Runtime(to_graphs(model, config), 1), Grid(4, 4), *images(32))
+    graphs = to_graphs(model, config)
+    found = check(model, Runtime(graphs, 1), Grid(4, 4), *images(32))
     assert max(found.values()) > 0
+    # The branches with HR layers: canvas has one on patches, and one of the plain network for whole images.
+    branches = [node for node in onnx.load_from_string(graphs.classifier).graph.node if node.op_type == "If"]
+    layers = [{a.name: [n.op_type for n in a.g.node].count("Conv") for a in node.attribute} for node in branches]
+    assert [found["then_branch"] > 0 for found in layers] == [True] * (2 if kind == "canvas" else 1)
+    assert all(found["else_branch"] == 0 for found in layers)
 
 
 def images(side: int) -> tuple[torch.Tensor, torch.Tensor]:

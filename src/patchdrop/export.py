@@ -2,8 +2,7 @@
 
 The graphs hold the networks with their normalisation, nothing else: choosing, reading and cropping stay with whoever
 runs them. A classifier needs nothing of its own to be exported, as long as `torch.export` can follow it; one that
-branches on data asks ``torch.compiler.is_exporting()``, as `TwoStream` does, and one that runs a loop over the data has
-what `HighClassifier.around` computes beforehand.
+branches on data asks ``torch.compiler.is_exporting()``, as `TwoStream` and `SparseClassifier.in_a_graph` do.
 """
 
 from __future__ import annotations
@@ -86,8 +85,7 @@ class _OnTensors(nn.Module):
 
     def forward(self, pixels: Tensor, image: Tensor, patch: Tensor, low: Tensor) -> Tensor:
         packed = Packed(pixels, image, patch, low.shape[0])
-        with self.classifier.around(packed):
-            logits: Tensor = self.classifier(packed, low)
+        logits: Tensor = self.classifier(packed, low)
         return logits
 
 

@@ -11,8 +11,6 @@ patch. Most of a ResNet's multiply-adds are in its early stages where patches ar
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor, nn
 
@@ -68,14 +66,8 @@ class CanvasCNN(SparseClassifier):
         logits: Tensor = self.network(channels_last(self.normalise(high)))
         return logits
 
-    def around(self, packed: Packed) -> AbstractContextManager[None]:
-        """Which patches are neighbours, for the layers that look across borders."""
-        return across_borders(Neighbours(packed, self.grid))
-
     def classify(self, packed: Packed, low: Tensor) -> Tensor:
         """Class logits of images each of which has a patch."""
-        if torch.compiler.is_exporting():
-            return self._sparse(packed, low)
         whole = packed.counts == self.grid.patches
         if self.training or packed.weight is not None or not bool(whole.any()):
             return self._sparse(packed, low)
@@ -86,11 +78,22 @@ class CanvasCNN(SparseClassifier):
         logits = dense.new_empty(packed.batch, dense.shape[1])
         return logits.index_put((whole,), dense).index_put((~whole,), partly)
 
+    def in_a_graph(self, packed: Packed, low: Tensor, unread: Tensor) -> Tensor:
+        """The plain network where all images are whole."""
+        whole, some = (packed.counts == self.grid.patches).all(), (packed.counts > 0).any()
+        with across_borders(Neighbours(packed, self.grid)):
+            sparse = torch.cond(some & ~whole, lambda: self._layers(packed, low), lambda: unread.clone())
+        found: Tensor = torch.cond(whole, lambda: self.whole(_images(packed, self.grid), low), lambda: sparse.clone())
+        return found
+
     def _sparse(self, packed: Packed, low: Tensor) -> Tensor:
+        with across_borders(Neighbours(packed, self.grid)):
+            return self._layers(packed, low)
+
+    def _layers(self, packed: Packed, low: Tensor) -> Tensor:
         features = channels_last(self.normalise(packed.pixels))
-        with nullcontext() if torch.compiler.is_exporting() else self.around(packed):
-            for layer in self._early():
-                features = layer(features)
+        for layer in self._early():
+            features = layer(features)
         canvas = self.canvas(packed, features, low)
         for stage in stages_of(self.network)[1 + self.stages :]:
             for layer in stage:
@@ -121,8 +124,10 @@ class CanvasCNN(SparseClassifier):
 
 def _images(packed: Packed, grid: Grid) -> Tensor:
     """Images ``(B, C, H, W)`` of which every patch is packed."""
-    n, channels, p, q = packed.pixels.shape
-    blocks = packed.pixels.view(n // grid.patches, grid.rows, grid.cols, channels, p, q)
+    _, channels, p, q = packed.pixels.shape
+    laid = packed.pixels.new_zeros(packed.batch * grid.patches, channels, p, q)
+    laid = laid.index_copy(0, packed.image * grid.patches + packed.patch, packed.pixels)
+    blocks = laid.view(packed.batch, grid.rows, grid.cols, channels, p, q)
     return blocks.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, grid.rows * p, grid.cols * q)
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,10 +32,6 @@ class HighClassifier(nn.Module):
         logits: Tensor = self(gather(high, every, self.grid), low)
         return logits
 
-    def around(self, packed: Packed) -> AbstractContextManager[None]:
-        """Entered before an export's branches, for a classifier whose layers look at more than what they are given."""
-        return nullcontext()
-
     def empty(self, low: Tensor, size: tuple[int, int]) -> Tensor:
         """An image of which no patch is read, for a network or for the eye: ``(B, C, H, W)``, normalised."""
         if self.fill == "low":
@@ -59,8 +53,8 @@ class SparseClassifier(HighClassifier):
         """Class logits ``(B, K)``."""
         logits = self.unread.repeat(packed.batch, 1)
         zoomed = packed.counts > 0
-        if torch.compiler.is_exporting():  # a graph cannot leave images out
-            return torch.where(zoomed[:, None], self.classify(packed, low), logits)
+        if torch.compiler.is_exporting():
+            return torch.where(zoomed[:, None], self.in_a_graph(packed, low, logits), logits)
         if not bool(zoomed.any()):
             return logits
         if bool(zoomed.all()):
@@ -70,6 +64,12 @@ class SparseClassifier(HighClassifier):
             return logits + read_at_all(packed, self.grid.patches)[:, None] * (found - logits)
         found = self.classify(packed.of_images(zoomed), low[zoomed])
         return logits.to(found.dtype).index_put((zoomed.nonzero(as_tuple=True)[0],), found)
+
+    def in_a_graph(self, packed: Packed, low: Tensor, unread: Tensor) -> Tensor:
+        """For `torch.export`, which cannot leave images out: `classify` of all, or ``unread`` if none has a patch."""
+        some = (packed.counts > 0).any()
+        found: Tensor = torch.cond(some, lambda: self.classify(packed, low), lambda: unread.clone())
+        return found
 
     def classify(self, packed: Packed, low: Tensor) -> Tensor:
         """Class logits of images each of which has at least one patch; in a graph also anything for others."""

@@ -6,12 +6,10 @@ chosen is the HR classifier, unless the fusion is ``capped``. The weights apply 
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
-
 import torch
 from torch import Tensor, nn
 
-from patchdrop.classify.high import HighClassifier
+from patchdrop.classify.high import HighClassifier, SparseClassifier
 from patchdrop.classify.low import LowCNN
 from patchdrop.packed import Packed
 
@@ -61,12 +59,10 @@ class TwoStream(nn.Module):
             high: Tensor = self.high(packed, low)
             return weight * high + (1 - weight) * logits
 
+        if isinstance(self.high, SparseClassifier):  # it has that branch itself, and branches in branches do not export
+            return zoom()
         fused: Tensor = torch.cond((packed.counts > 0).any(), zoom, lambda: logits.clone())
         return fused
-
-    def around(self, packed: Packed) -> AbstractContextManager[None]:
-        """The HR classifier's."""
-        return self.high.around(packed)
 
     def weight(self, packed: Packed) -> Tensor:
         """w of each image ``(B,)``."""
