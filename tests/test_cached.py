@@ -149,7 +149,7 @@ def test_a_run_trains_with_it_and_other_classifiers_are_refused(tmp_path: Path) 
     data = write_folder(tmp_path / "data")
     settings = replace(SETTINGS, data=str(data), val_fraction=0.25)
     assert {row["stage"] for row in commands.train(settings, tmp_path / "run")["rows"]} >= {"pt", "ft1", "ft2"}
-    with pytest.raises(UsageError, match="pt_views: classifier masked looks at the whole canvas"):
+    with pytest.raises(UsageError, match="pt_views: classifier masked looks at patches together"):
         check_settings(replace(settings, classifier="masked"))
     with pytest.raises(UsageError, match="grid 4 has 16 patches; use a grid of at most 10"):
         check_settings(replace(settings, estimator="exact"))
@@ -166,7 +166,11 @@ def test_a_step_costs_the_policy_and_a_share_of_one_pass_a_view() -> None:
     assert step_flops("pt", costs, settings) == (costs["hr"].flops + costs["policy"].flops) / 4
 
 
-def test_more_views_than_memory_may_hold_are_refused_before_anything_is_computed() -> None:
+def test_more_views_than_memory_may_hold_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, data=str(write_folder(tmp_path / "data")), val_fraction=0.25, memory_gb=1e-6)
+    with pytest.raises(UsageError, match=r"pt_views: 1 views of .* more than --memory-gb 1e-06; use fewer"):
+        commands.train(settings, tmp_path / "run")
+    assert not (tmp_path / "run" / "lr").exists()
     with pytest.raises(UsageError, match=r"pt_views: 3 views of .* more than --memory-gb 1e-05; use fewer"):
         task_of(pt_views=3, epochs_pt=3, memory_gb=1e-5)
     task_of(pt_views=3, epochs_pt=3, memory_gb=1.0)

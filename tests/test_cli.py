@@ -229,6 +229,14 @@ def test_a_network_that_cannot_take_the_image_size_is_named_with_the_reason(
     assert not (tmp_path / "x" / "settings.yaml").exists()
 
 
+def test_a_bagnet_whose_network_cannot_take_a_patch_is_refused_with_a_size_that_it_can(
+    refused: Refused, data: Path, tmp_path: Path
+) -> None:
+    wrong = flags(data, tmp_path / "x", classifier="bagnet", hr_network="convnext_atto")
+    message = refused(2, *wrong)
+    assert "hr_network convnext_atto cannot take patches of 4 x 4 px; 32 x 32 px would do" in message
+
+
 def test_a_policy_network_without_a_feature_map_is_named_with_the_way_out(
     refused: Refused, data: Path, tmp_path: Path
 ) -> None:
@@ -778,7 +786,7 @@ def test_without_a_test_split_val_is_evaluated_named_everywhere_and_called_optim
     assert "optimistic" in page
     assert "test images" not in page
     assert "3 val images" in page
-    assert "has no test split; evaluate another with --split val" in refused(3, "evaluate", tmp_path / "x")
+    assert "has no test split; name one that it has with --split" in refused(3, "evaluate", tmp_path / "x")
     code, out, _ = run("evaluate", tmp_path / "x", "--split", "val", "--json")
     assert (code, only_json(out)["rows"]) == (0, document["rows"])
 

@@ -263,6 +263,17 @@ def build_vit(name: str, size: tuple[int, int], classes: int, channels: int, pre
     return VisionTransformer(size, token, channels, classes, embed_dim=width, depth=depth, num_heads=heads)
 
 
+def takes(name: str, size: tuple[int, int], channels: int = 3) -> bool:
+    """Whether a network can take images of a size; where it cannot, each backbone raises something of its own."""
+    network = build(name, 0, channels).eval()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, channels, *size))
+    except Exception:
+        return False
+    return True
+
+
 def feature_map(network: nn.Module, images: Tensor) -> Tensor:
     """``(B, C, H, W)`` to the last feature map ``(B, F, h, w)``.
 

@@ -46,7 +46,9 @@ def compare(
         seeds = [settings.seed + i for i in range(options.seeds)]
         first = _bench(options, settings, folder.path)
         split = judging_split(first.data)
-        write_bytes(folder.path / "compare.yaml", to_yaml(options, settings).encode())
+        asked = folder.path / "compare.yaml"
+        if not asked.exists():
+            write_bytes(asked, to_yaml(options, settings).encode())
         judged = []
         for seed in seeds:
             # Each seed carves its own val out of train.
@@ -56,6 +58,8 @@ def compare(
                 judged.append(comparison.seed_rows(bench, rows, split, price, progress.advance, timed=bench is first))
         where = {**provenance(settings.seed), **comparison.training(first, rows)}
         document = comparison.results(first, rows, judged, seeds, split, price, where)
+        # Another call may differ in what may differ, such as where the data lie; it is on record once it has worked.
+        write_bytes(asked, to_yaml(options, settings).encode())
         comparison.write(folder.path, document)
     return document
 

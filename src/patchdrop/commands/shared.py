@@ -9,8 +9,8 @@ import torch
 from patchdrop.cost import Cost, forward_costs
 from patchdrop.data.load import Data, load
 from patchdrop.errors import PatchDropError, RunError, UsageError, first_line
-from patchdrop.grid import Grid
-from patchdrop.networks import check_pretrained
+from patchdrop.grid import Grid, patch_size
+from patchdrop.networks import check_pretrained, takes
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import PATCHES, TrainSettings
 from patchdrop.talk import bars, say
@@ -44,7 +44,7 @@ def check_settings(settings: TrainSettings) -> None:
         mask_price(settings)
     if settings.pt_views and settings.classifier != "bagnet":
         raise UsageError(
-            f"pt_views: classifier {settings.classifier} looks at the whole canvas, so nothing can be kept; "
+            f"pt_views: classifier {settings.classifier} looks at patches together, so nothing can be kept; "
             "use --classifier bagnet, or --pt-views 0"
         )
     if settings.classifier == "bagnet" and settings.fill != "mean":
@@ -155,7 +155,22 @@ def network_costs(settings: TrainSettings, data: Data) -> dict[str, Cost]:
     except PatchDropError:
         raise
     except Exception as error:
+        named = f"{settings.hr_network}, {settings.lr_network}, {settings.policy_network}"
         raise UsageError(
-            f"networks {settings.hr_network}, {settings.lr_network}, {settings.policy_network} cannot take HR "
-            f"{settings.high} and LR {settings.low} px images: {first_line(error)}"
+            _of_patches(settings)
+            or f"networks {named} cannot take HR {settings.high} and LR {settings.low} px images: {first_line(error)}"
         ) from error
+
+
+def _of_patches(settings: TrainSettings) -> str:
+    """Why BagNet's network cannot look at single patches, and at what size it could; empty where it can."""
+    height, width = patch_size(Grid.parse(settings.grid), *settings.high_size)
+    if settings.classifier != "bagnet" or takes(settings.hr_network, (height, width), settings.channels):
+        return ""
+    larger = [(height * factor, width * factor) for factor in (2, 4, 8, 16)]
+    fitting = next((size for size in larger if takes(settings.hr_network, size, settings.channels)), None)
+    would = "" if fitting is None else f"; {fitting[0]} x {fitting[1]} px would do (coarser --grid, larger --high)"
+    return (
+        f"classifier bagnet: hr_network {settings.hr_network} cannot take patches of {height} x {width} px{would}; "
+        "resnet8 to resnet32 take 8 px and more"
+    )

@@ -35,6 +35,12 @@ FORMS = {
 }
 
 
+def _nearest(name: str, methods: Sequence[str]) -> str:
+    """`nearest`, in whatever case a name was typed."""
+    alike = [method for method in methods if method.lower() == name.lower()]
+    return nearest(alike[0] if alike else name, methods)
+
+
 def chosen_rows(form: Form, names: Sequence[str]) -> list[Row]:
     """The rows of these names in the table's order; all of them where none is named.
 
@@ -44,5 +50,5 @@ def chosen_rows(form: Form, names: Sequence[str]) -> list[Row]:
     methods = [row.method for row in form.rows]
     for name in names:
         if name not in methods:
-            raise UsageError(f"--rows: there is no row {name!r}{nearest(name, methods)} (rows: {'; '.join(methods)})")
+            raise UsageError(f"--rows: there is no row {name!r}{_nearest(name, methods)} (rows: {'; '.join(methods)})")
     return [row for row in form.rows if not names or row.method in names]

@@ -67,7 +67,7 @@ def load(settings: TrainSettings, progress: Progress, only: str | None = None) -
     parts = _read(settings, progress, only)
     if only is not None:
         if only not in parts.sources:
-            raise DataError(f"{settings.data}: has no {only} split; evaluate another with --split val")
+            raise DataError(f"{settings.data}: has no {only} split; name one that it has with --split")
         whole = {only: _whole(parts.sources[only])}
         return Data(parts.name, parts.layout, parts.classes, whole, parts.skipped, parts.read)
     if "train" not in parts.sources:

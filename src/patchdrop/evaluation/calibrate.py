@@ -66,7 +66,9 @@ def drawn(images: int, fraction: float, seed: int) -> tuple[list[int], list[int]
         UsageError: ``fraction`` is out of range, or draws no image.
     """
     if not 0 < fraction <= 1 or round(fraction * images) == 0:
-        raise UsageError(f"fraction: {fraction:g} of {images} images cannot be drawn, use more than 0, at most 1")
+        raise UsageError(
+            f"fraction: {fraction:g} of {images} images cannot be drawn, use {1 / max(1, images):.2g} (an image) to 1"
+        )
     taken = set(random.Random(seed).sample(range(images), round(fraction * images)))
     return [i for i in range(images) if i not in taken], sorted(taken)
 

@@ -53,7 +53,8 @@ class Policy(nn.Module):
             shapes = _shapes(self.network, channels, (size[0] * enlarge, size[1] * enlarge))
             self.maps_read = _maps_needed(shapes, grid, network, size)
             features = [shape[0] for shape in shapes[-self.maps_read :]]
-            self.head = nn.Linear(sum(features) + features[-1], 1)
+            self.features = sum(features)  # of each of `places`
+            self.head = nn.Linear(self.features + features[-1], 1)
             # Start at a probability of 0.5 a patch, whatever the features are.
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
@@ -85,7 +86,7 @@ class Policy(nn.Module):
 
     def decide(self, places: Tensor, opinion: Tensor | None) -> Tensor:
         """Patch logits ``(B, P)`` from `places` and, for ``certainty``, `opinion`."""
-        last = places[..., -(self.head.in_features - places.shape[2]) :]
+        last = places[..., self.features - self.head.in_features :]
         whole = last.mean(1, keepdim=True).expand_as(last)
         patch_logits: Tensor = self.head(torch.cat([places, whole], 2)).squeeze(2)
         if self.doubt is not None:

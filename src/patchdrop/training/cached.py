@@ -25,7 +25,7 @@ from patchdrop.one_look import OneLook
 from patchdrop.packed import gather
 from patchdrop.policy.choice import keep_all
 from patchdrop.settings import TrainSettings
-from patchdrop.training.batches import Views, plain_views, shuffled_plan, training_views
+from patchdrop.training.batches import Views, shuffled_plan, training_views
 from patchdrop.training.loop import derived_seed
 from patchdrop.training.policy_stages import PolicyTask
 
@@ -51,7 +51,7 @@ class CachedPolicyTask(PolicyTask):
         self.bagnet = bagnet
         self.one_look = model if isinstance(model, OneLook) else None
         model.eval()  # what is kept is what a step would see
-        self._check_memory()
+        check_memory(model, settings, len(fit))
         self._kept: dict[int, Views] = {}
         self._kept_val: list[Views] | None = None
 
@@ -105,15 +105,19 @@ class CachedPolicyTask(PolicyTask):
             return kept._replace(high=torch.cat([kept.high, self.streams.low(views.low).unsqueeze(1)], 1))
         return kept
 
-    def _check_memory(self) -> None:
-        """Raise UsageError where what is kept of all views is more than may be."""
-        settings, images = self.settings, len(self.fit)
-        first = next(self.fit.in_order(1))
-        kept = self._with_evidence(plain_views(first, settings, self.device))
-        image = sum(values.element_size() * values[0].numel() for values in kept)
-        needed = images * image * min(settings.pt_views, settings.epochs_pt) / 2**30
-        if needed > settings.memory_gb:
-            raise UsageError(
-                f"pt_views: {settings.pt_views} views of {images} images are {needed:.3g} GB, more than --memory-gb "
-                f"{settings.memory_gb:g}; use fewer, or 0 for Pt through the network"
-            )
+
+def check_memory(model: PatchDrop, settings: TrainSettings, images: int) -> None:
+    """Raise UsageError where what `CachedPolicyTask` keeps of all views is more than may be."""
+    streams = model.classifier
+    bagnet = streams.high if isinstance(streams, TwoStream) else streams
+    assert isinstance(bagnet, BagNet)
+    patches, classes = bagnet.grid.patches, bagnet.head.out_features
+    height, width = settings.low_size
+    image = 4 * classes * (patches + isinstance(streams, TwoStream))
+    image += 4 * patches * model.policy.features if isinstance(model, OneLook) else settings.channels * height * width
+    needed = images * image * min(settings.pt_views, settings.epochs_pt) / 2**30
+    if needed > settings.memory_gb:
+        raise UsageError(
+            f"pt_views: {settings.pt_views} views of {images} images are {needed:.3g} GB, more than --memory-gb "
+            f"{settings.memory_gb:g}; use fewer, or 0 for Pt through the network"
+        )

@@ -26,7 +26,7 @@ from patchdrop.settings import PATCHES, STAGES, TAUGHT, TrainSettings
 from patchdrop.talk import warnings_told
 from patchdrop.tariffs.tariff import read_tariff
 from patchdrop.training.batches import steps_in
-from patchdrop.training.cached import CachedPolicyTask
+from patchdrop.training.cached import CachedPolicyTask, check_memory
 from patchdrop.training.loop import Task, clear_state, derived_seed, make_optimizer, saved_step, train, train_step
 from patchdrop.training.objectives import Teacher
 from patchdrop.training.policy_stages import PolicyTask
@@ -76,6 +76,8 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
     device = device_of(settings)
     found = statistics(data.splits["fit"], settings.low_size)
     config = ModelConfig.of(settings, data.classes)
+    if settings.pt_views and "pt" in active_stages(settings) and not run.done("pt"):
+        _check_views(settings, data, config)
     for stage in active_stages(settings):
         if run.done(stage):
             clear_state(run.stage(stage))
@@ -174,6 +176,13 @@ def make_task(
     if stage == "pt" and settings.pt_views:
         return CachedPolicyTask(model, fit, val, settings, device)
     return PolicyTask(stage, model, fit, judged, val, settings, device, teacher)
+
+
+def _check_views(settings: TrainSettings, data: Data, config: ModelConfig) -> None:
+    """What Pt is to keep has to fit before the stages ahead of it take their hours."""
+    model = build_stage("pt", config)
+    assert isinstance(model, PatchDrop)
+    check_memory(model, settings, len(data.splits.get("policy", data.splits["fit"])))
 
 
 def teacher_of(stage: str, settings: TrainSettings, earlier: Earlier, device: torch.device) -> Teacher | None:
