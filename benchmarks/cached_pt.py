@@ -4,8 +4,8 @@
                                    [--cpu] [--json]
 
 RUN is a run with ``classifier: bagnet`` whose stages ``lr``, ``hr`` and, where it has one, ``patches`` are trained. All
-ways start from the same policy and classifier and train for N epochs: through the network with the paper's estimator
-and with the run's own, on kept evidence with the run's own and with RLOO of 32 samples. Those through the network may
+ways start from the same policy and classifier and train for N epochs: through the network with the paper's estimator,
+with the run's own and with RLOO of 32 samples, on kept evidence with the latter two. Those through the network may
 have more epochs, which the paper's estimator needs to the same reward. A ratio is the time of one way to its best
 validation reward over that of the other to the same. Seconds are those of training steps, with what keeping the
 evidence takes; validation, ``--checks`` times an epoch, is left out on both sides. LR-CNN beside BagNet and the
@@ -62,6 +62,7 @@ def main() -> None:
     ways = {
         "network, self-critical": replace(settings, estimator="self-critical", pt_views=0),
         f"network, {settings.estimator}": replace(settings, pt_views=0),
+        "network, rloo 32": replace(settings, pt_views=0, estimator="rloo", samples=32),
         f"evidence, {settings.estimator}": replace(settings, pt_views=1),
         "evidence, rloo 32": replace(settings, pt_views=1, estimator="rloo", samples=32),
     }
