@@ -8,7 +8,7 @@
 | paper-1.json | `benchmarks/sparse.py --paper --batch 1 --mix RESULTS.json pt`, RESULTS of the profile `canvas-paper` |
 | paper-64.json | the same, `--batch 1 64`, of which 64 is shown: batch 1 met other work |
 | gpu.json | `benchmarks/sparse.py --paper --device cuda` |
-| cached.json | `benchmarks/cached_pt.py RUN`, RUN with BagNet |
+| cached*.json | `benchmarks/cached_pt.py RUN`, RUN with BagNet |
 | onnx-*.json | `benchmarks/onnx_episode.py RUN` |
 
 What a figure should be stands beside it; nothing here is typed by hand but those limits, and gpu.json's provenance.
@@ -47,7 +47,7 @@ def main() -> None:
         against_plain(found),
         same_classifier(paper(found), "## The same classifier, S = 5 of 16 against all 16", SAME),
         same_classifier(found["gpu.json"], "## The same on a GPU", {}),
-        cached(found["cached.json"]),
+        cached([document for name, document in found.items() if name.startswith("cached")]),
         onnx([document for name, document in found.items() if name.startswith("onnx-")]),
         "## The dial\n\n[results/dial](../dial/README.md).\n",
         origins(found),
@@ -120,23 +120,27 @@ def same_classifier(document: dict[str, Any], title: str, wanted: dict[int, floa
     return "\n".join(lines) + "\n"
 
 
-def cached(document: dict[str, Any]) -> str:
+def cached(documents: list[dict[str, Any]]) -> str:
     """Pt on kept evidence against Pt through the network."""
+    first = documents[0]
     lines = [
         "## Pt on kept evidence\n",
-        f"BagNet on CIFAR-10, {document['images']} training images; seconds of training ({document['clock']}) to a "
-        "validation reward.\n",
+        f"BagNet on CIFAR-10 with LR-CNN beside it and the policy on LR-CNN's features (`bagnet-cifar10`), "
+        f"{first['images']} training images; seconds of training ({first['clock']}) to a validation reward. "
+        "A way's name ends in its estimator's.\n",
         "| way | seconds, reward and S |",
         "|---|---|",
     ]
-    for way, points in document["curves"].items():
-        step = math.ceil(len(points) / SHOWN)
-        points = points[step - 1 :: step]
-        told = ", ".join(f"{p['seconds']:.0f} s {p['reward']:.3f} ({p['patches']:.1f})" for p in points)
-        lines.append(f"| {way} | {told} |")
+    for document in documents:
+        for way, points in document["curves"].items():
+            step = math.ceil(len(points) / SHOWN)
+            points = points[step - 1 :: step]
+            told = ", ".join(f"{p['seconds']:.0f} s {p['reward']:.3f} ({p['patches']:.1f})" for p in points)
+            lines.append(f"| {way} | {told} |")
     lines += ["\n| time to the slow way's best reward / time of the fast way to the same (wanted 15) | |", "|---|---|"]
-    for pair, ratio in document["ratios"].items():
-        lines.append(f"| {pair} | {'not reached' if ratio is None else f'**{ratio:.1f}**'} |")
+    for document in documents:
+        for pair, ratio in document["ratios"].items():
+            lines.append(f"| {pair} | {'not reached' if ratio is None else f'**{ratio:.1f}**'} |")
     return "\n".join(lines) + "\n"
 
 
@@ -144,9 +148,9 @@ def onnx(documents: list[dict[str, Any]]) -> str:
     """ONNX Runtime against torch, one image at a time."""
     lines = [
         "## ONNX Runtime against torch, batch 1\n",
-        "`bagnet` is the run of `bagnet-cifar10`, `canvas` that of `aid150-canvas`, `masked` the profile `aid150`; "
-        "`patch-set` and `vit` are that profile with that classifier after an epoch on 360 images, as time needs "
-        "no trained weights (`vit` in Pt, without LR-CNN).\n",
+        "`bagnet` is the run of `bagnet-cifar10`, `masked` the profile `aid150`; `canvas` is the profile "
+        "`aid150-canvas`, `patch-set` and `vit` are `aid150` with that classifier, each after an epoch on 360 images, "
+        "as time needs no trained weights (`vit` in Pt, without LR-CNN).\n",
         "| classifier | S | torch ms | ONNX Runtime ms | ONNX / torch (<= 1) |",
         "|---|---|---|---|---|",
     ]
