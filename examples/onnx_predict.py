@@ -68,6 +68,8 @@ def main(folder, path, low_path=None):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) not in (3, 4):
+        sys.exit(__doc__)
     try:
         main(*sys.argv[1:])
     except (OSError, ValueError) as error:

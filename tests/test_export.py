@@ -175,6 +175,12 @@ def test_the_example_names_a_wrong_shape(exported: Path, tmp_path: Path) -> None
     assert found.stderr == "error: low has the shape [1, 3, 9, 8], the model takes ['batch', 3, 8, 8]\n"
 
 
+def test_the_example_without_an_image_says_how_it_is_called(exported: Path) -> None:
+    found = subprocess.run([sys.executable, EXAMPLE, exported], capture_output=True, text=True, check=False)
+    assert (found.returncode, found.stdout) == (1, "")
+    assert found.stderr.endswith("EXPORT IMAGE [LR_IMAGE]`.\n") and "Traceback" not in found.stderr
+
+
 def test_bad_input_is_named_in_one_line_before_anything_is_exported(
     made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
