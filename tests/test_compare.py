@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from torch import nn
 
 from patchdrop import commands
@@ -290,6 +291,7 @@ def test_other_settings_in_the_same_folder_are_refused_with_the_difference(fmow:
         (["--table", "fmow", "--gsd", "3"], "--gsd without --price-per-km2"),
         (["--table", "fmow", "--price-per-image", "-1"], "--price-per-image: -1"),
         (["--table", "fmow", "--rows", "Stocastic"], "did you mean 'Stochastic'?"),
+        (["--table", "fmow", "--rows", "stn"], "did you mean 'STN'?"),
         (["--table", "fmow", "--patches", "17"], "17 cannot be read of a grid of 16"),
         (["--table", "fmow", "--epochs-lr", "0"], "lr is left out"),
         (["--table", "fmow", "--stages", "lr", "hr"], "pt is left out"),
@@ -369,6 +371,40 @@ def test_a_comparison_runs_again_from_its_own_file_and_flags_win(
         "compare.yaml",
     )
     assert settings == replace(before, batch=4)
+
+
+def test_a_refused_call_leaves_the_comparisons_file_as_it_was(
+    fmow: Path, settings: TrainSettings, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(fmow, out)
+    before = (out / "compare.yaml").read_bytes()
+    other = write_folder(tmp_path / "other", train=27)
+    with pytest.raises(RunError, match="was started on other data"):
+        commands.compare(CompareOptions(table="fmow"), replace(settings, data=str(other)), out)
+    assert (out / "compare.yaml").read_bytes() == before
+
+
+def test_where_the_policy_stands_on_lr_cnn_stn_learns_a_network_of_its_own(
+    settings: TrainSettings, tmp_path: Path
+) -> None:
+    shared = replace(
+        settings,
+        classifier="bagnet",
+        fill="mean",
+        low_stream="pt",
+        policy_head="certainty",
+        policy_start="shared",
+    )
+    options = CompareOptions(table="bagnet", rows=("STN", "BagNet + PatchDrop"), patches=5)
+    commands.compare(options, shared, tmp_path / "out")
+    seed = tmp_path / "out" / "seed-0"
+    low, ours, stn = (
+        {name: t for name, t in load_file(seed / where / "model.safetensors").items() if name.startswith(prefix)}
+        for where, prefix in (("run/lr", "network."), ("run/ft2", "policy.network."), ("stn/ft2", "policy.network."))
+    )
+    assert all(torch.equal(ours[f"policy.{name}"], tensor) for name, tensor in low.items())
+    assert not all(torch.equal(stn[f"policy.{name}"], tensor) for name, tensor in low.items())
 
 
 def test_a_price_by_the_area_is_that_of_the_ground_the_image_shows() -> None:
