@@ -19,11 +19,25 @@ from patchdrop.read.source import Reader
 Classify = Callable[[Packed, Tensor], Tensor]
 
 
+class Look(NamedTuple):
+    """What LR images are worth a closer look for."""
+
+    scores: Tensor
+    """Patch logits of the policy, ``(B, P)``; from 0 on a patch is to be read."""
+    chances: Tensor | None
+    """Chance of being right after the first k patches in the order of the scores, ``(B, P + 1)``; None where the policy
+    does not say."""
+    classify: Classify
+    """The classifier, which may remember what it has seen of these images."""
+
+
 class Episode(NamedTuple):
     """What one batch went through."""
 
     scores: Tensor
-    """Patch logits of the policy, ``(B, P)``."""
+    """As in `Look`."""
+    chances: Tensor | None
+    """As in `Look`."""
     choice: Tensor
     """Patches read, ``(B, P)`` bool."""
     packed: Packed
@@ -40,22 +54,25 @@ class PatchDrop(nn.Module):
         self.policy = policy
         self.classifier = classifier
 
+    def look(self, low: Tensor) -> Look:
+        """Decide from LR images ``(B, C, h, w)``, pixels 0..255."""
+        return Look(self.policy(low), None, self.classifier)
+
     def forward(self, low: Tensor, choose: Choose, read: Reader) -> Episode:
         """`play` with this policy and this classifier."""
-        return play(self.policy, choose, read, self.classifier, low)
+        return play(self.look, choose, read, low)
 
 
-def play(policy: Callable[[Tensor], Tensor], choose: Choose, read: Reader, classify: Classify, low: Tensor) -> Episode:
+def play(look: Callable[[Tensor], Look], choose: Choose, read: Reader, low: Tensor) -> Episode:
     """One episode for a batch of LR images.
 
     Args:
-        policy: LR -> patch logits ``(B, P)``.
+        look: LR -> patch logits, and who classifies.
         choose: patch logits -> choice ``(B, P)`` bool.
         read: choice -> packed patches. HR is touched here and nowhere else.
-        classify: packed patches and LR -> class logits ``(B, K)``.
         low: ``(B, C, h, w)`` pixels 0..255.
     """
-    scores = policy(low)
+    scores, chances, classify = look(low)
     choice = choose(scores)
     packed = read(choice)
-    return Episode(scores, choice, packed, classify(packed, low))
+    return Episode(scores, chances, choice, packed, classify(packed, low))

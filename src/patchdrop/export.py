@@ -208,7 +208,7 @@ def check(model: PatchDrop, runtime: Runtime, grid: Grid, high: Tensor, low: Ten
             with torch.inference_mode():
                 ours = model(low[:size], choose, read)
             try:
-                theirs = play(runtime.policy, choose, read, runtime.classify, low[:size])
+                theirs = play(runtime.look, choose, read, low[:size])
             except Exception as error:  # ONNX Runtime's own, of many kinds
                 raise RunError(f"{where}: ONNX Runtime fails ({first_line(error)}); {REMEDY}") from error
             if not torch.equal(ours.choice, theirs.choice):

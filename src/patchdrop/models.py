@@ -22,8 +22,9 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError, UsageError
 from patchdrop.grid import Grid
 from patchdrop.networks import Normalise
-from patchdrop.one_look import OneLook
+from patchdrop.one_look import Advised, OneLook
 from patchdrop.policy.network import Policy
+from patchdrop.policy.ranking import Ranking
 from patchdrop.settings import TrainSettings, size_of, two_streams
 
 AGAIN = "remove that stage's folder and train it again"
@@ -50,6 +51,7 @@ class ModelConfig:
     set_layers: int = 1
     low_stream: str = "ft2"
     policy_start: str = "lr"
+    policy: str = "bernoulli"
 
     @classmethod
     def of(cls, settings: TrainSettings, classes: Sequence[str]) -> ModelConfig:
@@ -115,6 +117,7 @@ def build_stage(
         return _build_low(config, statistics, pretrained)
     if stage in ("hr", "patches"):
         return _build_high(config, statistics, pretrained, alone=stage == "hr")
+    ranks, shared = config.policy == "ranking", config.policy_start == "shared"
     policy = Policy(
         config.policy_network,
         Grid.parse(config.grid),
@@ -123,14 +126,16 @@ def build_stage(
         channels=config.channels,
         enlarge=config.low_enlarge,
         head=config.policy_head,
-        classes=len(config.classes),
+        classes=len(config.classes) if config.policy_head == "certainty" or shared else 0,
         pretrained=pretrained,
     )
     high = _build_high(config, statistics, False)
     if not two_streams(stage, config.low_stream):
         return PatchDrop(policy, high)
     streams = TwoStream(high, _build_low(config, statistics, False), config.fusion)
-    return OneLook(policy, streams) if config.policy_start == "shared" else PatchDrop(policy, streams)
+    if ranks:
+        return Advised(Ranking(policy, len(config.classes)), streams, shared)
+    return OneLook(policy, streams) if shared else PatchDrop(policy, streams)
 
 
 def _build_low(config: ModelConfig, statistics: Statistics | None, pretrained: bool, features: bool = False) -> LowCNN:

@@ -1,34 +1,68 @@
-"""PatchDrop with one look at LR: the policy stands on LR-CNN, so LR passes through that network once.
+"""PatchDrop whose policy and classifier share what they see of LR, so that no network looks at it twice.
 
-LR-CNN and policy cost as much as each other and, beside a small HR network, together a good part of the time that
-patches left unread can save. Here the policy's network is LR-CNN as it was trained; Pt learns the policy's head on it.
+`Advised`: the policy is a `patchdrop.policy.ranking.Ranking`, which hears LR-CNN; LR-CNN's word is then the classifier's
+second stream. `OneLook`: the policy's network is LR-CNN as it was trained, and the policy learns its head on it. LR-CNN
+and a policy network of its own cost as much as each other and, beside a small HR network, together a good part of the
+time that patches left unread can save.
 """
 
 from __future__ import annotations
 
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from patchdrop.classify.two_stream import TwoStream
-from patchdrop.episode import Episode, PatchDrop, play
-from patchdrop.policy.choice import Choose
+from patchdrop.episode import Look, PatchDrop
 from patchdrop.policy.network import Policy
-from patchdrop.read.source import Reader
+from patchdrop.policy.ranking import Ranking
 
 
-class OneLook(PatchDrop):
-    """The policy's network and the second stream's hold the same weights, which no stage of the policy trains."""
+class SharedLook(PatchDrop):
+    """Policy and second stream hear the same word of LR-CNN."""
 
-    policy: Policy
     classifier: TwoStream
 
-    def __init__(self, policy: Policy, classifier: TwoStream) -> None:
+    def __init__(self, policy: nn.Module, classifier: TwoStream) -> None:
         super().__init__(policy, classifier)
 
-    def forward(self, low: Tensor, choose: Choose, read: Reader) -> Episode:
-        """`play`, to the bit, with LR's features computed once."""
+
+class Advised(SharedLook):
+    """A ranking policy beside LR-CNN.
+
+    Args:
+        shared: whether the policy's network holds LR-CNN's weights, which no stage of the policy trains.
+    """
+
+    policy: Ranking
+
+    def __init__(self, policy: Ranking, classifier: TwoStream, shared: bool) -> None:
+        super().__init__(policy, classifier)
+        self.shared = shared
+
+    def hear(self, low: Tensor) -> tuple[Tensor, Tensor]:
+        """Utilities ``(B, P)``, and LR-CNN's class logits ``(B, K)``, through which no gradient goes."""
+        utility = self.policy.utility
+        if not self.shared:
+            return utility(low), self.classifier.low(low).detach()
+        maps = utility.look(low)
+        return utility.decide(utility.places(maps), None), utility.opinion(maps).detach()
+
+    def look(self, low: Tensor) -> Look:
+        """Decide from LR images; LR-CNN runs once."""
+        utilities, opinion = self.hear(low)
+        scores, chances = self.policy.weigh(utilities, opinion)
+        return Look(scores, chances, partial(self.classifier.join, opinion))
+
+
+class OneLook(SharedLook):
+    """A policy of independent patches on LR-CNN's network, which no stage of the policy trains."""
+
+    policy: Policy
+
+    def look(self, low: Tensor) -> Look:
+        """Decide from LR images, whose features are computed once."""
         maps = self.policy.look(low)
         opinion = self.policy.opinion(maps)
         scores = self.policy.decide(self.policy.places(maps), opinion)
-        return play(lambda _: scores, choose, read, partial(self.classifier.join, opinion), low)
+        return Look(scores, None, partial(self.classifier.join, opinion))

@@ -88,6 +88,9 @@ class TrainSettings:
     """Start timm networks from their published weights (downloaded once)."""
     low_enlarge: int = 1
     """Factor by which LR is enlarged (bilinear) before the policy and the LR classifier."""
+    policy: Literal["ranking", "bernoulli"] = "ranking"
+    """``ranking``: patches in an order, and as many of them as the chance of being right that they add is worth;
+    ``bernoulli``: each patch by itself (the paper). See docs/method.md."""
     policy_head: Literal["certainty", "spatial", "global"] = "spatial"
     """``spatial``: a patch's logit comes from the features at its place, in as many of the network's last maps as it
     takes to have a place for every patch, and from the last one's mean; ``certainty``: and from how sure the policy
@@ -96,14 +99,14 @@ class TrainSettings:
     """``lr``: the policy starts from the LR classifier's features where both are the same network; ``shared``: it keeps
     them as they are and learns its head alone, so that one pass over LR serves the policy and the classifier's second
     stream."""
-    fill: Literal["mean", "low"] = "mean"
+    fill: Literal["mean", "low"] = "low"
     """What the HR classifier has in the place of unread patches: the mean colour, or nothing (the paper), or LR: the
     enlarged image (``masked``), features of it (``canvas``), a token for the set (``patch-set``), tokens for unread
     patches (``vit``). ``bagnet`` takes ``mean`` only."""
-    low_stream: Literal["ft2", "ft1", "pt"] = "ft2"
+    low_stream: Literal["ft2", "ft1", "pt"] = "pt"
     """The stage from which on LR-CNN is the classifier's second stream; the paper's is ``ft2``. From ``pt`` on, a
     classifier that knows nothing of an image without a patch (``canvas``, ``patch-set``, ``vit``) has LR-CNN's word."""
-    fusion: Literal["share", "learned", "capped"] = "share"
+    fusion: Literal["share", "learned", "capped"] = "learned"
     """Two streams: weight HR by S/P (the paper), by ``1 - (1 - S/P)^k`` with a learned k, or by that times a learned
     cap, for a classifier that is worse alone than beside LR-CNN even where it reads every patch. Both are learnt in Ft
     and stay at their starts, k = 3 and a cap of 0.6, in Pt, which trains the policy alone."""

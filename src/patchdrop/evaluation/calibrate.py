@@ -123,7 +123,7 @@ def measure(
                 batch.high.to(device),
                 batch.target.to(device),
             )
-            scores = model.policy(low)
+            scores = model.look(low).scores
             choice = torch.stack([scores >= cut for cut in cuts])
             right = torch.zeros(len(cuts), len(low), dtype=torch.bool, device=device)
             for point in range(len(cuts)):

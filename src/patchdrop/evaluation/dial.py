@@ -51,7 +51,7 @@ def policy_stage(run: RunFolder, stage: str | None = None) -> str:
 def policy_scores(model: PatchDrop, config: ModelConfig, split: Split, device: torch.device) -> Tensor:
     """The policy's patch logits on every image of a split: ``(n, P)`` float32. The classifier is not run."""
     with torch.inference_mode():
-        found = [model.policy(low_of(batch, config.low_size).to(device)).cpu() for batch in split.in_order(BATCH)]
+        found = [model.look(low_of(batch, config.low_size).to(device)).scores.cpu() for batch in split.in_order(BATCH)]
     return torch.cat(found).float()
 
 

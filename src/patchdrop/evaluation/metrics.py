@@ -58,3 +58,16 @@ def spread(choice: Tensor) -> dict[str, float]:
         "patches_sd": float(counts.std(correction=0)),
         "distinct_masks": float(distinct_masks(choice)),
     }
+
+
+def calibration_error(said: Tensor, came_true: Tensor, bins: int = 10) -> float:
+    """Expected calibration error: how far chances lie from how often they came true, on average over all.
+
+    Args:
+        said: ``(n,)`` chances 0 to 1.
+        came_true: ``(n,)`` bool.
+        bins: parts of equally many, sorted by what was said.
+    """
+    order = said.argsort(stable=True)
+    parts = zip(said[order].double().tensor_split(bins), came_true[order].double().tensor_split(bins), strict=True)
+    return float(sum(abs(float((s - t).sum())) for s, t in parts)) / max(1, len(said))

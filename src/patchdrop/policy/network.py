@@ -47,7 +47,7 @@ class Policy(nn.Module):
         self.spatial = head != "global"
         self.normalise = normalise
         self.doubt = nn.Parameter(torch.ones(())) if head == "certainty" else None
-        outputs = {"certainty": classes, "spatial": 0, "global": grid.patches}[head]
+        outputs = grid.patches if head == "global" else classes
         self.network = build(network, outputs, channels, pretrained)
         if self.spatial:
             shapes = _shapes(self.network, channels, (size[0] * enlarge, size[1] * enlarge))

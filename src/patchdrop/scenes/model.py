@@ -70,7 +70,7 @@ class Model:
         found = []
         for part in torch.split(low, self._chunk):
             with self._turn():
-                found.append(self.predictor.model.policy(part.to(self.predictor.device)))
+                found.append(self.predictor.model.look(part.to(self.predictor.device)).scores)
         return torch.cat(found)
 
     def classify(self, packed: Packed, low: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ class Predictor:
         """The policy's patch logits ``(B, P)`` of a few images; arguments and errors are those of `predict`."""
         _, lows = self._open(images, low)
         with torch.inference_mode():
-            logits: Tensor = self.model.policy(lows.to(self.device))
+            logits = self.model.look(lows.to(self.device)).scores
         return logits.cpu()
 
     def explain(

@@ -52,7 +52,7 @@ class ChooserTask(PolicyTask):
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy of the classifier on the chosen patches."""
         views = training_views(batch, self.settings, self.device)
-        choice = self.choose(self.model.policy(views.low))
+        choice = self.choose(self.model.look(views.low).scores)
         logits = self._classify(choice, views, with_gradient=True)
         right = (logits.argmax(1) == views.target).float().mean()
         figures = {"accuracy": float(right), "patches": float(choice.detach().sum(1).float().mean())}
@@ -64,7 +64,7 @@ class ChooserTask(PolicyTask):
 
     def validate(self, progress: float) -> dict[str, float]:
         """Accuracy, how the masks spread, and as the score the right class' mean probability."""
-        choice = self.choose(torch.cat([self.model.policy(v.low) for v in self._val_views()])).bool()
+        choice = self.choose(torch.cat([self.model.look(v.low).scores for v in self._val_views()])).bool()
         logits, target = self._play(choice)
         accuracy = float((logits.argmax(1) == target).float().mean())
         probability = float(right_probability(logits, target).mean())

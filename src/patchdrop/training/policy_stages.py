@@ -39,7 +39,7 @@ from patchdrop.errors import CollapsedPolicyWarning
 from patchdrop.evaluation.metrics import entropy, same_mask, spread
 from patchdrop.grid import Grid
 from patchdrop.networks import folded
-from patchdrop.one_look import OneLook
+from patchdrop.one_look import Advised, OneLook
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import greedy, shuffled
 from patchdrop.read.source import from_memory
@@ -92,6 +92,8 @@ class PolicyTask:
             freeze(model.classifier.low, True)
         if isinstance(model, OneLook):
             freeze(model.policy.network, True)
+        if isinstance(model, Advised) and model.shared:
+            freeze(model.policy.utility.network, True)
 
     @property
     def sigma(self) -> float:
@@ -171,8 +173,7 @@ class PolicyTask:
         return training_views(batch, self.settings, self.device)
 
     def _scores(self, views: Views) -> Tensor:
-        scores: Tensor = self.model.policy(views.low)
-        return scores
+        return self.model.look(views.low).scores
 
     def _classify(self, choice: Tensor, views: Views, with_gradient: bool) -> Tensor:
         read = from_memory(views.high, self.grid)

@@ -21,6 +21,7 @@ from patchdrop.errors import Interrupted, RunError, UsageError
 from patchdrop.files import write_json
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage, copy_matching
+from patchdrop.one_look import Advised
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import PATCHES, STAGES, TAUGHT, TrainSettings
 from patchdrop.talk import warnings_told
@@ -30,6 +31,7 @@ from patchdrop.training.cached import CachedPolicyTask, check_memory
 from patchdrop.training.loop import Task, clear_state, derived_seed, make_optimizer, saved_step, train, train_step
 from patchdrop.training.objectives import Teacher
 from patchdrop.training.policy_stages import PolicyTask
+from patchdrop.training.ranking_stages import RankingTask
 from patchdrop.training.supervised import ClassifierTask
 
 TEMPERATURE = 2.0
@@ -175,6 +177,8 @@ def make_task(
         fit, judged = judged, None
     if stage == "pt" and settings.pt_views:
         return CachedPolicyTask(model, fit, val, settings, device)
+    if isinstance(model, Advised):
+        return RankingTask(stage, model, fit, judged, val, settings, device, teacher)
     return PolicyTask(stage, model, fit, judged, val, settings, device, teacher)
 
 
@@ -210,7 +214,8 @@ def starting_model(
                 _join_low(high, earlier)
             copy_matching(earlier(classifier), high)
             if settings.policy_start != "scratch" and settings.policy_network == settings.lr_network:
-                copy_matching(earlier("lr").network, model.policy.network)  # type: ignore[arg-type]
+                policy = model.policy.utility if isinstance(model, Advised) else model.policy
+                copy_matching(earlier("lr").network, policy.network)  # type: ignore[arg-type]
         else:
             before = earlier("ft1" if stage == "ft2" and settings.epochs_ft1 > 0 else "pt")
             assert isinstance(before, PatchDrop)

@@ -1,0 +1,201 @@
+"""A ranking of the patches, and the chance of being right after the first k of them: what is worth its price is read.
+
+Beyond the paper, whose policy decides each patch by itself (`patchdrop.policy.network`). Two parts look at LR:
+
+* **which**: a utility for each patch. Patches are drawn without putting back, each in proportion to ``exp(utility)``
+  (Plackett 1975, Luce 1959), in training; at use their order is that of the utilities.
+* **how many**: `Outlook`, the chance that the class is right after the first k patches of that order, k = 0..P.
+
+A patch is read where what it adds to that chance is worth its price, the price of all patches being counted in wrong
+answers. As a patch may be worth something only together with those after it, what counts is the best average gain of a
+run of patches: the slope of the least concave majorant of the chances. So the patch logits, ``log(P slope / price)``,
+fall along the ranking, and one threshold on all images' logits spends a mean budget where it brings most.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchdrop.policy.network import Policy, doubts
+
+WORDS = 5
+"""LR-CNN's best classes whose log-probabilities the outlook hears."""
+HIDDEN = 32
+REACH = 8.0
+"""Log odds that all patches add in an untrained outlook, times ``softplus(0)``."""
+BELIEF = 4.0
+"""Images' worth of belief in an outlook as it was trained."""
+LEAST_SLOPE = 1e-9
+TIE = 1e-5
+"""Between two neighbours of the ranking with equal slopes, so that no threshold parts them against their order."""
+
+
+def in_order(utilities: Tensor) -> Tensor:
+    """Patches from the highest utility to the lowest: ``(B, P)`` to ``(B, P)`` int64. Of equal ones the first leads."""
+    return utilities.argsort(dim=1, descending=True, stable=True)
+
+
+def drawn_order(utilities: Tensor) -> Tensor:
+    """One draw of the order in which patches are taken: the order of the utilities with Gumbel noise added."""
+    noise = -torch.empty_like(utilities).exponential_().clamp(min=1e-20).log()
+    return in_order(utilities + noise)
+
+
+def first(order: Tensor, counts: Tensor) -> Tensor:
+    """The first ``counts (B,)`` patches of each order ``(B, P)``: a choice ``(B, P)`` bool."""
+    return order.argsort(1) < counts.unsqueeze(1)
+
+
+def log_probability(utilities: Tensor, order: Tensor, counts: Tensor) -> Tensor:
+    """Log of the chance that the first ``counts`` patches are drawn in this order: ``(B,)``; 0 where none is."""
+    ranked = utilities.gather(1, order)
+    left = ranked.flip(1).logcumsumexp(1).flip(1)
+    taken = torch.arange(order.shape[1], device=order.device) < counts.unsqueeze(1)
+    return torch.where(taken, ranked - left, torch.zeros_like(ranked)).sum(1)
+
+
+def slopes(chances: Tensor) -> Tensor:
+    """Slopes of the least concave majorant of ``chances (B, P + 1)``: ``(B, P)``, falling, 0 or more where they rise.
+
+    The slope at rank j is the least, over all starts before it, of the best average gain from that start to an end at
+    or behind it. Scans by doubling, which `torch.export` can follow.
+    """
+    patches = chances.shape[1] - 1
+    k = torch.arange(patches + 1, device=chances.device, dtype=chances.dtype)
+    length = k[None, :] - k[:, None]
+    ahead = length > 0
+    gain = (chances[:, None, :] - chances[:, :, None]) / torch.where(ahead, length, torch.ones_like(length))
+    best = _running_max(torch.where(ahead, gain, torch.full_like(gain, -math.inf)).flip(2)).flip(2)
+    ends = torch.where(ahead, best, torch.full_like(best, math.inf))
+    return -_running_max(-ends.transpose(1, 2)).diagonal(-1, 1, 2)
+
+
+def _running_max(values: Tensor) -> Tensor:
+    """The largest value so far along the last dimension."""
+    shift, length = 1, values.shape[-1]
+    while shift < length:
+        values = torch.cat([values[..., :shift], torch.maximum(values[..., shift:], values[..., :-shift])], -1)
+        shift *= 2
+    return values
+
+
+class Outlook(nn.Module):
+    """Log odds of being right after the first k patches of a ranking, k = 0..P.
+
+    It hears no more of an image than LR-CNN's word for its best classes and the utilities in their order, so that it
+    cannot tell one training image from another. As trained it never falls in k; `fit` sets it right on images that no
+    network was trained on, where a few patches may be worse than none.
+
+    Attributes:
+        offset: what is added to the log odds after k patches, ``(P + 1,)``.
+        scale: logs of what the log odds before any patch, and what patches add to them, are multiplied by, ``(2,)``.
+    """
+
+    offset: Tensor
+    scale: Tensor
+
+    def __init__(self, classes: int, patches: int) -> None:
+        super().__init__()
+        self.words = min(WORDS, classes)
+        heard = self.words + 1
+        self.start = nn.Sequential(nn.Linear(heard, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, 1))
+        self.gain = nn.Sequential(nn.Linear(heard + 3, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, 1))
+        self.register_buffer("offset", torch.zeros(patches + 1))
+        self.register_buffer("scale", torch.zeros(2))
+
+    def forward(self, utilities: Tensor, opinion: Tensor) -> Tensor:
+        """As set right: utilities ``(B, P)`` and LR-CNN's class logits ``(B, K)`` to log odds ``(B, P + 1)``."""
+        return _set_right(self.raw(utilities, opinion), self.offset, self.scale)
+
+    def raw(self, utilities: Tensor, opinion: Tensor) -> Tensor:
+        """As trained."""
+        words = torch.cat([opinion.log_softmax(1).topk(self.words, 1).values, -doubts(opinion)], 1) / 4
+        ranked = utilities.sort(dim=1, descending=True, stable=True).values.log_softmax(1)
+        patches = ranked.shape[1]
+        taken = ranked.exp().cumsum(1) - ranked.exp()
+        place = torch.arange(patches, device=ranked.device, dtype=ranked.dtype).expand_as(ranked) / patches
+        of_rank = torch.stack([(ranked + math.log(patches)) / 4, taken, place], 2)
+        gains = self.gain(torch.cat([words.unsqueeze(1).expand(-1, patches, -1), of_rank], 2)).squeeze(2)
+        start = self.start(words)
+        return torch.cat([start, start + (F.softplus(gains) * (REACH / patches)).cumsum(1)], 1)
+
+    @torch.no_grad()
+    def fit(self, odds: Tensor, counts: Tensor, right: Tensor) -> None:
+        """Set `offset` and `scale` by how often the class was right.
+
+        By the largest penalised likelihood. The penalty is worth `BELIEF` images that agree with the outlook as it was
+        trained, so that a handful of images hardly moves it.
+
+        Args:
+            odds: ``(n, P + 1)``, as trained.
+            counts: ``(M,)`` int64, the numbers of patches that were tried, rising.
+            right: ``(n, M)`` bool.
+        """
+        tried, truth = odds.double()[:, torch.cat([counts.new_zeros(1), counts])], right.double()
+        offset = torch.zeros(len(counts), dtype=torch.float64, requires_grad=True)
+        scale = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+        search = torch.optim.LBFGS([offset, scale], max_iter=100, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            search.zero_grad()
+            found = _set_right(tried, F.pad(offset, (1, 0)), scale)[:, 1:]
+            wrong = F.binary_cross_entropy_with_logits(found, truth, reduction="sum") / len(counts)
+            value = wrong + BELIEF * (offset.square().mean() + scale.square().sum()) / 2
+            value.backward()  # type: ignore[no-untyped-call]
+            return value
+
+        with torch.enable_grad():
+            search.step(loss)  # type: ignore[no-untyped-call]
+        patches = torch.arange(odds.shape[1])
+        between = np.interp(patches.numpy(), counts.cpu().numpy(), offset.detach().numpy())
+        self.offset.copy_(torch.from_numpy(between))
+        self.scale.copy_(scale.detach())
+
+
+def _set_right(odds: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
+    start = odds[:, :1]
+    return offset + scale[0].exp() * start + scale[1].exp() * (odds - start)
+
+
+class Seen(NamedTuple):
+    """What a ranking policy makes of LR images."""
+
+    scores: Tensor
+    """Patch logits ``(B, P)``: a patch is worth its price from 0 on."""
+    chances: Tensor
+    """Of being right after the first k patches of the ranking, ``(B, P + 1)``."""
+
+
+class Ranking(nn.Module):
+    """LR and LR-CNN's word for it to patch logits.
+
+    Attributes:
+        utility: a policy network whose patch logits are the utilities.
+        log_price: of all of an image's patches, in wrong answers: the operating point.
+    """
+
+    log_price: Tensor
+
+    def __init__(self, utility: Policy, classes: int) -> None:
+        super().__init__()
+        self.utility = utility
+        self.outlook = Outlook(classes, utility.grid.patches)
+        self.register_buffer("log_price", torch.tensor(-3.0))
+
+    def forward(self, low: Tensor, opinion: Tensor) -> Seen:
+        """LR ``(B, C, h, w)`` and LR-CNN's class logits ``(B, K)``."""
+        return self.weigh(self.utility(low), opinion)
+
+    def weigh(self, utilities: Tensor, opinion: Tensor) -> Seen:
+        """The same from utilities ``(B, P)``."""
+        chances = self.outlook(utilities, opinion.float()).sigmoid()
+        worth = (slopes(chances).clamp(min=LEAST_SLOPE) * utilities.shape[1]).log()
+        falling = worth - TIE * torch.arange(worth.shape[1], device=worth.device, dtype=worth.dtype)
+        rank = in_order(utilities).argsort(1)
+        return Seen(falling.gather(1, rank) - self.log_price, chances)

@@ -1,0 +1,113 @@
+"""Pt, Ft-1 and Ft-2 of a ranking policy: which patches by policy gradient, how many by the predicted chance.
+
+Actor and critic. A number of patches k is drawn for each image, few more often than many, and an order of the patches
+from the ranking; the classifier reads the first k. Then
+
+* the critic, `patchdrop.policy.ranking.Outlook`, learns by cross-entropy whether the class was right;
+* the ranking learns by REINFORCE with the critic as its baseline: ``(right - chance_k) grad log P(order) / k``. The
+  length divides, so that an image of which much is read weighs no more than another;
+* in Ft-1 and Ft-2 the classifier learns by cross-entropy on what was read.
+
+No price and no penalty for patches is in any of it: what reading is worth is decided at use, from the chances, so one
+policy has every operating point. Batch-norm statistics stay those of the supervised stages (`policy_stages`).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from patchdrop.data.sets import Batch, Split
+from patchdrop.evaluation.metrics import spread
+from patchdrop.one_look import Advised
+from patchdrop.policy.budget import above, cut_for_mean
+from patchdrop.policy.choice import shuffled
+from patchdrop.policy.ranking import Ranking, drawn_order, first, log_probability
+from patchdrop.reward import right_probability
+from patchdrop.settings import TrainSettings
+from patchdrop.training.batches import training_views
+from patchdrop.training.loop import Group, derived_seed
+from patchdrop.training.objectives import classifier_loss
+from patchdrop.training.policy_stages import PolicyTask
+
+SHARE = 0.25
+"""Of all patches, spent on validation images where no number of patches is asked for."""
+WHOLE = 8
+OUTLOOK_RATE = 1e-2
+"""Peak learning rate of the outlook: some hundred weights on a dozen inputs."""
+
+
+def drawn_counts(images: int, patches: int) -> Tensor:
+    """Numbers of patches from 1 to P, few more often than many, all of them in one of `WHOLE` images: ``(images,)``.
+
+    The others are ``1 + floor(P u^2)``, u uniform.
+    """
+    few = 1 + (patches * torch.rand(images).square()).long().clamp(max=patches - 1)
+    return torch.where(torch.rand(images) * WHOLE < 1, patches, few)
+
+
+class RankingTask(PolicyTask):
+    """One of the stages ``pt``, ``ft1``, ``ft2`` of a ranking policy."""
+
+    model: Advised
+
+    @property
+    def policy(self) -> Ranking:
+        """The model's policy."""
+        return self.model.policy
+
+    def groups(self) -> list[Group]:
+        """The ranking, its outlook, and in Ft the classifier."""
+        ranking, *classifier = super().groups()
+        outlook = list(self.policy.outlook.parameters())
+        theirs = {id(p) for p in outlook}
+        rest = [p for p in ranking.parameters if id(p) not in theirs]
+        return [Group(rest, ranking.rate), Group(outlook, OUTLOOK_RATE), *classifier]
+
+    def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
+        """The losses of ranking and outlook, and in Ft the classifier's cross-entropy on what was read."""
+        views = training_views(batch, self.settings, self.device)
+        utilities, opinion = self.model.hear(views.low)
+        order = drawn_order(utilities.detach())
+        counts = drawn_counts(*order.shape).to(self.device)
+        logits = self._classify(first(order, counts), views, with_gradient=True)
+        right = logits.argmax(1) == views.target
+        odds = self.policy.outlook.raw(utilities.detach(), opinion)
+        at_count = odds.gather(1, counts.unsqueeze(1)).squeeze(1)
+        low_right = opinion.argmax(1) == views.target
+        learnt = F.binary_cross_entropy_with_logits(at_count, right.float())
+        learnt = (learnt + F.binary_cross_entropy_with_logits(odds[:, 0], low_right.float())) / 2
+        advantage = right.float() - at_count.detach().sigmoid()
+        chance = log_probability(utilities, order, counts) / counts
+        loss = learnt - (advantage * chance).mean()
+        figures = {
+            "reward": float(right.float().mean()),
+            "patches": float(counts.float().mean()),
+            "outlook_loss": float(learnt.detach()),
+        }
+        if self.trains_classifier:
+            loss = loss + classifier_loss(logits, views, self.settings.label_smoothing, self.teacher)
+            figures["accuracy"] = figures["reward"]
+        return loss, figures
+
+    def validate(self, progress: float) -> dict[str, float]:
+        """A mean budget spent on the validation split, with the Shuffled control.
+
+        The score grows with each epoch, so the last one is kept: rates have fallen to 0 by then, and the best of some
+        epochs by some hundred images is a lucky one.
+        """
+        scores = torch.cat([self._scores(views) for views in self._val_views()])
+        budget = self.settings.target_patches or SHARE * self.grid.patches
+        choice = above(scores, cut_for_mean(scores, budget))
+        generator = torch.Generator().manual_seed(derived_seed(self.settings.seed, "shuffled"))
+        logits, target = self._play(choice)
+        control, _ = self._play(shuffled(choice, generator))
+        probability = float(right_probability(logits, target).mean())
+        return {
+            "accuracy": float((logits.argmax(1) == target).float().mean()),
+            "probability": probability,
+            "accuracy_shuffled": float((control.argmax(1) == target).float().mean()),
+            **spread(choice),
+            "score": progress,
+        }
