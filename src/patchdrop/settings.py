@@ -42,12 +42,12 @@ class TrainSettings:
     """Folder or CSV file with the labelled images; ``scenes`` is the embedded data set."""
     layout: Literal["auto", "scenes", "folder", "csv", "cifar10", "cifar100", "imagenet", "fmow"] = "auto"
     """How the data are laid out; ``auto`` looks at the folder."""
-    high: str = "128"
-    """HR size in pixels: ``128``, or ``96x160`` for height x width."""
-    low: str = "32"
-    """LR size in pixels, as ``high``."""
-    grid: str = "4"
-    """Patches: ``4`` for 4 x 4, ``3x5`` for 3 rows of 5."""
+    high: str = ""
+    """HR size in pixels: ``128``, or ``96x160`` for height x width; by default proposed from the images."""
+    low: str = ""
+    """LR size in pixels, as ``high``; by default a quarter of its sides."""
+    grid: str = ""
+    """Patches: ``4`` for 4 x 4, ``3x5`` for 3 rows of 5; by default 4, or what is proposed with the sizes."""
     channels: int = 3
     """Channels read from the images: 3 for RGB, 1 for grey."""
     val_fraction: float = 0.1
@@ -76,18 +76,18 @@ class TrainSettings:
     last."""
     set_layers: int = 1
     """``patch-set``: layers of the transformer."""
-    hr_network: str = "resnet10-w32"
+    hr_network: str = ""
     """HR classifier: resnet8, resnet32 (32 px), resnet10, resnet34, resnet50 (224 px), each with an
-    optional width such as ``resnet10-w32``, or any timm name. With ``bagnet`` and ``patch-set`` it sees one patch;
+    optional width such as ``resnet10-w32``, or any timm name; by default one that fits the size. With ``bagnet`` and ``patch-set`` it sees one patch;
     ``vit`` takes names such as ``vit4-w192-p8`` or ``vit_tiny_patch16_224``."""
-    lr_network: str = "resnet14"
-    """LR classifier, named as ``hr_network``."""
-    policy_network: str = "resnet14"
-    """Policy network, named as ``hr_network``."""
+    lr_network: str = ""
+    """LR classifier, named as ``hr_network``; by default one that fits the size."""
+    policy_network: str = ""
+    """Policy network, named as ``hr_network``; by default as ``lr_network``."""
     pretrained: bool = False
     """Start timm networks from their published weights (downloaded once)."""
-    low_enlarge: int = 1
-    """Factor by which LR is enlarged (bilinear) before the policy and the LR classifier."""
+    low_enlarge: int = 0
+    """Factor by which LR is enlarged (bilinear) before the policy and the LR classifier; 0: 2 below 24 px, else 1."""
     policy: Literal["ranking", "bernoulli"] = "ranking"
     """``ranking``: patches in an order, and as many of them as the chance of being right that they add is worth;
     ``bernoulli``: each patch by itself (the paper). See docs/method.md."""
@@ -116,26 +116,26 @@ class TrainSettings:
     """Which stages to train; those already trained in the run folder are kept."""
     seed: int = 0
     """Seed of everything random."""
-    batch: int = 64
-    """Images a step."""
-    epochs_lr: int = 30
-    """Epochs of the LR classifier."""
-    epochs_hr: int = 20
+    batch: int = 0
+    """Images a step; 0: by the number of training images, as epochs of -1."""
+    epochs_lr: int = -1
+    """Epochs of the LR classifier; -1: fewer the more training images there are (`patchdrop.recipe`)."""
+    epochs_hr: int = -1
     """Epochs of the HR classifier on whole images."""
-    epochs_patches: int = 8
+    epochs_patches: int = -1
     """Epochs in which a copy of the HR classifier learns to read any subset of patches; 0 leaves it out."""
-    epochs_pt: int = 6
+    epochs_pt: int = -1
     """Epochs of Pt."""
-    epochs_ft1: int = 10
+    epochs_ft1: int = -1
     """Epochs of Ft-1."""
-    epochs_ft2: int = 10
+    epochs_ft2: int = -1
     """Epochs of Ft-2."""
     optimizer: Literal["muon", "adamw"] = "muon"
     """``muon``: weight matrices by orthogonal steps, the rest by AdamW; ``adamw``: all by AdamW, which wants
     lower rates (set ``rate_classifier`` to 2e-3). See `patchdrop.training.optimizer`."""
     rate_classifier: float = 2e-2
     """Peak learning rate of classifiers trained from scratch (one cycle)."""
-    rate_finetune: float = 1e-3
+    rate_finetune: float = 4e-3
     """Peak learning rate of the HR classifier in ``patches``, Ft-1 and Ft-2."""
     rate_policy: float = 1e-3
     """Peak learning rate of the policy in Pt."""
@@ -166,8 +166,16 @@ class TrainSettings:
     """Metres on the ground of an HR pixel, for a tariff with a price per km2 as ``cost``."""
     sigma: float = 0.5
     """Penalty for a wrong class; the start value when ``target_patches`` moves it."""
+    tolerance: float = 0.5
+    """Points of accuracy that may be lost against reading everything (or nothing, where that is better) for the sake
+    of reading less; the operating point of ``policy: ranking`` is found by it on the validation split."""
     target_patches: float = 0.0
-    """If above 0, sigma is moved between 0.1 and 20 until images use this many patches on average."""
+    """If above 0, this many patches an image on average in place of ``tolerance``; for ``policy: bernoulli`` sigma is
+    moved between 0.1 and 20 towards it."""
+    mistake: float = 0.0
+    """If above 0, what a wrong answer costs, in prices of all of an image's HR, in place of ``tolerance``."""
+    insist: bool = False
+    """Train the policy even where HR-CNN is no better than LR-CNN."""
     alpha_start: float = 0.7
     """Mixing towards the policy at the start of each stage: ``s <- alpha s + (1 - alpha)(1 - s)``."""
     alpha_end: float = 0.95
@@ -190,8 +198,9 @@ class TrainSettings:
                 raise UsageError(f"{name}: {value} is out of range, use {low:g} to {high:g}")
         if not self.stages:
             raise UsageError(f"stages: none is named, use some of {', '.join(STAGES)}")
-        size_of(self.high, "high")
-        size_of(self.low, "low")
+        for name in ("high", "low"):
+            if getattr(self, name):
+                size_of(getattr(self, name), name)
 
     @property
     def high_size(self) -> tuple[int, int]:
@@ -210,16 +219,16 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("policy_fraction", 0.0, 0.9),
     ("memory_gb", 0.0, 1e6),
     ("workers", 0, 1024),
-    ("low_enlarge", 1, 64),
+    ("low_enlarge", 0, 64),
     ("patch_stages", 0, 64),
     ("set_layers", 1, 64),
-    ("batch", 1, 1_000_000),
-    ("epochs_lr", 0, 100_000),
-    ("epochs_hr", 0, 100_000),
-    ("epochs_patches", 0, 100_000),
-    ("epochs_pt", 0, 100_000),
-    ("epochs_ft1", 0, 100_000),
-    ("epochs_ft2", 0, 100_000),
+    ("batch", 0, 1_000_000),
+    ("epochs_lr", -1, 100_000),
+    ("epochs_hr", -1, 100_000),
+    ("epochs_patches", -1, 100_000),
+    ("epochs_pt", -1, 100_000),
+    ("epochs_ft1", -1, 100_000),
+    ("epochs_ft2", -1, 100_000),
     ("rate_classifier", 0.0, 100.0),
     ("rate_finetune", 0.0, 100.0),
     ("rate_policy", 0.0, 100.0),
@@ -231,7 +240,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("pt_views", 0, 1000),
     ("pixel_metres", 0.0, 1e6),
     ("sigma", 0.0, 1000.0),
+    ("tolerance", 0.0, 100.0),
     ("target_patches", 0.0, 1_000_000),
+    ("mistake", 0.0, 1e9),
     ("alpha_start", 0.5, 1.0),
     ("alpha_end", 0.5, 1.0),
     ("threads", 0, 4096),

@@ -26,12 +26,23 @@ from patchdrop.runfolder import RunFolder
 from patchdrop.settings import PATCHES, STAGES, TAUGHT, TrainSettings
 from patchdrop.talk import warnings_told
 from patchdrop.tariffs.tariff import read_tariff
+from patchdrop.training.attempts import Attempts
 from patchdrop.training.batches import steps_in
 from patchdrop.training.cached import CachedPolicyTask, check_memory
 from patchdrop.training.loop import Task, clear_state, derived_seed, make_optimizer, saved_step, train, train_step
 from patchdrop.training.objectives import Teacher
 from patchdrop.training.policy_stages import PolicyTask
 from patchdrop.training.ranking_stages import RankingTask
+from patchdrop.training.settling import (
+    References,
+    best_of,
+    goal_of,
+    read_nothing,
+    references,
+    retried,
+    settle,
+    settled,
+)
 from patchdrop.training.supervised import ClassifierTask
 
 TEMPERATURE = 2.0
@@ -80,6 +91,7 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
     config = ModelConfig.of(settings, data.classes)
     if settings.pt_views and "pt" in active_stages(settings) and not run.done("pt"):
         _check_views(settings, data, config)
+    judged: References | None = None
     for stage in active_stages(settings):
         if run.done(stage):
             clear_state(run.stage(stage))
@@ -88,12 +100,63 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
         def earlier(name: str) -> nn.Module:
             return _earlier(run, name, stage)  # noqa: B023
 
-        torch.manual_seed(derived_seed(settings.seed, stage, "weights"))
-        model = on_device(starting_model(stage, settings, config, found, earlier), device)
-        task = make_task(stage, model, data, settings, device, teacher_of(stage, settings, earlier, device))
-        train_stage(task, run, config, settings, lambda steps: advance(stage, steps), stop)  # noqa: B023
+        def start(tried: TrainSettings) -> Task:
+            torch.manual_seed(derived_seed(tried.seed, stage, "weights"))  # noqa: B023
+            model = on_device(starting_model(stage, tried, config, found, earlier), device)  # noqa: B023
+            return make_task(stage, model, data, tried, device, teacher_of(stage, tried, earlier, device))  # noqa: B023
+
+        def more(steps: int) -> None:
+            advance(stage, steps)  # noqa: B023
+
+        if not isinstance(task := start(settings), RankingTask):
+            train_stage(task, run, config, settings, more, stop)
+            continue
+        if judged is None:
+            judged = references(run, config, data.splits["val"], device)
+        if stage == "pt" and not settings.insist and judged.low_is_enough(settings.tolerance):
+            read_nothing(task.model, run, config, judged, settings, device)
+            return
+        train_ranking(task, start, run, config, settings, judged, more, stop)
     if stop():
         raise Interrupted(stop())
+
+
+def train_ranking(
+    task: RankingTask,
+    start: Callable[[TrainSettings], Task],
+    run: RunFolder,
+    config: ModelConfig,
+    settings: TrainSettings,
+    judged: References,
+    advance: Callable[[int], None],
+    stop: Stopper,
+) -> None:
+    """Train a ranking policy's stage and settle it; where it loses to a plain strategy, again, and keep the best try.
+
+    Args:
+        task: the first try's, at its start.
+        start: settings to the task of another try.
+
+    Raises:
+        TrainingError, Interrupted: as `train_stages`.
+    """
+    folder = run.stage(task.stage)
+    tries = Attempts(folder)
+    while not settled(tries.finished()):
+        number = len(tries.finished())
+        tried = settings if number == 0 else retried(settings, number)
+        again = task if number == 0 else start(tried)
+        assert isinstance(again, RankingTask)
+        outcome = train_to_end(again, run, tried, advance, stop)
+        said = settle(again.model, config, judged, goal_of(settings), settings.seed, judged.device)
+        tries.add(again.model, {**outcome, **said})
+        clear_state(folder)
+    records = tries.finished()
+    best = best_of(records)
+    tries.restore(best, task.model)
+    kept = {name: value for name, value in records[best].items() if name != "sha256"}
+    run.finish(task.stage, task.model, config, {**kept, "tries": [record["verdict"] for record in records]})
+    tries.clear()
 
 
 def train_stage(
@@ -113,11 +176,20 @@ def train_stage(
     Raises:
         TrainingError, Interrupted: as `train_stages`.
     """
+    outcome = train_to_end(task, run, settings, advance, stop)
+    run.finish(task.stage, task.model, config, {**(more or {}), **outcome})
+    clear_state(run.stage(task.stage))
+
+
+def train_to_end(
+    task: Task, run: RunFolder, settings: TrainSettings, advance: Callable[[int], None], stop: Stopper
+) -> dict[str, Any]:
+    """Train one stage to its end, from where its folder says it was stopped; returns what `train` does."""
     folder = run.stage(task.stage)
     folder.mkdir(parents=True, exist_ok=True)
     run.forget_after(task.stage, saved_step(folder))
     with warnings_told(_into_log(task.stage, run)):
-        outcome = train(
+        return train(
             task,
             folder,
             settings.seed,
@@ -128,8 +200,6 @@ def train_stage(
             settings.optimizer,
             settings.precision,
         )
-    run.finish(task.stage, task.model, config, {**(more or {}), **outcome})
-    clear_state(folder)
 
 
 def on_device(model: nn.Module, device: torch.device) -> nn.Module:

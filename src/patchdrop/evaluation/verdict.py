@@ -1,0 +1,170 @@
+"""What a policy is worth against the plain things that need none, in words.
+
+All on the same images. A way of choosing is worth its accuracy less the price of what it reads; the price is the one
+that the policy's operating point implies, in wrong answers for all of an image's HR.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from patchdrop.evaluation.metrics import mcnemar
+
+SURE = 1.645
+"""Deviations beyond which a difference is not put down to chance: 5 % on one side."""
+NEARLY_ALL = 0.9
+"""Share of HR from which on everything is read."""
+FEW_IMAGES = 200
+NOTHING, EVERYTHING, CASCADE, PLACES = "Nothing", "Everything", "Cascade", "Random places"
+Kind = Literal["policy", "nothing", "everything", "certainty", "loses"]
+
+
+@dataclass(frozen=True)
+class Played:
+    """What a way of choosing came to on n images."""
+
+    right: Tensor
+    """``(n,)`` bool."""
+    counts: Tensor
+    """Patches read, ``(n,)`` int64."""
+
+    @property
+    def accuracy(self) -> float:
+        """0 to 1."""
+        return float(self.right.double().mean())
+
+    @property
+    def mean_patches(self) -> float:
+        """S."""
+        return float(self.counts.double().mean())
+
+    def worth(self, price: float, patches: int) -> Tensor:
+        """Of each image, ``right - price S / P``: ``(n,)`` float64."""
+        return self.right.double() - price * self.counts.double() / patches
+
+
+def surplus(theirs: Tensor, ours: Tensor) -> float:
+    """How far their mean lies above ours on the same images, in standard deviations of that mean; 0 where equal."""
+    difference = theirs - ours
+    mean, deviation = float(difference.mean()), float(difference.std(correction=0)) / math.sqrt(len(difference))
+    return 0.0 if mean == 0 else math.copysign(math.inf, mean) if deviation == 0 else mean / deviation
+
+
+def verdict(ours: Played, plain: Mapping[str, Played], price: float, patches: int, tolerance: float) -> dict[str, Any]:
+    """A policy against plain strategies, as plain values.
+
+    Args:
+        ours: the policy at its operating point.
+        plain: name -> what it came to; `NOTHING` (LR-CNN), `EVERYTHING` (HR-CNN) and `PLACES` (as many patches of each
+            image as the policy reads, elsewhere) among them.
+        price: of all of an image's HR, in wrong answers.
+        tolerance: points of accuracy that make no difference.
+
+    Returns:
+        ``kind``, ``sentence``, ``better`` (a plain strategy that wins beyond chance, or None), ``price``, ``images``,
+        ``reward`` and the figures of each strategy in ``plain``.
+    """
+    worth = ours.worth(price, patches)
+    rows = {}
+    for name, played in plain.items():
+        theirs = played.worth(price, patches)
+        rows[name] = {
+            "accuracy": played.accuracy,
+            "mean_patches": played.mean_patches,
+            "reward": float(theirs.mean()),
+            "surplus": surplus(theirs, worth),
+            "p_value": mcnemar(ours.right, played.right),
+        }
+    rivals = {name: row for name, row in rows.items() if row["surplus"] > SURE}
+    better = max(rivals, key=lambda name: rivals[name]["reward"]) if rivals else None
+    kind = _kind(ours, plain, better, patches, tolerance)
+    return {
+        "kind": kind,
+        "sentence": _sentence(kind, ours, plain, better, patches) + _caution(len(ours.right)),
+        "better": better,
+        "accuracy": ours.accuracy,
+        "mean_patches": ours.mean_patches,
+        "reward": float(worth.mean()),
+        "price": price,
+        "images": len(ours.right),
+        "plain": rows,
+    }
+
+
+def low_is_enough(low: Tensor, high: Tensor, tolerance: float) -> bool:
+    """Whether reading HR brings nothing that could be told: right or wrong of LR-CNN and HR-CNN, ``(n,)`` bool each.
+
+    HR-CNN is no more than ``tolerance`` points above LR-CNN.
+    """
+    gain = float(high.double().mean() - low.double().mean())
+    return gain <= tolerance / 100
+
+
+def _kind(
+    ours: Played, plain: Mapping[str, Played], better: str | None, patches: int, tolerance: float
+) -> Kind:
+    if low_is_enough(plain[NOTHING].right, plain[EVERYTHING].right, tolerance) and ours.mean_patches < 0.5:
+        return "nothing"
+    if ours.mean_patches > NEARLY_ALL * patches:
+        return "everything"
+    if better is not None:
+        return "loses"
+    if mcnemar(ours.right, plain[PLACES].right) > 0.05:
+        return "certainty"
+    return "policy"
+
+
+def _sentence(kind: Kind, ours: Played, plain: Mapping[str, Played], better: str | None, patches: int) -> str:
+    low, high = plain[NOTHING], plain[EVERYTHING]
+    both = f"LR-CNN alone is right on {_percent(low)}, HR-CNN on {_percent(high)}"
+    mine = f"the policy is right on {_percent(ours)} with {_share(ours, patches)} of HR"
+    if kind == "nothing":
+        return f"LR alone is enough: {both}, so nothing is read."
+    if kind == "everything":
+        return f"Reading everything is needed: {both}, and {mine}; patches left out cost accuracy."
+    if kind == "loses":
+        assert better is not None
+        rival = plain[better]
+        return (
+            f"{better} is better than the policy here: right on {_percent(rival)} with {_share(rival, patches)} of HR, "
+            f"while {mine}. {_advice(better)}"
+        )
+    if kind == "certainty":
+        return (
+            f"Which patches hardly matters, spend by certainty: {mine}, and on {_percent(plain[PLACES])} with as many "
+            f"patches of each image at random places. {both[0].upper()}{both[1:]}."
+        )
+    return f"The policy pays: {mine}. {both[0].upper()}{both[1:]}."
+
+
+def _advice(better: str) -> str:
+    if better == NOTHING:
+        return "Use LR-CNN alone."
+    if better == EVERYTHING:
+        return "Read everything."
+    if better == CASCADE:
+        return "Read all of an image where LR-CNN is uncertain, and nothing elsewhere."
+    return "Which patches hardly matters: spend by certainty, or on the same patches everywhere."
+
+
+def _caution(images: int) -> str:
+    if images >= FEW_IMAGES:
+        return ""
+    return (
+        f" Judged by {images} validation images, which is few: a difference of less than "
+        f"{100 / math.sqrt(max(1, images)):.0f} points may be chance; {FEW_IMAGES - images} more would do better."
+    )
+
+
+def _percent(played: Played) -> str:
+    return f"{100 * played.accuracy:.1f} %"
+
+
+def _share(played: Played, patches: int) -> str:
+    return f"{100 * played.mean_patches / patches:.0f} %"

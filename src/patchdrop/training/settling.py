@@ -1,0 +1,133 @@
+"""What follows the training of a ranking policy's stage: its operating point, the verdict, and, where it fails, another try.
+
+A stage that loses to a plain strategy beyond chance is trained again, from another seed, and then from a policy that
+does not start as LR-CNN; the best of the tries is kept. Each finished try lies in the stage's folder until the stage is
+done, so that a run that is stopped in the middle of a second try goes on there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from patchdrop.data.sets import Split
+from patchdrop.evaluation.evaluate import Outcome, outcome_of
+from patchdrop.evaluation.settle import Goal, find_price, hear, set_outlook_right
+from patchdrop.evaluation.strategies import yardsticks
+from patchdrop.evaluation.verdict import EVERYTHING, NOTHING, Played, low_is_enough, verdict
+from patchdrop.grid import Grid
+from patchdrop.models import ModelConfig
+from patchdrop.one_look import Advised
+from patchdrop.policy.choice import greedy
+from patchdrop.runfolder import RunFolder
+from patchdrop.settings import TrainSettings
+from patchdrop.training.loop import derived_seed
+
+TRIES = 3
+JUDGED = 2500
+"""Validation images, at most, by which a stage is settled."""
+
+
+@dataclass(frozen=True)
+class References:
+    """LR-CNN and HR-CNN on the images by which policies are settled."""
+
+    split: Split
+    low: Outcome
+    high: Outcome
+    device: torch.device
+
+    def low_is_enough(self, tolerance: float) -> bool:
+        """Whether HR-CNN is at most ``tolerance`` points better than LR-CNN."""
+        return low_is_enough(self.low.right, self.high.right, tolerance)
+
+
+def references(run: RunFolder, config: ModelConfig, val: Split, device: torch.device) -> References:
+    """Judge the two classifiers on validation images, evenly spread over the split where there are many."""
+    step = max(1.0, len(val) / JUDGED)
+    positions = (torch.arange(min(len(val), JUDGED)) * step).long()
+    split = Split(val.source, val.index[positions])
+    grid = Grid.parse(config.grid)
+
+    def alone(stage: str) -> Outcome:
+        return outcome_of(run.load(stage)[0].to(device), config, grid, split, lambda scores, _: scores >= 0, device)
+
+    return References(split, alone("lr"), alone("hr"), device)
+
+
+def goal_of(settings: TrainSettings) -> Goal:
+    """The operating point that the settings ask for."""
+    return Goal(settings.target_patches, settings.mistake, settings.tolerance)
+
+
+def retried(settings: TrainSettings, number: int) -> TrainSettings:
+    """Settings of another try: another seed, and in the last one a policy that does not start as LR-CNN."""
+    seed = derived_seed(settings.seed, "try", number)
+    start: Any = "scratch" if number == TRIES - 1 and settings.policy_start == "lr" else settings.policy_start
+    return replace(settings, seed=seed, policy_start=start)
+
+
+def settled(records: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether no other try is needed, or none is left."""
+    return len(records) >= TRIES or any(record["verdict"]["kind"] != "loses" for record in records)
+
+
+def best_of(records: Sequence[Mapping[str, Any]]) -> int:
+    """The try to keep: the first that does not lose, else the one with the highest reward."""
+    for number, record in enumerate(records):
+        if record["verdict"]["kind"] != "loses":
+            return number
+    return max(range(len(records)), key=lambda number: records[number]["verdict"]["reward"])
+
+
+def read_nothing(
+    model: Advised,
+    run: RunFolder,
+    config: ModelConfig,
+    found: References,
+    settings: TrainSettings,
+    device: torch.device,
+) -> None:
+    """Finish Pt without training: a policy that reads nothing, so that the run predicts as LR-CNN does."""
+    said = settle(model, config, found, Goal(tolerance=100.0), settings.seed, device)
+    run.finish("pt", model, config, {"figures": {"mean_patches": 0.0}, "seconds": 0.0, **said, "tries": []})
+
+
+def settle(
+    model: Advised,
+    config: ModelConfig,
+    found: References,
+    goal: Goal,
+    seed: int,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Set outlook and price of a trained policy, and compare it with what needs none.
+
+    Returns:
+        What the stage's ``config.json`` says of it: ``calibration_error``, ``verdict``, and what the yardsticks need to
+        be played again.
+    """
+    model.eval()
+    model.policy.log_price.fill_(0)
+    heard = hear(model, config, found.split, device)
+    error = set_outlook_right(model, heard)
+    with torch.inference_mode():
+        scores = model.policy.weigh(heard.utilities.to(device), heard.opinion.to(device)).scores.cpu()
+    everything = float(heard.right[:, -1].double().mean())
+    best = max(played(found.low).accuracy, played(found.high).accuracy, everything)
+    find_price(model, config, found.split, scores, goal, best, device)
+    grid = Grid.parse(config.grid)
+    ours = outcome_of(model, config, grid, found.split, lambda s, _: greedy(s), device)
+    plain, chosen = yardsticks(model, config, found.split, ours, found.low, found.high, None, seed, device)
+    price = float(model.policy.log_price.double().exp())
+    named = {NOTHING: found.low, EVERYTHING: found.high, **plain}
+    said = verdict(played(ours), {n: played(o) for n, o in named.items()}, price, grid.patches, goal.tolerance)
+    return {"calibration_error": error, "verdict": said, "yardsticks": chosen.to_json()}
+
+
+def played(outcome: Outcome) -> Played:
+    """Right or wrong, and how many patches, of each image."""
+    return Played(outcome.right, outcome.choice.sum(1))
