@@ -32,6 +32,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("policy", "data", "tariffs"),
     ("read",),  # below data: labelled windows of scenes are read as serving reads them
     ("networks", "packed", "files", "provenance", "talk"),
+    ("recipe",),
     ("grid", "settings", "dial", "residual"),
     ("errors", "version"),
 ]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from patchdrop.classify.high import HighClassifier
 from patchdrop.classify.two_stream import TwoStream
-from patchdrop.episode import PatchDrop, play
+from patchdrop.episode import Look, PatchDrop, play
 from patchdrop.errors import RunError, UsageError, first_line
 from patchdrop.grid import Grid, patch_size
 from patchdrop.models import ModelConfig
@@ -146,9 +146,9 @@ class Runtime:
             onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"]) for graph in graphs
         )
 
-    def policy(self, low: Tensor) -> Tensor:
-        """``(B, C, h, w)`` LR pixels to patch logits ``(B, P)``."""
-        return _run(self._policy, {"low": low})
+    def look(self, low: Tensor) -> Look:
+        """``(B, C, h, w)`` LR pixels to patch logits ``(B, P)``, and who classifies."""
+        return Look(_run(self._policy, {"low": low}), None, self.classify)
 
     def classify(self, packed: Packed, low: Tensor) -> Tensor:
         """Packed patches and LR to class logits ``(B, K)``."""

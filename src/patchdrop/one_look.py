@@ -1,6 +1,6 @@
 """PatchDrop whose policy and classifier share what they see of LR, so that no network looks at it twice.
 
-`Advised`: the policy is a `patchdrop.policy.ranking.Ranking`, which hears LR-CNN; LR-CNN's word is then the classifier's
+`Advised`: the policy is a `patchdrop.policy.ranking.Ranking`, which hears LR-CNN; the same word is the classifier's
 second stream. `OneLook`: the policy's network is LR-CNN as it was trained, and the policy learns its head on it. LR-CNN
 and a policy network of its own cost as much as each other and, beside a small HR network, together a good part of the
 time that patches left unread can save.

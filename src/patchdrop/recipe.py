@@ -22,6 +22,20 @@ COARSE = 24
 """LR sides below this are enlarged twofold before a network sees them."""
 
 
+UNNAMED: dict[str, Any] = {
+    **dict.fromkeys(("high", "low", "grid", "hr_network", "lr_network", "policy_network"), ""),
+    **dict.fromkeys(("batch", "low_enlarge"), 0),
+    **{f"epochs_{stage}": -1 for stage in STAGES},
+}
+"""Settings that are filled in, and their values until then."""
+
+
+def as_recorded(settings: TrainSettings, recorded: TrainSettings) -> TrainSettings:
+    """What is not named as a run has it on record."""
+    unnamed = [name for name, value in UNNAMED.items() if getattr(settings, name) == value]
+    return replace(settings, **{name: getattr(recorded, name) for name in unnamed})
+
+
 def with_networks(settings: TrainSettings) -> TrainSettings:
     """Grid, networks and enlargement, where they are not named, from HR and LR size."""
     low = min(size_of(settings.low, "low"))

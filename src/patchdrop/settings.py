@@ -24,7 +24,17 @@ FREE_SETTINGS = ("stages", "device", "workers", "memory_gb", "save_minutes", "da
 """These may differ from call to call without making it another run."""
 PATCHES = "patches"
 """`TrainSettings.cost` that is no tariff."""
-Augmentation = Literal["flip", "upside-down", "turn", "shift", "zoom", "colour", "erase"]
+GONE = {
+    "policy_fraction": "validation images serve instead",
+    "distill": "it changed nothing beyond noise",
+    "pt_views": "policy ranking takes one pass of the classifier a step",
+    "cost": "a tariff is given at use",
+    "pixel_metres": "a tariff is given at use",
+    "reward": "each estimator has its own",
+    "rate_policy_finetune": "it follows rate_policy",
+}
+"""Settings of earlier versions, and why they went."""
+Augmentation = Literal["auto", "flip", "upside-down", "turn", "shift", "zoom", "colour", "erase"]
 
 
 def two_streams(stage: str, low_stream: str) -> bool:
@@ -54,8 +64,9 @@ class TrainSettings:
     """Share of train carved out for validation, stratified, where there is no ``val`` split."""
     policy_fraction: float = 0.0
     """Share of train that no classifier trains on, so that the policy's reward is paid on unseen images."""
-    augment: tuple[Augmentation, ...] = ("flip", "shift")
-    """Augmentations of a training batch, drawn anew for each image."""
+    augment: tuple[Augmentation, ...] = ("auto",)
+    """Augmentations of a training batch, drawn anew for each image; ``auto`` shifts, and flips and turns where the images
+    look the same all ways round (`patchdrop.training.orientation`)."""
     memory_gb: float = 4.0
     """Data sets up to this many GiB of 8-bit pixels are held in memory; larger ones are streamed."""
     workers: int = 2
@@ -78,8 +89,9 @@ class TrainSettings:
     """``patch-set``: layers of the transformer."""
     hr_network: str = ""
     """HR classifier: resnet8, resnet32 (32 px), resnet10, resnet34, resnet50 (224 px), each with an
-    optional width such as ``resnet10-w32``, or any timm name; by default one that fits the size. With ``bagnet`` and ``patch-set`` it sees one patch;
-    ``vit`` takes names such as ``vit4-w192-p8`` or ``vit_tiny_patch16_224``."""
+    optional width such as ``resnet10-w32``, or any timm name; by default one that fits the size. With
+    ``bagnet`` and ``patch-set`` it sees one patch; ``vit`` takes names such as ``vit4-w192-p8`` or
+    ``vit_tiny_patch16_224``."""
     lr_network: str = ""
     """LR classifier, named as ``hr_network``; by default one that fits the size."""
     policy_network: str = ""
@@ -281,6 +293,8 @@ def from_mapping(values: Mapping[str, Any], where: str) -> TrainSettings:
     hints = get_type_hints(TrainSettings)
     checked: dict[str, Any] = {}
     for key, value in values.items():
+        if key in GONE:
+            raise UsageError(f"{where}: the setting {key!r} is gone, {GONE[key]}; remove it")
         if key not in hints:
             raise UsageError(f"{where}: there is no setting {key!r}{nearest(key, hints)}")
         checked[key] = _coerce(value, hints[key], f"{where}: {key}")
@@ -307,12 +321,16 @@ def _coerce(value: Any, hint: Any, where: str) -> Any:
 
 
 def read_settings(path: Path) -> TrainSettings:
-    """Settings from a YAML file, such as a run's ``settings.yaml``.
+    """Settings from a run's ``settings.yaml``, also one of an earlier version.
 
     Raises:
         UsageError: the file cannot be read, is no mapping, or holds an unknown key or a wrong value.
     """
-    return from_mapping(read_yaml(path), str(path))
+    values = read_yaml(path)
+    if "policy" not in values:  # before there was a choice
+        then = {"policy": "bernoulli", "low_stream": "ft2", "fill": "mean", "fusion": "share"}
+        values = {**then, **{name: value for name, value in values.items() if name not in GONE}}
+    return from_mapping(values, str(path))
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from patchdrop.commands.shared import (
     same_low,
     split_to_evaluate,
     use_threads,
+    with_sizes,
 )
 from patchdrop.data.load import Data
 from patchdrop.data.sets import Split, low_of
@@ -39,7 +40,7 @@ from patchdrop.evaluation.dial import (
     stage_and_choice,
 )
 from patchdrop.evaluation.evaluate import evaluate as evaluate_stages
-from patchdrop.evaluation.evaluate import example_positions
+from patchdrop.evaluation.evaluate import example_positions, yardstick_names
 from patchdrop.evaluation.evaluate import results as results_document
 from patchdrop.files import write_json
 from patchdrop.grid import Grid
@@ -48,6 +49,7 @@ from patchdrop.policy.budget import above, cut_for_mean
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
+from patchdrop.recipe import as_recorded, with_schedule
 from patchdrop.report.gallery import GalleryItem, overlay
 from patchdrop.report.page import write_report
 from patchdrop.runfolder import RunFolder
@@ -72,12 +74,15 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
         stage is trained.
     """
     run = RunFolder(out)
-    check_settings(settings)
-    use_threads(settings)
     with run.locked():
-        if run.exists():
+        begun = run.exists() and run.begun()
+        settings = as_recorded(settings, run.settings()) if begun else with_sizes(settings)
+        check_settings(settings)
+        use_threads(settings)
+        if begun:
             run.start(settings)
         data = load_with_bar(settings)
+        settings = with_schedule(settings, len(data.splits["fit"]))
         costs = stage_costs(settings, data)
         run.start(settings)  # only now, so that a mistyped path or network leaves no trace
         run.log({"event": "start", **provenance(settings.seed)})
@@ -142,7 +147,7 @@ def _results(
     stages = [
         s for s in run.stages_done() if s in ("lr", "hr") or (s != "patches" and (choices is None or s in choices))
     ]
-    names = [n for s in stages for n in ([s] if s in ("lr", "hr") else [s, f"{s}/random", f"{s}/shuffled"])]
+    names = [n for s in stages for n in ([s] if s in ("lr", "hr") else _names(run, s))]
     with bars({name: (len(split), 1.0) for name in names}, "images") as progress:
         outcomes = evaluate_stages(run, split, settings.seed, device_of(settings), progress.advance, choices)
     where = provenance(settings.seed)
@@ -150,6 +155,10 @@ def _results(
     where["trained"] = run.trained_by()
     config = ModelConfig.of(settings, data.classes)
     return results_document(run, config, data.name, split_name, outcomes, where), outcomes
+
+
+def _names(run: RunFolder, stage: str) -> list[str]:
+    return yardstick_names(stage, "plain" in run.stage_config(stage))
 
 
 def _evaluate_and_report(run: RunFolder, data: Data, split_name: str, settings: TrainSettings) -> dict[str, Any]:

@@ -11,12 +11,20 @@ from patchdrop.data.load import Data, load
 from patchdrop.errors import PatchDropError, RunError, UsageError, first_line
 from patchdrop.grid import Grid, patch_size
 from patchdrop.networks import check_pretrained, takes
+from patchdrop.recipe import with_networks
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import PATCHES, TrainSettings
 from patchdrop.talk import bars, say
 from patchdrop.training.policy_stages import mask_price
 
 EXACT_PATCHES = 10
+
+
+def with_sizes(settings: TrainSettings) -> TrainSettings:
+    """Settings whose sizes, grid and networks are named."""
+    if not settings.high or not settings.low:
+        raise UsageError("high, low: name both sizes")
+    return with_networks(settings)
 
 
 def check_settings(settings: TrainSettings) -> None:
@@ -51,6 +59,11 @@ def check_settings(settings: TrainSettings) -> None:
         raise UsageError(
             f"fill: {settings.fill!r} has no meaning with classifier bagnet, which sees patches only; use mean"
         )
+    if settings.policy == "ranking" and settings.low_stream != "pt":
+        raise UsageError(
+            f"low_stream: policy ranking hears LR-CNN from Pt on, not from {settings.low_stream}; use --low-stream pt, "
+            "or --policy bernoulli"
+        )
     if settings.policy_start == "shared":
         _check_shared(settings)
     if settings.pretrained:
@@ -63,7 +76,7 @@ def _check_shared(settings: TrainSettings) -> None:
             f"policy_start: shared takes LR-CNN's network, but policy_network is {settings.policy_network} and "
             f"lr_network {settings.lr_network}; name the same twice"
         )
-    if settings.policy_head != "certainty":
+    if settings.policy_head != "certainty" and settings.policy == "bernoulli":
         raise UsageError(
             f"policy_start: shared needs a policy that keeps LR-CNN's classes, which head {settings.policy_head} "
             "does not; use --policy-head certainty"

@@ -13,7 +13,8 @@ from patchdrop.compare.bench import Bench
 from patchdrop.compare.rows import Row
 from patchdrop.data.sets import MemorySource, Split, low_of
 from patchdrop.episode import PatchDrop
-from patchdrop.evaluation.evaluate import BATCH, Outcome, evaluate, outcome_of
+from patchdrop.evaluation.evaluate import evaluate
+from patchdrop.evaluation.outcome import BATCH, Outcome, outcome_of
 from patchdrop.training.loop import derived_seed
 from patchdrop.training.supervised import random_subset
 

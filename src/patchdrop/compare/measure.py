@@ -14,7 +14,7 @@ from patchdrop.compare.judge import Judged, held, judged_model, spread_over_clas
 from patchdrop.compare.options import Price
 from patchdrop.compare.rows import Row
 from patchdrop.data.sets import Split, low_of
-from patchdrop.evaluation.evaluate import Outcome
+from patchdrop.evaluation.outcome import Outcome
 
 MEASURED = ("flops", "flops_dense", "timed_patches", *(f"ms_batch{batch}" for batch in BATCHES))
 Costs = dict[tuple[str, str], dict[str, Any]]

@@ -20,8 +20,9 @@ from patchdrop.compare.options import Price
 from patchdrop.compare.rows import Row
 from patchdrop.compare.table import FORMS
 from patchdrop.data.sets import Split
-from patchdrop.evaluation.evaluate import Outcome, row_of
+from patchdrop.evaluation.evaluate import row_of
 from patchdrop.evaluation.metrics import mcnemar
+from patchdrop.evaluation.outcome import Outcome
 from patchdrop.files import write_bytes, write_json
 from patchdrop.report.comparison import comparison
 from patchdrop.report.figures import png

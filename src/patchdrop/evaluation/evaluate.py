@@ -2,46 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
-from patchdrop.classify.high import HighClassifier
-from patchdrop.data.sets import Split, low_of
+from patchdrop.data.sets import Split
 from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.dial import POLICY_STAGES
 from patchdrop.evaluation.metrics import mcnemar, spread, wilson
+from patchdrop.evaluation.outcome import Outcome, outcome_of
+from patchdrop.evaluation.strategies import (
+    ACTIVATION,
+    CASCADE,
+    DETAIL,
+    FIXED,
+    PLACES,
+    RANDOM,
+    SHUFFLED,
+    Plain,
+    Stand,
+    controls,
+    from_low_alone,
+    plain_outcomes,
+    random_places,
+)
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig
-from patchdrop.policy.choice import Choose, greedy, keep_all, random_patches, shuffled
-from patchdrop.read.source import from_memory
+from patchdrop.policy.choice import Choose, greedy
 from patchdrop.reward import reward
 from patchdrop.runfolder import RunFolder
-
-BATCH = 64
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What one way of choosing did on every image of a split."""
-
-    scores: Tensor
-    """Patch logits ``(n, P)``."""
-    choice: Tensor
-    """``(n, P)`` bool."""
-    logits: Tensor
-    """Class logits ``(n, K)``."""
-    target: Tensor
-    """``(n,)``."""
-
-    @property
-    def right(self) -> Tensor:
-        """``(n,)`` bool."""
-        return self.logits.argmax(1) == self.target
 
 
 def evaluate(
@@ -68,58 +59,30 @@ def evaluate(
         model.to(device)
         grid = Grid.parse(config.grid)
 
-        def one(choose: Callable[[Tensor, int], Tensor], name: str) -> None:
-            outcomes[name] = outcome_of(model, config, grid, split, choose, device)  # noqa: B023
-            advance(name, len(split))
-
-        if not isinstance(model, PatchDrop):
-            one(lambda scores, _: keep_all(scores), stage)
-            continue
-        choose = greedy if choices is None else choices[stage]
-        one(lambda scores, _: choose(scores), stage)  # noqa: B023
-        policy = outcomes[stage].choice
-        generator = torch.Generator().manual_seed(seed)
-        mean_patches = float(policy.sum(1).double().mean())
-        at_random = random_patches(policy.float(), mean_patches, generator)
-        dealt = shuffled(policy, generator)
-        one(lambda scores, start: at_random[start : start + len(scores)], f"{stage}/random")  # noqa: B023
-        one(lambda scores, start: dealt[start : start + len(scores)], f"{stage}/shuffled")  # noqa: B023
+        choose = greedy if choices is None else choices.get(stage, greedy)
+        outcomes[stage] = outcome_of(model, config, grid, split, lambda scores, _: choose(scores), device)  # noqa: B023
+        advance(stage, len(split))
+        if isinstance(model, PatchDrop):
+            stand = Stand(model, config, split, outcomes[stage], outcomes.get("lr"), outcomes.get("hr"), seed, device)
+            for name, outcome in _yardsticks(stand, run.stage_config(stage).get("plain")):
+                outcomes[f"{stage}/{name}"] = outcome
+                advance(f"{stage}/{name}", len(split))
     return outcomes
 
 
-def outcome_of(
-    model: nn.Module,
-    config: ModelConfig,
-    grid: Grid,
-    split: Split,
-    choose: Callable[[Tensor, int], Tensor],
-    device: torch.device,
-) -> Outcome:
-    """What a model does on every image of a split.
+def _yardsticks(stand: Stand, plain: Any) -> Iterator[tuple[str, Outcome]]:
+    """Controls of every policy, and the plain strategies where a stage was settled against them."""
+    yield from controls(stand).items()
+    if plain is not None and stand.low is not None:
+        yield PLACES, random_places(stand)
+        yield from plain_outcomes(stand, Plain.from_json(plain)).items()
+        yield from from_low_alone(stand).items()
 
-    Args:
-        model: PatchDrop, an HR classifier, which reads every patch, or else a classifier of LR alone.
-        choose: patch logits of a batch and the position of its first image to the patches to read, ``(B, P)`` bool.
-    """
-    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    start = 0
-    with torch.inference_mode():
-        for batch in split.in_order(BATCH):
-            low = low_of(batch, config.low_size).to(device)
-            high = batch.high.to(device)
-            if isinstance(model, PatchDrop):
-                here = start
-                episode = model(low, lambda s: choose(s, here).to(device), from_memory(high, grid))  # noqa: B023
-                scores, choice, logits = episode.scores, episode.choice, episode.logits
-            else:
-                scores = torch.zeros(len(low), grid.patches, device=device)
-                choice = keep_all(scores)
-                is_low = not isinstance(model, HighClassifier)
-                logits = model(low) if is_low else model(from_memory(high, grid)(choice), low)
-                choice = torch.zeros_like(choice) if is_low else choice
-            start += len(low)
-            parts.append((scores.cpu(), choice.cpu(), logits.float().cpu(), batch.target))
-    return Outcome(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+def yardstick_names(stage: str, settled: bool) -> list[str]:
+    """Names of the outcomes of a policy stage, in order."""
+    plain = (PLACES, FIXED, ACTIVATION, DETAIL, CASCADE) if settled else ()
+    return [stage, *(f"{stage}/{name}" for name in (RANDOM, SHUFFLED, *plain))]
 
 
 def table_rows(outcomes: dict[str, Outcome], sigmas: dict[str, float]) -> list[dict[str, Any]]:

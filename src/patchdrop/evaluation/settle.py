@@ -19,7 +19,7 @@ from sklearn.isotonic import isotonic_regression
 from torch import Tensor
 
 from patchdrop.data.sets import Split, low_of
-from patchdrop.evaluation.calibrate import Measured, cuts_on, measure
+from patchdrop.evaluation.calibrate import cuts_on, measure
 from patchdrop.evaluation.metrics import calibration_error
 from patchdrop.models import ModelConfig
 from patchdrop.one_look import Advised
@@ -64,8 +64,9 @@ class Heard:
 
 def tried_counts(patches: int) -> Tensor:
     """Up to `TRIED` numbers of patches from 0 to P, closer to one another where they are few: ``(M,)`` int64."""
-    steps = torch.linspace(0, 1, TRIED, dtype=torch.float64) if patches < TRIED else torch.linspace(0, 1, TRIED) ** 2
-    return (steps * patches).round().long().unique()
+    if patches < TRIED:
+        return torch.arange(patches + 1)
+    return torch.tensor(sorted({round(patches * (step / (TRIED - 1)) ** 2) for step in range(TRIED)}))
 
 
 @torch.inference_mode()

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from patchdrop.evaluation.metrics import mcnemar
@@ -21,7 +20,7 @@ SURE = 1.645
 NEARLY_ALL = 0.9
 """Share of HR from which on everything is read."""
 FEW_IMAGES = 200
-NOTHING, EVERYTHING, CASCADE, PLACES = "Nothing", "Everything", "Cascade", "Random places"
+NOTHING, EVERYTHING, CASCADE, PLACES = "nothing", "everything", "cascade", "random places"
 Kind = Literal["policy", "nothing", "everything", "certainty", "loses"]
 
 
@@ -106,9 +105,7 @@ def low_is_enough(low: Tensor, high: Tensor, tolerance: float) -> bool:
     return gain <= tolerance / 100
 
 
-def _kind(
-    ours: Played, plain: Mapping[str, Played], better: str | None, patches: int, tolerance: float
-) -> Kind:
+def _kind(ours: Played, plain: Mapping[str, Played], better: str | None, patches: int, tolerance: float) -> Kind:
     if low_is_enough(plain[NOTHING].right, plain[EVERYTHING].right, tolerance) and ours.mean_patches < 0.5:
         return "nothing"
     if ours.mean_patches > NEARLY_ALL * patches:
@@ -131,10 +128,8 @@ def _sentence(kind: Kind, ours: Played, plain: Mapping[str, Played], better: str
     if kind == "loses":
         assert better is not None
         rival = plain[better]
-        return (
-            f"{better} is better than the policy here: right on {_percent(rival)} with {_share(rival, patches)} of HR, "
-            f"while {mine}. {_advice(better)}"
-        )
+        theirs = f"right on {_percent(rival)} with {_share(rival, patches)} of HR"
+        return f"{better[0].upper()}{better[1:]} is better than the policy here: {theirs}, while {mine}. {_advice(better)}"
     if kind == "certainty":
         return (
             f"Which patches hardly matters, spend by certainty: {mine}, and on {_percent(plain[PLACES])} with as many "

@@ -30,6 +30,8 @@ from __future__ import annotations
 import io
 import math
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -72,6 +74,8 @@ MAX_JPEG_SCANS = 64
 MAX_TIFF_VALUES = 2**18
 """Values of one TIFF tag, such as the offsets of its strips; Pillow makes some 300 bytes of each."""
 MAX_TIFF_DIRECTORIES = 64
+_PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""What a PNG that says how it is to be turned has somewhere in it."""
 GAP = 3.0
 """Cheap halving stops at this multiple of the wanted size; antialiased resampling does the rest."""
 
@@ -104,6 +108,28 @@ def read_image(
     return decode_image(_file_bytes(path), str(path), size, channels, box, gap)
 
 
+def read_size(path: Path, box: Box | None = None) -> tuple[int, int]:
+    """Height and width in pixels of the upright image in a file, or of what ``box`` cuts out of it.
+
+    The file is read, but no pixel is decoded: where only the pixels are damaged, there is a size all the same. (A PNG
+    with EXIF or XMP metadata is decoded, since these may follow its pixels.)
+
+    Args:
+        box: clamped to the image and rounded to whole pixels.
+
+    Raises:
+        DataError: not such an image, its header is damaged, it is too large, or nothing of it lies in ``box``.
+    """
+    data = _file_bytes(path)
+    with _refused_in_one_line(str(path)), _opened(data) as image:
+        if not _is_streamed(image, data):
+            _check_pixels(image, MAX_PIXELS)
+        # Pillow decodes a whole PNG to look for metadata behind its pixels.
+        plain = image.format == "PNG" and not any(mark in data for mark in _PNG_METADATA)
+        left, top, right, bottom = _region(image.size if plain else _upright_size(image), box, None)
+    return int(bottom - top), int(right - left)
+
+
 def decode_image(
     data: bytes,
     name: str,
@@ -117,8 +143,15 @@ def decode_image(
         raise UsageError(f"channels {channels}: images are read as 3 (RGB) or 1 (grey)")
     if size is not None and min(size) < 1:
         raise UsageError(f"image size {size}: height and width must be at least 1 px")
-    try:
+    with _refused_in_one_line(name):
         return _decode(data, size, channels, box, gap)
+
+
+@contextmanager
+def _refused_in_one_line(name: str) -> Iterator[None]:
+    """Whatever is raised in the block is a DataError that names the image."""
+    try:
+        yield
     except _Refusal as refusal:
         raise DataError(f"{name}: {refusal}") from None
     except Image.DecompressionBombError:
@@ -145,11 +178,7 @@ def _file_bytes(path: Path) -> bytes:
 
 
 def _decode(data: bytes, size: tuple[int, int] | None, channels: int, box: Box | None, gap: float) -> Tensor:
-    if len(data) > MAX_BYTES:
-        raise _Refusal(f"larger than {MAX_BYTES >> 20} MiB: tile or compress it")
-    _check_structure(data)
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        _check_frames(image)
+    with _opened(data) as image:
         region = _region(_upright_size(image), box, size)
         if size is None or not _is_streamed(image, data):
             _check_pixels(image, MAX_PIXELS)
@@ -160,6 +189,17 @@ def _decode(data: bytes, size: tuple[int, int] | None, channels: int, box: Box |
         pixels = _flatten(_cut(_to_eight_bit(image), region, factor, size), channels)
     values = np.asarray(pixels).reshape(pixels.height, pixels.width, channels)
     return torch.from_numpy(np.array(values.transpose(2, 0, 1), order="C"))
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The image, its header read and checked."""
+    if len(data) > MAX_BYTES:
+        raise _Refusal(f"larger than {MAX_BYTES >> 20} MiB: tile or compress it")
+    _check_structure(data)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        _check_frames(image)
+        yield image
 
 
 # --- checks before decoding

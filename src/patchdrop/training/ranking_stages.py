@@ -18,14 +18,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from patchdrop.data.sets import Batch, Split
+from patchdrop.data.sets import Batch
 from patchdrop.evaluation.metrics import spread
 from patchdrop.one_look import Advised
 from patchdrop.policy.budget import above, cut_for_mean
 from patchdrop.policy.choice import shuffled
 from patchdrop.policy.ranking import Ranking, drawn_order, first, log_probability
 from patchdrop.reward import right_probability
-from patchdrop.settings import TrainSettings
 from patchdrop.training.batches import training_views
 from patchdrop.training.loop import Group, derived_seed
 from patchdrop.training.objectives import classifier_loss

@@ -1,4 +1,4 @@
-"""What follows the training of a ranking policy's stage: its operating point, the verdict, and, where it fails, another try.
+"""What follows the training of a ranking policy's stage: operating point, verdict and, where it fails, another try.
 
 A stage that loses to a plain strategy beyond chance is trained again, from another seed, and then from a policy that
 does not start as LR-CNN; the best of the tries is kept. Each finished try lies in the stage's folder until the stage is
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from patchdrop.data.sets import Split
-from patchdrop.evaluation.evaluate import Outcome, outcome_of
+from patchdrop.evaluation.outcome import Outcome, outcome_of
 from patchdrop.evaluation.settle import Goal, find_price, hear, set_outlook_right
-from patchdrop.evaluation.strategies import yardsticks
-from patchdrop.evaluation.verdict import EVERYTHING, NOTHING, Played, low_is_enough, verdict
+from patchdrop.evaluation.strategies import Stand, chosen_on, controls, from_low_alone, random_places
+from patchdrop.evaluation.verdict import EVERYTHING, NOTHING, PLACES, Played, low_is_enough, verdict
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig
 from patchdrop.one_look import Advised
@@ -121,11 +121,13 @@ def settle(
     find_price(model, config, found.split, scores, goal, best, device)
     grid = Grid.parse(config.grid)
     ours = outcome_of(model, config, grid, found.split, lambda s, _: greedy(s), device)
-    plain, chosen = yardsticks(model, config, found.split, ours, found.low, found.high, None, seed, device)
+    stand = Stand(model, config, found.split, ours, found.low, found.high, seed, device)
+    plain, rivals = chosen_on(stand)
+    rivals |= {NOTHING: found.low, EVERYTHING: found.high, PLACES: random_places(stand)}
+    rivals |= {**controls(stand), **from_low_alone(stand)}
     price = float(model.policy.log_price.double().exp())
-    named = {NOTHING: found.low, EVERYTHING: found.high, **plain}
-    said = verdict(played(ours), {n: played(o) for n, o in named.items()}, price, grid.patches, goal.tolerance)
-    return {"calibration_error": error, "verdict": said, "yardsticks": chosen.to_json()}
+    said = verdict(played(ours), {n: played(o) for n, o in rivals.items()}, price, grid.patches, goal.tolerance)
+    return {"calibration_error": error, "verdict": said, "plain": plain.to_json()}
 
 
 def played(outcome: Outcome) -> Played:

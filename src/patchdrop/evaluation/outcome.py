@@ -1,0 +1,79 @@
+"""What a way of choosing did on every image of a split."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from patchdrop.classify.high import HighClassifier
+from patchdrop.data.sets import Split, low_of
+from patchdrop.episode import PatchDrop
+from patchdrop.grid import Grid
+from patchdrop.models import ModelConfig
+from patchdrop.policy.choice import keep_all
+from patchdrop.read.source import from_memory
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one way of choosing did on every image of a split."""
+
+    scores: Tensor
+    """Patch logits ``(n, P)``."""
+    choice: Tensor
+    """``(n, P)`` bool."""
+    logits: Tensor
+    """Class logits ``(n, K)``."""
+    target: Tensor
+    """``(n,)``."""
+    chances: Tensor | None = None
+    """Chance of being right after the first k patches, ``(n, P + 1)``, where the policy says."""
+
+    @property
+    def right(self) -> Tensor:
+        """``(n,)`` bool."""
+        return self.logits.argmax(1) == self.target
+
+
+def outcome_of(
+    model: nn.Module,
+    config: ModelConfig,
+    grid: Grid,
+    split: Split,
+    choose: Callable[[Tensor, int], Tensor],
+    device: torch.device,
+) -> Outcome:
+    """What a model does on every image of a split.
+
+    Args:
+        model: PatchDrop, an HR classifier, which reads every patch, or else a classifier of LR alone.
+        choose: patch logits of a batch and the position of its first image to the patches to read, ``(B, P)`` bool.
+    """
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+    foreseen: list[Tensor] = []
+    start = 0
+    with torch.inference_mode():
+        for batch in split.in_order(BATCH):
+            low = low_of(batch, config.low_size).to(device)
+            high = batch.high.to(device)
+            if isinstance(model, PatchDrop):
+                here = start
+                episode = model(low, lambda s: choose(s, here).to(device), from_memory(high, grid))  # noqa: B023
+                scores, choice, logits = episode.scores, episode.choice, episode.logits
+                if episode.chances is not None:
+                    foreseen.append(episode.chances.cpu())
+            else:
+                scores = torch.zeros(len(low), grid.patches, device=device)
+                choice = keep_all(scores)
+                is_low = not isinstance(model, HighClassifier)
+                logits = model(low) if is_low else model(from_memory(high, grid)(choice), low)
+                choice = torch.zeros_like(choice) if is_low else choice
+            start += len(low)
+            parts.append((scores.cpu(), choice.cpu(), logits.float().cpu(), batch.target))
+    scores, choice, logits, target = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Outcome(scores, choice, logits, target, torch.cat(foreseen) if foreseen else None)

@@ -1,0 +1,288 @@
+"""Plain strategies: which patches to read without a policy that was learnt, at the mean S of one that was.
+
+| strategy | when | where |
+|---|---|---|
+| `cascade` | LR-CNN is least certain | everywhere |
+| `fixed_best` | always | the patches that help most on validation images, the same in every image |
+| `activation_choice` | LR-CNN is least certain | where LR-CNN sees its class: `activation_maps` |
+| `detail`, with `patchdrop.policy.choice.top` | always | where LR varies most |
+
+Beyond the paper. Choices are made for a whole split at once, so that the mean S can be matched; `given` hands them to
+`patchdrop.evaluation.outcome.outcome_of`. Of equals the image, or the patch, with the lower number comes first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchdrop.classify.low import LowCNN
+from patchdrop.data.sets import Split, low_of
+from patchdrop.episode import PatchDrop
+from patchdrop.errors import UsageError
+from patchdrop.evaluation.outcome import BATCH, Outcome, outcome_of
+from patchdrop.grid import Grid, boxes
+from patchdrop.models import ModelConfig
+from patchdrop.networks import feature_map
+from patchdrop.policy.choice import random_patches, whole_counts
+from patchdrop.policy.network import doubts, enlarged
+from patchdrop.policy.ranking import first, in_order
+from patchdrop.reward import right_probability
+
+ROUNDS = 6
+"""Random masks that `fixed_best` tries on each image."""
+LEAST_SHARE = 1e-9
+"""Of the largest eigenvalue, below which `patch_worth` takes a combination of patches as never tried."""
+
+
+def doubtful_first(opinion: Tensor) -> Tensor:
+    """Images from the one that LR-CNN is least certain of to the one it is most certain of.
+
+    By the probability of its best class, as log odds: those tell images apart whose probabilities all round to 1.
+
+    Args:
+        opinion: LR-CNN's class logits ``(n, K)``.
+
+    Returns:
+        ``(n,)`` int64.
+    """
+    return doubts(opinion.double()).squeeze(1).argsort(descending=True, stable=True)
+
+
+def cascade(opinion: Tensor, mean_patches: float, patches: int) -> Tensor:
+    """All patches of the images that LR-CNN is least certain of, none of the others.
+
+    Args:
+        opinion: LR-CNN's class logits ``(n, K)``.
+        mean_patches: mean S to match, 0 to ``patches``.
+        patches: P.
+
+    Returns:
+        ``(n, P)`` bool, whose mean S is as near as whole images allow: within ``P / 2n``.
+
+    Raises:
+        UsageError: a mean S out of its range.
+    """
+    return (_counts(opinion, mean_patches, patches, patches) > 0).unsqueeze(1).expand(-1, patches).clone()
+
+
+def cascade_outcome(low: Outcome, high: Outcome, choice: Tensor) -> Outcome:
+    """What a cascade did: HR-CNN's word for the images that were read, LR-CNN's for the others.
+
+    Args:
+        low: LR-CNN's outcome on a split.
+        high: HR-CNN's on the same split.
+        choice: ``(n, P)`` bool, all or none of each image's patches.
+
+    Returns:
+        The outcome; its scores are LR-CNN's doubts, the same for every patch of an image.
+
+    Raises:
+        UsageError: an image of which only some patches were read, or outcomes on different splits.
+    """
+    read = choice.all(1)
+    if not torch.equal(read, choice.any(1)):
+        raise UsageError("a cascade reads all patches of an image or none: HR-CNN has no word for some of them")
+    if not torch.equal(low.target, high.target):
+        raise UsageError("a cascade of LR-CNN and HR-CNN needs the outcomes of both on the same split")
+    logits = torch.where(read.unsqueeze(1), high.logits, low.logits)
+    return Outcome(doubts(low.logits).expand(-1, choice.shape[1]), choice, logits, low.target)
+
+
+def patch_worth(masks: Tensor, probability: Tensor) -> Tensor:
+    """What each patch adds to the right class' probability on average, beside the others that were read.
+
+    By least squares on the masks' bits, with an intercept for each image, as images differ more than masks do. Masks
+    that all read equally many patches tell worths up to a constant; then they are given around a mean of 0.
+
+    Args:
+        masks: R masks for each image, ``(R, n, P)`` bool. An image says nothing of a patch that is in all or none of
+            its masks.
+        probability: of the right class, with each mask, ``(R, n)``.
+
+    Returns:
+        Worths in units of probability, ``(P,)`` float64; 0 of a patch that no image says anything of.
+    """
+    bits, gained = masks.double(), probability.double()
+    bits = (bits - bits.mean(0)).flatten(0, 1)
+    gained = (gained - gained.mean(0)).flatten()
+    # The pseudo-inverse, because the sum of all bits does not vary where masks are of one size.
+    inverse: Tensor = torch.linalg.pinv(bits.T @ bits, rtol=LEAST_SHARE, hermitian=True)
+    return inverse @ (bits.T @ gained)
+
+
+def fixed_best(
+    model: PatchDrop,
+    config: ModelConfig,
+    grid: Grid,
+    split: Split,
+    mean_patches: float,
+    generator: torch.Generator,
+    device: torch.device,
+) -> Tensor:
+    """The patches in the order of their worth among random ones: `patch_worth` with this model's classifier.
+
+    Args:
+        model: whose classifier judges, in evaluation mode, on ``device``.
+        split: validation images; `ROUNDS` passes over them.
+        mean_patches: how many random patches each mask has, 0 to P; floor or ceil of it.
+        generator: what the masks are drawn from; the same one in the same state gives the same order.
+
+    Returns:
+        ``(P,)`` int64, best first.
+
+    Raises:
+        UsageError: ``mean_patches`` out of its range.
+    """
+    _check(mean_patches, grid.patches)
+    masks, probabilities = [], []
+    for _ in range(ROUNDS):
+        choice = random_patches(torch.zeros(len(split), grid.patches), mean_patches, generator)
+        outcome = outcome_of(model, config, grid, split, given(choice), device)
+        masks.append(choice)
+        probabilities.append(right_probability(outcome.logits, outcome.target))
+    return patch_worth(torch.stack(masks), torch.stack(probabilities)).argsort(descending=True, stable=True)
+
+
+def top_of(order: Tensor, mean_patches: float, images: int, generator: torch.Generator) -> Tensor:
+    """The first patches of one order in every image, floor or ceil of ``mean_patches``.
+
+    Args:
+        order: ``(P,)`` int64, each patch once.
+        mean_patches: 0 to P.
+        images: n.
+        generator: draws which images get one more, see `patchdrop.policy.choice.whole_counts`.
+
+    Returns:
+        ``(n, P)`` bool.
+
+    Raises:
+        UsageError: ``mean_patches`` out of its range.
+    """
+    _check(mean_patches, len(order))
+    return first(order.expand(images, -1), whole_counts(images, mean_patches, generator).squeeze(1))
+
+
+def activation_maps(low_cnn: LowCNN, low: Tensor, grid: Grid) -> Tensor:
+    """Where LR-CNN sees what speaks for its best class: a class activation map, averaged over each patch's place.
+
+    At each place the gradient of the best class' logit with respect to the last feature map, times the map, where that
+    is above 0, summed over the features. Grad-CAM (Selvaraju et al. 2017) takes the gradient's mean over all places
+    and what is above 0 after the sum; under a mean pool the gradient is the same everywhere. Under a max pool only
+    the places where a feature peaks have a score. A map coarser than the grid gives neighbours the same score.
+
+    It may be called in inference mode, and leaves no gradients behind.
+
+    Args:
+        low_cnn: in evaluation mode; its weights must not have been made in inference mode.
+        low: LR ``(B, C, h, w)``, pixels 0..255.
+
+    Returns:
+        ``(B, P)`` float32, 0 or more, in units of the logit.
+
+    Raises:
+        UsageError: the network has no feature map, a plain vision transformer for example.
+    """
+    with torch.no_grad():
+        maps = feature_map(low_cnn.network, enlarged(low_cnn.normalise(low), low_cnn.enlarge))
+    spoken = (maps * _slope(low_cnn.network, maps)).clamp(min=0).sum(1, keepdim=True)
+    return F.adaptive_avg_pool2d(spoken, (grid.rows, grid.cols)).flatten(1).float()
+
+
+def _slope(network: nn.Module, maps: Tensor) -> Tensor:
+    """Gradient of the best class' logit with respect to the last feature map: ``(B, F, h, w)`` to the same shape."""
+    with torch.inference_mode(False), torch.enable_grad():
+        # A copy, because autograd refuses tensors that were made in inference mode.
+        maps = maps.detach().clone().requires_grad_()
+        best = network.forward_head(maps).max(1).values  # type: ignore[operator]
+        (slope,) = torch.autograd.grad(best.sum(), maps)
+    return slope
+
+
+def activation_choice(maps: Tensor, opinion: Tensor, mean_patches: float, each: int) -> Tensor:
+    """The highest patches of the images that LR-CNN is least certain of, none of the others.
+
+    Published for the tokens of vision transformers as TinyDrop (Wang et al. 2025, arXiv 2509.03379): the confidence of
+    a small network says whether more is needed, its class activation map where. There a threshold on the confidence
+    decides, here the mean S.
+
+    Args:
+        maps: scores ``(n, P)``, as of `activation_maps`.
+        opinion: LR-CNN's class logits ``(n, K)``.
+        mean_patches: mean S to match, 0 to ``each``.
+        each: patches of an image that is read, 1 to P; see `candidates`.
+
+    Returns:
+        ``(n, P)`` bool, whose mean S is as near as whole images allow: within ``each / 2n``.
+
+    Raises:
+        UsageError: a mean S or a number of patches out of its range.
+    """
+    return first(in_order(maps), _counts(opinion, mean_patches, each, maps.shape[1]))
+
+
+def candidates(patches: int, mean_patches: float) -> tuple[int, ...]:
+    """Numbers of patches an image to try in `activation_choice`: P/4, P/2 and P, rounded up, rising, each once.
+
+    Those below ``mean_patches``, which could not be met with them, are left out.
+    """
+    return tuple(sorted({each for each in (-(-patches // 4), -(-patches // 2), patches) if each >= mean_patches}))
+
+
+def detail(low: Tensor, grid: Grid) -> Tensor:
+    """How much LR varies at the place of each patch: the variance of its pixels, averaged over the channels.
+
+    A side of LR with fewer than two pixels a patch, which could not vary, is first enlarged to two (bilinear).
+
+    Args:
+        low: ``(B, C, h, w)``, pixels 0..255.
+
+    Returns:
+        ``(B, P)`` float32, 0 or more, in squared pixel values.
+    """
+    height, width = low.shape[2:]
+    size = (max(height, 2 * grid.rows), max(width, 2 * grid.cols))
+    images = low.float()
+    if size != (height, width):
+        images = F.interpolate(images, size, mode="bilinear", align_corners=False)
+    places = (images[:, :, top:bottom, left:right] for top, left, bottom, right in boxes(grid, *size))
+    return torch.stack([place.var((2, 3), correction=0).mean(1) for place in places], 1)
+
+
+def scores_on(split: Split, config: ModelConfig, score: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+    """Scores of every image of a split, from LR alone.
+
+    Args:
+        score: LR ``(B, C, h, w)``, pixels 0..255, to ``(B, P)``; called in inference mode.
+
+    Returns:
+        ``(n, P)`` in the split's order.
+    """
+    with torch.inference_mode():
+        return torch.cat([score(low_of(batch, config.low_size).to(device)).cpu() for batch in split.in_order(BATCH)])
+
+
+def given(choice: Tensor) -> Callable[[Tensor, int], Tensor]:
+    """How `patchdrop.evaluation.outcome.outcome_of` is told a choice ``(n, P)`` that is already made."""
+    return lambda scores, start: choice[start : start + len(scores)]
+
+
+def _counts(opinion: Tensor, mean_patches: float, each: int, patches: int) -> Tensor:
+    """``each`` for as many of the least certain images as match the mean, 0 for the others: ``(n,)`` int64."""
+    _check(mean_patches, patches)
+    if not 1 <= each <= patches or each < mean_patches:
+        raise UsageError(
+            f"{each} patches of an image that is read do not give a mean of {mean_patches:g} of {patches}: "
+            f"use {max(1.0, mean_patches):g} to {patches}"
+        )
+    counts = torch.zeros(len(opinion), dtype=torch.int64, device=opinion.device)
+    counts[doubtful_first(opinion)[: round(len(opinion) * mean_patches / each)]] = each
+    return counts
+
+
+def _check(mean_patches: float, patches: int) -> None:
+    if not 0 <= mean_patches <= patches:
+        raise UsageError(f"a mean of {mean_patches:g} patches cannot be read of {patches}: use 0 to {patches}")

@@ -1,0 +1,167 @@
+"""What a policy is measured by on a split: controls that use its own amounts, and plain strategies that need no policy.
+
+All with the classifier of the policy's stage, at the policy's mean S; only `Cascade` has HR-CNN's own word where it
+reads, because it reads whole images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchdrop.data.sets import Split
+from patchdrop.episode import PatchDrop
+from patchdrop.errors import UsageError
+from patchdrop.evaluation.outcome import Outcome, outcome_of
+from patchdrop.evaluation.plain import (
+    activation_choice,
+    activation_maps,
+    candidates,
+    cascade,
+    cascade_outcome,
+    detail,
+    fixed_best,
+    given,
+    scores_on,
+    top_of,
+)
+from patchdrop.grid import Grid
+from patchdrop.models import ModelConfig
+from patchdrop.one_look import SharedLook
+from patchdrop.policy.choice import random_patches, shuffled, top
+from patchdrop.policy.ranking import first
+
+RANDOM, SHUFFLED, PLACES = "random", "shuffled", "random places"
+FIXED, ACTIVATION, DETAIL, CASCADE = "fixed mask", "activation map", "detail", "cascade"
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What plain strategies take from validation images.
+
+    Attributes:
+        fixed: patches in the order of their worth.
+        each: patches that the activation map's choice reads of an image that it reads.
+    """
+
+    fixed: tuple[int, ...]
+    each: int
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Plain:
+        """As a stage's ``config.json`` holds it."""
+        return cls(tuple(int(patch) for patch in values["fixed"]), int(values["each"]))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {**asdict(self), "fixed": list(self.fixed)}
+
+
+@dataclass(frozen=True)
+class Stand:
+    """A policy on a split, with LR-CNN and HR-CNN beside it."""
+
+    model: PatchDrop
+    config: ModelConfig
+    split: Split
+    ours: Outcome
+    low: Outcome | None
+    """None where LR-CNN is not at hand; only the controls can then be played."""
+    high: Outcome | None
+    seed: int
+    device: torch.device
+
+    @property
+    def grid(self) -> Grid:
+        """Of its patches."""
+        return Grid.parse(self.config.grid)
+
+    @property
+    def mean_patches(self) -> float:
+        """S of the policy."""
+        return float(self.ours.choice.sum(1).double().mean())
+
+    @property
+    def opinion(self) -> Tensor:
+        """LR-CNN's class logits ``(n, K)``."""
+        assert self.low is not None
+        return self.low.logits
+
+    def generator(self) -> torch.Generator:
+        """The same for each strategy."""
+        return torch.Generator().manual_seed(self.seed)
+
+    def with_choice(self, choice: Tensor) -> Outcome:
+        """What the stage's classifier says with another choice ``(n, P)`` bool."""
+        return outcome_of(self.model, self.config, self.grid, self.split, given(choice), self.device)
+
+
+def controls(stand: Stand) -> dict[str, Outcome]:
+    """As many patches at random, and the policy's own masks dealt to other images."""
+    generator = stand.generator()
+    ours = stand.ours.choice
+    at_random = random_patches(ours.float(), stand.mean_patches, generator)
+    return {
+        RANDOM: stand.with_choice(at_random),
+        SHUFFLED: stand.with_choice(shuffled(ours, generator)),
+    }
+
+
+def random_places(stand: Stand) -> Outcome:
+    """As many patches of each image as the policy reads, at random places: what *where* is worth."""
+    ours = stand.ours.choice
+    order = torch.rand(ours.shape, generator=stand.generator()).argsort(1)
+    return stand.with_choice(first(order, ours.sum(1)))
+
+
+def chosen_on(stand: Stand) -> tuple[Plain, dict[str, Outcome]]:
+    """What plain strategies take from a validation split, and what those that need it come to there."""
+    order = fixed_best(
+        stand.model, stand.config, stand.grid, stand.split, stand.mean_patches, stand.generator(), stand.device
+    )
+    found = {FIXED: stand.with_choice(top_of(order, stand.mean_patches, len(stand.split), stand.generator()))}
+    each, maps = stand.grid.patches, _maps(stand)
+    if maps is not None:
+        tried = {
+            count: stand.with_choice(activation_choice(maps, stand.opinion, stand.mean_patches, count))
+            for count in candidates(stand.grid.patches, stand.mean_patches)
+        }
+        each = max(tried, key=lambda count: (int(tried[count].right.sum()), -count))
+        found[ACTIVATION] = tried[each]
+    return Plain(tuple(order.tolist()), each), found
+
+
+def plain_outcomes(stand: Stand, plain: Plain) -> dict[str, Outcome]:
+    """The strategies that take something from validation images, on another split."""
+    order = torch.tensor(plain.fixed)
+    found = {FIXED: stand.with_choice(top_of(order, stand.mean_patches, len(stand.split), stand.generator()))}
+    maps = _maps(stand)
+    if maps is not None:
+        each = max(plain.each, *candidates(stand.grid.patches, stand.mean_patches)[:1])
+        found[ACTIVATION] = stand.with_choice(activation_choice(maps, stand.opinion, stand.mean_patches, each))
+    return found
+
+
+def from_low_alone(stand: Stand) -> dict[str, Outcome]:
+    """The strategies that take nothing from validation images: where LR varies most, and a cascade."""
+    spread = scores_on(stand.split, stand.config, lambda low: detail(low, stand.grid), stand.device)
+    found = {DETAIL: stand.with_choice(top(spread, stand.mean_patches, stand.generator()))}
+    if stand.low is not None and stand.high is not None:
+        whole = cascade(stand.opinion, stand.mean_patches, stand.grid.patches)
+        found[CASCADE] = cascade_outcome(stand.low, stand.high, whole)
+    return found
+
+
+def _maps(stand: Stand) -> Tensor | None:
+    """LR-CNN's activation maps; None where it has no feature map, or is not at hand."""
+    if not isinstance(stand.model, SharedLook):
+        return None
+    low_cnn = stand.model.classifier.low
+    try:
+        return scores_on(stand.split, stand.config, lambda low: activation_maps(low_cnn, low, stand.grid), stand.device)
+    except UsageError:
+        return None

@@ -1,0 +1,83 @@
+"""Which ways round images of a data set may lie: what an LR-CNN makes of them mirrored and turned says so.
+
+A network that was shown images as they are, for a few epochs, is put to validation images mirrored, or turned by a
+quarter or half. Aerial scenes look the same all ways round, photographs mirrored, digits neither: where it is right on
+nearly as many images as before, the change is an augmentation that training may use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from patchdrop.data.load import Data, Statistics
+from patchdrop.models import ModelConfig, build_stage
+from patchdrop.settings import Augmentation, TrainSettings
+from patchdrop.training.batches import validation_views
+from patchdrop.training.loop import derived_seed, make_optimizer, train_step
+from patchdrop.training.supervised import ClassifierTask
+
+STEPS = 300
+"""At least so many steps, in whole epochs."""
+ENOUGH = 0.9
+"""Share of the accuracy on images as they are that has to be left on changed ones."""
+LEARNT = 1.5
+"""Times chance that the network has to be right for its word to count."""
+FEWEST = 100
+"""Validation images below which it is not asked."""
+CAREFUL: tuple[Augmentation, ...] = ("flip", "shift")
+"""What is used where it is not asked, or has no word."""
+
+
+def augmentations(
+    settings: TrainSettings, data: Data, found: Statistics, config: ModelConfig, device: torch.device
+) -> tuple[tuple[Augmentation, ...], dict[str, Any]]:
+    """Augmentations that suit a data set, and what they were found by: accuracies on changed validation images."""
+    fit, val = data.splits["fit"], data.splits["val"]
+    if len(val) < FEWEST:
+        return CAREFUL, {"images": len(val)}
+    shown = replace(settings, augment=("shift",), epochs_lr=1)
+    torch.manual_seed(derived_seed(settings.seed, "orientation"))
+    model = build_stage("lr", config, found).to(device).to(memory_format=torch.channels_last)
+    task = ClassifierTask("orientation", model, fit, val, shown, device, like="lr")
+    optimizer = make_optimizer(task.groups(), settings.optimizer)
+    epochs = -(-STEPS // task.steps_per_epoch)
+    total = epochs * task.steps_per_epoch
+    for step in range(total):
+        epoch, first = divmod(step, task.steps_per_epoch)
+        if first == 0:
+            batches = task.batches(epoch, 0)
+        task.train_mode()
+        torch.manual_seed(derived_seed(settings.seed, "orientation", step))
+        train_step(task, optimizer, next(batches), step, total, settings.precision)
+    accuracy = _accuracies(task, device)
+    plain = accuracy["plain"]
+    chosen: list[Augmentation] = []
+    if plain * len(data.classes) > LEARNT:
+        chosen += ["flip"] if accuracy["mirrored"] >= ENOUGH * plain else []
+        chosen += ["turn"] if accuracy["turned"] >= ENOUGH * plain else []
+        return (*chosen, "shift"), accuracy
+    return CAREFUL, accuracy
+
+
+def _accuracies(task: ClassifierTask, device: torch.device) -> dict[str, float]:
+    changes: dict[str, list[Callable[[Tensor], Tensor]]] = {
+        "plain": [lambda x: x],
+        "mirrored": [lambda x: x.flip(3)],
+        "turned": [lambda x: x.flip(2, 3), lambda x: x.rot90(1, (2, 3)), lambda x: x.rot90(3, (2, 3))],
+    }
+    right = dict.fromkeys(changes, 0.0)
+    task.model.eval()
+    with torch.inference_mode():
+        for views in validation_views(task.val, task.settings, device):
+            square = views.low.shape[2] == views.low.shape[3]
+            for name, ways in changes.items():
+                possible = ways if square else ways[:1]
+                for way in possible:
+                    hits = task.model(way(views.low)).argmax(1) == views.target
+                    right[name] += float(hits.sum()) / len(possible)
+    return {name: hits / len(task.val) for name, hits in right.items()}
