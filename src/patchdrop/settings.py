@@ -65,7 +65,7 @@ class TrainSettings:
     policy_fraction: float = 0.0
     """Share of train that no classifier trains on, so that the policy's reward is paid on unseen images."""
     augment: tuple[Augmentation, ...] = ("auto",)
-    """Augmentations of a training batch, drawn anew for each image; ``auto`` shifts, and flips and turns where the images
+    """Augmentations of a training batch, drawn anew for each image; ``auto`` shifts, and flips and turns where images
     look the same all ways round (`patchdrop.training.orientation`)."""
     memory_gb: float = 4.0
     """Data sets up to this many GiB of 8-bit pixels are held in memory; larger ones are streamed."""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from patchdrop.commands.shared import check_settings, load_with_bar, network_costs, use_threads, with_sizes
+from patchdrop.commands.shared import completed, network_costs
 from patchdrop.cost import step_flops
 from patchdrop.data.load import Data, statistics
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
-from patchdrop.recipe import with_schedule
 from patchdrop.settings import TrainSettings
 from patchdrop.training import run as training
 from patchdrop.training.run import active_stages, device_of, make_task, on_device, stage_steps
@@ -18,11 +17,7 @@ from patchdrop.training.run import active_stages, device_of, make_task, on_devic
 
 def plan(settings: TrainSettings) -> dict[str, Any]:
     """What `train` would do: data, networks, FLOPs, stages and the time they would take here."""
-    settings = with_sizes(settings)
-    check_settings(settings)
-    use_threads(settings)
-    data = load_with_bar(settings)
-    settings = with_schedule(settings, len(data.splits["fit"]))
+    settings, data, reasons = completed(settings)
     costs = network_costs(settings, data)
     rates = {stage: seconds_a_step(settings, data, stage) for stage in active_stages(settings)}
     stages = {}
@@ -45,6 +40,7 @@ def plan(settings: TrainSettings) -> dict[str, Any]:
         "high": list(settings.high_size),
         "low": list(settings.low_size),
         "grid": str(Grid.parse(settings.grid)),
+        "reasons": reasons,
         "networks": {
             name: {"network": getattr(settings, f"{name}_network"), **asdict(cost)} for name, cost in costs.items()
         },

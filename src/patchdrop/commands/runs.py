@@ -15,14 +15,12 @@ from torch import Tensor
 
 from patchdrop.commands.planning import stage_costs
 from patchdrop.commands.shared import (
-    check_settings,
+    completed,
     judging_split,
-    load_with_bar,
     same_classes,
     same_low,
     split_to_evaluate,
     use_threads,
-    with_sizes,
 )
 from patchdrop.data.load import Data
 from patchdrop.data.sets import Split, low_of
@@ -49,7 +47,7 @@ from patchdrop.policy.budget import above, cut_for_mean
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
-from patchdrop.recipe import as_recorded, with_schedule
+from patchdrop.recipe import as_recorded
 from patchdrop.report.gallery import GalleryItem, overlay
 from patchdrop.report.page import write_report
 from patchdrop.runfolder import RunFolder
@@ -76,13 +74,12 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
     run = RunFolder(out)
     with run.locked():
         begun = run.exists() and run.begun()
-        settings = as_recorded(settings, run.settings()) if begun else with_sizes(settings)
-        check_settings(settings)
-        use_threads(settings)
         if begun:
+            settings = as_recorded(settings, run.settings())
             run.start(settings)
-        data = load_with_bar(settings)
-        settings = with_schedule(settings, len(data.splits["fit"]))
+        settings, data, reasons = completed(settings)
+        for name, reason in reasons.items():
+            say(f"{name} {getattr(settings, name)}: {reason}")
         costs = stage_costs(settings, data)
         run.start(settings)  # only now, so that a mistyped path or network leaves no trace
         run.log({"event": "start", **provenance(settings.seed)})

@@ -2,29 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from patchdrop.cost import Cost, forward_costs
 from patchdrop.data.load import Data, load
+from patchdrop.data.propose import LARGEST_ON_CPU, LARGEST_ON_GPU, propose_for
 from patchdrop.errors import PatchDropError, RunError, UsageError, first_line
 from patchdrop.grid import Grid, patch_size
 from patchdrop.networks import check_pretrained, takes
-from patchdrop.recipe import with_networks
+from patchdrop.recipe import with_networks, with_schedule
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import PATCHES, TrainSettings
 from patchdrop.talk import bars, say
 from patchdrop.training.policy_stages import mask_price
+from patchdrop.training.run import device_of
 
 EXACT_PATCHES = 10
 
 
-def with_sizes(settings: TrainSettings) -> TrainSettings:
-    """Settings whose sizes, grid and networks are named."""
-    if not settings.high or not settings.low:
-        raise UsageError("high, low: name both sizes")
-    return with_networks(settings)
+def with_sizes(settings: TrainSettings) -> tuple[TrainSettings, dict[str, str]]:
+    """Settings whose sizes, grid and networks are named, and the reasons for those that are proposed; warns."""
+    largest = LARGEST_ON_CPU if device_of(settings).type == "cpu" else LARGEST_ON_GPU
+    named = {name: getattr(settings, name) for name in ("high", "low", "grid")}
+    found = propose_for(settings.data, settings.layout, largest, **named)
+    if found.warning is not None:
+        say(f"warning: {found.warning}")
+    settings = replace(settings, high=found.high, low=found.low, grid=found.grid)
+    return with_networks(settings), dict(found.reasons)
+
+
+def completed(settings: TrainSettings) -> tuple[TrainSettings, Data, dict[str, str]]:
+    """Settings with all that is filled in from the data, the data, and the reasons for sizes that are proposed.
+
+    Raises:
+        UsageError: settings contradict each other; this is said before images are decoded.
+    """
+    settings, reasons = with_sizes(settings)
+    check_settings(settings)
+    use_threads(settings)
+    data = load_with_bar(settings)
+    return with_schedule(settings, len(data.splits["fit"])), data, reasons
 
 
 def check_settings(settings: TrainSettings) -> None:

@@ -7,6 +7,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage, copy_matching
 from patchdrop.one_look import Advised
 from patchdrop.runfolder import RunFolder
-from patchdrop.settings import PATCHES, STAGES, TAUGHT, TrainSettings
+from patchdrop.settings import PATCHES, STAGES, TAUGHT, Augmentation, TrainSettings
 from patchdrop.talk import warnings_told
 from patchdrop.tariffs.tariff import read_tariff
 from patchdrop.training.attempts import Attempts
@@ -31,6 +32,7 @@ from patchdrop.training.batches import steps_in
 from patchdrop.training.cached import CachedPolicyTask, check_memory
 from patchdrop.training.loop import Task, clear_state, derived_seed, make_optimizer, saved_step, train, train_step
 from patchdrop.training.objectives import Teacher
+from patchdrop.training.orientation import augmentations
 from patchdrop.training.policy_stages import PolicyTask
 from patchdrop.training.ranking_stages import RankingTask
 from patchdrop.training.settling import (
@@ -89,6 +91,7 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
     device = device_of(settings)
     found = statistics(data.splits["fit"], settings.low_size)
     config = ModelConfig.of(settings, data.classes)
+    settings = replace(settings, augment=_augment(settings, data, found, config, device, run))
     if settings.pt_views and "pt" in active_stages(settings) and not run.done("pt"):
         _check_views(settings, data, config)
     judged: References | None = None
@@ -119,6 +122,20 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
         train_ranking(task, start, run, config, settings, judged, more, stop)
     if stop():
         raise Interrupted(stop())
+
+
+def _augment(
+    settings: TrainSettings, data: Data, found: Statistics, config: ModelConfig, device: torch.device, run: RunFolder
+) -> tuple[Augmentation, ...]:
+    """The augmentations to train with: those that are named, or that were found when the run began."""
+    if "auto" not in settings.augment:
+        return settings.augment
+    asked = next((e for e in run.read_log() if e.get("event") == "augment"), None)
+    if asked is None:
+        chosen, accuracy = augmentations(settings, data, found, config, device)
+        asked = {"event": "augment", "chosen": list(chosen), "accuracy": accuracy}
+        run.log(asked)
+    return tuple(asked["chosen"])
 
 
 def train_ranking(
