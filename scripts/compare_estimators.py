@@ -21,9 +21,7 @@ from patchdrop.settings import TrainSettings, from_mapping, read_profile, to_yam
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "straight-through": {"estimator": "straight-through"},
-    "rloo, 2 samples, soft reward": {"estimator": "rloo", "samples": 2, "reward": "soft"},
     "rloo, 2 samples": {"estimator": "rloo", "samples": 2},
-    "self-critical, soft reward": {"estimator": "self-critical", "reward": "soft"},
     "self-critical": {"estimator": "self-critical"},
 }
 

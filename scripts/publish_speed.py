@@ -8,7 +8,7 @@
 | paper-1.json | `benchmarks/sparse.py --paper --batch 1 --mix RESULTS.json pt`, RESULTS of the profile `canvas-paper` |
 | paper-64.json | the same, `--batch 1 64`, of which 64 is shown: batch 1 met other work |
 | gpu.json | `benchmarks/sparse.py --paper --device cuda` |
-| cached*.json | `benchmarks/cached_pt.py RUN`, RUN with BagNet |
+| cached*.json | `benchmarks/cached_pt.py RUN`, RUN with BagNet, at the commit that the file names; it is gone since |
 | onnx-*.json | `benchmarks/onnx_episode.py RUN` |
 
 What a figure should be stands beside it; nothing here is typed by hand but those limits, and gpu.json's provenance.

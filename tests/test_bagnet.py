@@ -157,7 +157,7 @@ def test_it_trains_as_the_hr_classifier_of_every_stage(tmp_path: Path) -> None:
     stages = {"pt": net, "ft1": net, "ft2": TwoStream(net, ft2.classifier.low, "learned")}
     for stage, classifier in stages.items():
         before, policy = bits(net), bits(pt.policy)
-        task = PolicyTask(stage, PatchDrop(pt.policy, classifier), FIT, None, VAL, settings, CPU)
+        task = PolicyTask(stage, PatchDrop(pt.policy, classifier), FIT, VAL, settings, CPU)
         trained(task, tmp_path / stage, settings)
         assert same_bits(bits(net), before) is (stage == "pt")
         assert not same_bits(bits(pt.policy), policy)

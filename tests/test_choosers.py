@@ -117,7 +117,7 @@ def test_ft_trains_the_hr_classifier_and_neither_statistics_nor_the_lr_classifie
 @pytest.mark.parametrize("stage", ["pt", "ft1", "ft2"])
 def test_a_chooser_trains_what_patchdrop_trains_at_the_same_rates_for_as_long(stage: str) -> None:
     ours = chooser(stage)
-    theirs = PolicyTask(stage, tiny_model(stage, SETTINGS), FIT, None, VAL, SETTINGS, CPU)
+    theirs = PolicyTask(stage, tiny_model(stage, SETTINGS), FIT, VAL, SETTINGS, CPU)
     described = [
         (task.epochs, task.steps_per_epoch, [(len(g.parameters), g.rate, g.weight_decay) for g in task.groups()])
         for task in (ours, theirs)

@@ -18,7 +18,6 @@ from patchdrop.packed import gather
 from patchdrop.settings import TrainSettings
 from patchdrop.training.batches import plain_views
 from patchdrop.training.loop import make_optimizer, train_step
-from patchdrop.training.objectives import Teacher
 from patchdrop.training.policy_stages import PolicyTask
 from patchdrop.training.run import make_task
 from rows import CPU, DATA, FIT, VAL, tiny_model
@@ -27,17 +26,14 @@ from tiny import NETWORK, tiny_flags, tiny_settings, write_folder
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 GRID = Grid(4, 4)
-ESTIMATORS = ("straight-through", "rloo", "nested")
+ESTIMATORS = ("straight-through", "rloo", "self-critical")
 Run = Callable[..., tuple[int, str, str]]
 
 
 def first_step(settings: TrainSettings, stage: str, precision: str, device: torch.device = CPU) -> dict[str, float]:
     """Figures of a stage's first training step from the same start."""
     model = tiny_model(stage, settings).to(device)
-    teacher = None
-    if stage == "ft1":
-        teacher = Teacher(tiny_model("hr", settings, seed=1).to(device), GRID, 0.5)
-    task = make_task(stage, model, DATA, settings, device, teacher)
+    task = make_task(stage, model, DATA, settings, device)
     before = [p.detach().clone() for p in model.parameters()]
     task.train_mode()
     torch.manual_seed(0)
@@ -50,7 +46,7 @@ def first_step(settings: TrainSettings, stage: str, precision: str, device: torc
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize("stage", ["lr", "hr", "patches", "ft1"])
 def test_a_step_in_bfloat16_is_nearly_one_in_float32(name: str, stage: str) -> None:
-    settings = tiny_settings(classifier=name, hr_network=NETWORKS[name], fusion="learned", estimator="nested")
+    settings = tiny_settings(classifier=name, hr_network=NETWORKS[name], fusion="learned")
     exact, coarse = (first_step(settings, stage, precision)["loss"] for precision in ("float32", "bfloat16"))
     assert exact != coarse
     assert coarse == pytest.approx(exact, rel=0.05, abs=0.05)
@@ -103,7 +99,7 @@ def test_a_classifier_says_the_same_on_a_gpu(name: str, monkeypatch: pytest.Monk
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_step_on_a_gpu_is_nearly_one_on_the_cpu(name: str, precision: str, stage: str) -> None:
-    settings = tiny_settings(classifier=name, hr_network=NETWORKS[name], fusion="learned", estimator="nested")
+    settings = tiny_settings(classifier=name, hr_network=NETWORKS[name], fusion="learned")
     here = first_step(settings, stage, "float32")
     there = first_step(settings, stage, precision, torch.device("cuda"))
     if stage in ("lr", "hr"):  # others draw masks, on a GPU from a generator of its own
@@ -123,7 +119,7 @@ def test_lr_made_on_a_gpu_has_the_same_bits() -> None:
 def test_a_policy_trains_and_is_validated_on_a_gpu(estimator: str) -> None:
     settings = tiny_settings(estimator=estimator, target_patches=4.0, policy_head="certainty", low_stream="pt")
     gpu = torch.device("cuda")
-    task = PolicyTask("pt", tiny_model("pt", settings).to(gpu), FIT, None, VAL, settings, gpu)  # type: ignore[arg-type]
+    task = PolicyTask("pt", tiny_model("pt", settings).to(gpu), FIT, VAL, settings, gpu)  # type: ignore[arg-type]
     with torch.inference_mode():
         figures = task.validate(0.5)
     assert 0 <= figures["mean_patches"] <= GRID.patches
@@ -133,7 +129,7 @@ def test_a_policy_trains_and_is_validated_on_a_gpu(estimator: str) -> None:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_the_commands_run_on_a_gpu(tmp_path: Path, run: Run, precision: str) -> None:
     data, out = write_folder(tmp_path / "data"), tmp_path / "run"
-    flags: dict[str, Any] = {"device": "cuda", "precision": precision, "classifier": "canvas", "estimator": "nested"}
+    flags: dict[str, Any] = {"device": "cuda", "precision": precision, "classifier": "canvas"}
     assert run("train", *tiny_flags(data=str(data), **flags), "--out", out)[0] == 0
     assert run("evaluate", out, "--data", data)[0] == 0
     code, text, _ = run("bench", out, "--device", "cuda", "--batch", "1", "--rounds", "2", "--json")

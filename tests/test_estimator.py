@@ -20,7 +20,6 @@ from patchdrop.reward import gain, reward, soft_reward
 from patchdrop.training.estimator import (
     Exact,
     LeaveOneOut,
-    Nested,
     SelfCritical,
     StraightThrough,
     estimator,
@@ -344,54 +343,7 @@ def test_the_exact_estimators_gradient_is_the_true_one_whatever_was_sampled(alph
     assert torch.allclose(found, world.true_gradient(alpha), atol=1e-12)
 
 
-# --- one threshold for an image
-
-
-def first(logits: Tensor, k: int) -> Tensor:
-    """The k patches of each image with the highest logits."""
-    return logits >= logits.sort(1, descending=True).values[:, k - 1 : k]
-
-
-def test_nested_proposes_a_sample_of_the_ranking_none_all_and_some_of_the_first() -> None:
-    torch.manual_seed(0)
-    logits = torch.randn(4000, 6, dtype=torch.float64)
-    sample, none, every, between = Nested().propose(logits, 0.9)
-    assert not none.any() and every.all()
-    for choice in (sample, between):
-        lowest_in = logits.masked_fill(~choice, torch.inf).amin(1)
-        highest_out = logits.masked_fill(choice, -torch.inf).amax(1)
-        assert bool((lowest_in > highest_out).all())
-    assert set(between.sum(1).tolist()) == {1, 2, 3, 4, 5}
-    chance = mixed_by_hand(logits, 0.9)
-    assert float((sample.double() - chance).mean(0).abs().max()) < 0.03
-    _, none, every, first_one = Nested().propose(logits[:3, :1], 0.9)  # of a single patch: it or none
-    assert not none.any() and every.all() and first_one.all()
-
-
-@pytest.mark.parametrize("alpha", [0.8, 1.0])
-@pytest.mark.parametrize("patches", [1, 2, 5])
-def test_nested_has_the_true_gradient_of_the_reward_under_one_random_threshold(patches: int, alpha: float) -> None:
-    """The mean over the number of patches that it draws, against a sum over all thresholds written out."""
-    torch.manual_seed(2)
-    logits = torch.randn(3, patches, dtype=torch.float64, requires_grad=True)
-    worth = torch.randn(3, patches + 1, dtype=torch.float64)  # of each image with its first 0, 1, ... patches
-    chance = mixed_by_hand(logits, alpha).sort(1, descending=True).values
-    above = torch.cat([torch.ones(3, 1), chance], 1)
-    below = torch.cat([chance, torch.zeros(3, 1)], 1)
-    (true,) = torch.autograd.grad(-((above - below) * worth).sum(1).mean(), logits)
-    drawn = range(1, max(patches, 2))
-    losses = []
-    for k in drawn:
-        between = first(logits, k)
-        choices = torch.stack([between, torch.zeros_like(between), torch.ones_like(between), between])
-        paid = torch.stack([torch.full((3,), torch.nan), worth[:, 0], worth[:, -1], worth[:, k]])
-        losses.append(Nested().loss(logits, choices, paid, alpha))
-    (ours,) = torch.autograd.grad(sum(losses) / len(drawn), logits)
-    torch.testing.assert_close(ours, true, rtol=1e-9, atol=1e-12)
-
-
 def test_estimators_are_found_by_name() -> None:
-    assert estimator("nested", 4) == Nested()
     assert estimator("exact", 4) == Exact()
     assert estimator("self-critical", 4) == SelfCritical()
     assert estimator("rloo", 4) == LeaveOneOut(4)

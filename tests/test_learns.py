@@ -95,7 +95,7 @@ def learnt(folder: Path, seed: int, estimator: str, network: str = "glance") -> 
         nn.init.zeros_(policy.head.bias)
     model = PatchDrop(policy, ReadsGrey())
     fit, val = hidden(1024, 2 * seed + 1), hidden(256, 2 * seed + 2)
-    task = PolicyTask("pt", model, fit, None, val, settings, torch.device("cpu"))
+    task = PolicyTask("pt", model, fit, val, settings, torch.device("cpu"))
     outcome = train(task, folder, seed, lambda _: None, lambda _: None, lambda: 0, 5.0, "adamw")
     figures: dict[str, float] = outcome["figures"]
     return figures

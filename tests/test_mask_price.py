@@ -1,4 +1,4 @@
-"""What a mask costs under a tariff: by hand, as its order in a scene of that size, and in the reward."""
+"""What a mask costs under a tariff: by hand, and as its order in a scene of that size; a run calibrated by it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,15 @@ import pytest
 import torch
 
 from patchdrop.cli import main
-from patchdrop.commands.shared import check_settings
+from patchdrop.dial import Target
 from patchdrop.errors import UsageError
+from patchdrop.evaluation.calibrate import mask_price
 from patchdrop.grid import Grid, boxes
-from patchdrop.reward import reward, soft_reward
-from patchdrop.settings import TrainSettings
+from patchdrop.models import ModelConfig
 from patchdrop.tariffs.areas import Ground, orderable
 from patchdrop.tariffs.masks import MaskPrice
 from patchdrop.tariffs.tariff import tariff_from
-from patchdrop.training.policy_stages import cost_share
-from tiny import tiny_flags, tiny_settings, write_folder
+from tiny import CLASSES, tiny_flags, tiny_settings, write_folder
 
 AREA = {"currency": "EUR", "per_km2": 100.0}
 SIZE = (400, 400)
@@ -66,69 +65,39 @@ def test_a_masks_price_is_that_of_its_order_in_a_scene_of_that_size() -> None:
         chosen = [places[p] for p in row.nonzero().flatten().tolist()]
         areas = orderable(chosen, SIZE, Ground(1, 1, 1e-6), tariff)
         assert money == pytest.approx(tariff.price_of(sum(area.km2 for area in areas)))
-    share = price.share(choice)
-    assert share.dtype == torch.float32 and bool(((share >= 0) & (share <= 1)).all())
-    assert price.share(torch.stack([torch.zeros(16), torch.ones(16)]).bool()).tolist() == [0, 1]
     assert price.money(choice[:7]).tolist() == price.money(choice).tolist()[:7]
 
 
-def test_the_reward_pays_what_the_tariff_saves() -> None:
-    price = priced(AREA | {"minimum_km2": 0.04})
-    choice = torch.cat([mask(), mask(5), mask(5, 6, 9, 10), mask(0, 15), mask(*range(16))])
-    logits = torch.tensor([[0.0, 9.0]]).expand(5, 2)
-    right = reward(choice, logits, torch.ones(5, dtype=torch.long), 0.5, price.share)
-    assert right.tolist() == pytest.approx([1, 1 - 1 / 16, 1 - 1 / 16, 1 - 1 / 4, 0])
-    assert reward(choice, logits, torch.zeros(5, dtype=torch.long), 0.5, price.share).tolist() == [-0.5] * 5
-    soft = soft_reward(choice, torch.zeros(5, 2), torch.zeros(5, dtype=torch.long), 0.5, price.share)
-    assert soft.tolist() == pytest.approx([(v - 0.5) / 2 for v in right.tolist()])
-
-
-def test_patches_are_the_cost_unless_a_tariff_is_named() -> None:
-    choice = mask(1, 2, 3, 4)
-    assert float(cost_share(TrainSettings())(choice)) == 0.25
-
-
 @pytest.mark.parametrize(
-    ("text", "changes", "words"),
+    ("text", "metres", "words"),
     [
-        (
-            "{currency: EUR, per_km2: 3}",
-            {"estimator": "straight-through", "pixel_metres": 1.0},
-            "no gradient in the mask",
-        ),
-        ("{currency: EUR, per_km2: 3}", {}, "needs the metres on the ground of an HR pixel"),
-        ("{currency: EUR, per_km2: 0}", {"pixel_metres": 1.0}, "all patches of an image cost nothing"),
-        ("{currency: EUR}", {}, "no price is given"),
-        (None, {}, "is neither .patches. nor a tariff.s file"),
+        ("{currency: EUR, per_km2: 3}", None, "needs the metres on the ground of an HR pixel; give --pixel-metres"),
+        ("{currency: EUR, per_km2: 0}", 1.0, "all patches of an image cost nothing"),
+        ("{currency: EUR}", None, "no price is given"),
     ],
 )
-def test_a_tariff_that_makes_no_reward_is_one_line(
-    tmp_path: Path, text: str | None, changes: dict[str, object], words: str
-) -> None:
+def test_a_tariff_that_prices_no_mask_is_one_line(tmp_path: Path, text: str, metres: float | None, words: str) -> None:
     file = tmp_path / "tariff.yaml"
-    if text is not None:
-        file.write_text(text)
+    file.write_text(text)
+    target = Target(target_cost=1, unit="money", tariff=file, pixel_metres=metres)
     with pytest.raises(UsageError, match=words):
-        check_settings(tiny_settings(cost=str(file), **changes))
+        mask_price(target, ModelConfig.of(tiny_settings(), CLASSES))
 
 
-def test_a_run_by_tariff_is_logged_bound_to_it_and_calibrated_in_its_money(
+def test_a_run_is_calibrated_in_a_tariffs_money(
     tmp_path: Path, run: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("patchdrop.commands.runs.write_report", lambda run, *_: run / "report.html")
     data, file = write_folder(tmp_path / "images", train=24, test=24), tmp_path / "tariff.yaml"
     file.write_text("{currency: EUR, per_km2: 4000, minimum_km2: 0.00006}")  # 16 px of 1 m: 0.000256 km2
     once = {f"epochs_{stage}": 1 for stage in ("lr", "hr", "patches", "pt")} | {"stages": "pt"}
-    flags = tiny_flags(**{**once, "cost": file, "pixel_metres": 1, "estimator": "rloo", "workers": 1, "data": data})
+    flags = tiny_flags(**{**once, "workers": 1, "data": data})
     at = flags.index("--stages")
     flags[at : at + 2] = ["--stages", "lr", "hr", "patches", "pt"]
     out = tmp_path / "run"
     assert main(["train", *flags, "--out", str(out)]) == 0
-    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    (logged,) = [line for line in lines if line.get("event") == "validation" and line["stage"] == "pt"]
-    assert 0 <= logged["cost"] <= 1
     money = ("calibrate", out, "--target-cost", 0.6, "--unit", "money", "--json", "--fraction", 1)
-    code, text, err = run(*money, "--tariff", file)
+    code, text, err = run(*money, "--tariff", file, "--pixel-metres", 1)
     assert code == 0, err
     document = json.loads(text)
     assert document["target"]["tariff"] == {
@@ -142,9 +111,6 @@ def test_a_run_by_tariff_is_logged_bound_to_it_and_calibrated_in_its_money(
     shares = [point["validation_mean_patches"] / 16 for point in document["points"]]
     assert all(cost >= share * last["validation_cost"] - 1e-9 for cost, share in zip(costs, shares, strict=True))
     assert document["points"][document["chosen"]["point"]]["validation_cost"] <= 0.6
-    for wrong in ((), ("--price", 1, "--tariff", file), ("--tariff", tmp_path / "none.yaml")):
+    for wrong in ((), ("--tariff", file), ("--price", 1, "--tariff", file), ("--tariff", tmp_path / "none.yaml")):
         code, _, err = run(*money, *wrong)
         assert code == 2 and err.count("\n") == 1
-    file.write_text("{currency: EUR, per_km2: 5000}")
-    code, _, err = run("train", *flags, "--out", out)
-    assert code == 3 and "started with another tariff" in err

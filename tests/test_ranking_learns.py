@@ -86,6 +86,6 @@ def learnt(folder: Path, seed: int, marks: int, needed: int, sure: bool) -> tupl
     policy = Ranking(Policy("resnet8-w4", GRID, (SIDE, SIDE), normalise()), CLASSES)
     model = Advised(policy, TwoStream(Counts(needed), Word(sure), "learned"), shared=False)
     fit, val = marked(1024, marks, 2 * seed + 1), marked(256, marks, 2 * seed + 2)
-    task = RankingTask("pt", model, fit, None, val, settings, torch.device("cpu"))
+    task = RankingTask("pt", model, fit, val, settings, torch.device("cpu"))
     outcome = train(task, folder, seed, lambda _: None, lambda _: None, lambda: 0, 5.0, "muon")
     return task, outcome["figures"]

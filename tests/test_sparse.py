@@ -270,7 +270,7 @@ def test_a_stopped_stage_goes_on_to_the_same_bits(name: str, stage: str, tmp_pat
         torch.manual_seed(0)
         model = build_stage(stage, ModelConfig.of(settings, CLASSES))
         kinds = (ClassifierTask(stage, model, FIT, VAL, settings, CPU),) if stage == "patches" else ()
-        task = kinds[0] if kinds else PolicyTask(stage, model, FIT, None, VAL, settings, CPU)  # type: ignore[arg-type]
+        task = kinds[0] if kinds else PolicyTask(stage, model, FIT, VAL, settings, CPU)  # type: ignore[arg-type]
         trained(task, folder, settings, stop_after)
         return bits(model)
 

@@ -26,12 +26,13 @@ from patchdrop.data.sets import Batch
 from patchdrop.errors import CollapsedPolicyWarning, Interrupted, RunError, TrainingError
 from patchdrop.files import read_json, read_tensors, write_json, write_tensors
 from patchdrop.models import ModelConfig, build_stage
+from patchdrop.reward import reward, soft_reward
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TrainSettings
 from patchdrop.training.loop import Task, rate_at, train
 from patchdrop.training.policy_stages import SIGMA_RANGE, PolicyTask
 from patchdrop.training.run import make_task, train_stages
-from tiny import CLASSES, tiny_data, tiny_settings
+from tiny import CLASSES, tiny_data, tiny_settings, tiny_split
 
 STEPS_PER_EPOCH = 3
 STEPS = 2 * STEPS_PER_EPOCH
@@ -39,10 +40,8 @@ CPU = torch.device("cpu")
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "everything": {
-        "policy_fraction": 0.3,
         "target_patches": 4.0,
         "estimator": "rloo",
-        "reward": "soft",
         "fusion": "learned",
         "fill": "low",
         "policy_head": "global",
@@ -67,8 +66,7 @@ def run_stages(
         return 15 if stop_at == (now[0], at.get(now[0])) else 0
 
     run = RunFolder(folder)
-    given = data or tiny_data(policy=settings.policy_fraction > 0)
-    train_stages(settings, given, run, advance, stop)
+    train_stages(settings, data or tiny_data(), run, advance, stop)
     return run
 
 
@@ -313,8 +311,9 @@ def test_other_data_in_the_same_folder_are_refused_and_the_difference_is_named(t
     other = Data("tiny", "scenes", (*CLASSES, "white"), tiny_data().splits, {})
     with pytest.raises(RunError, match=r"other data \(classes was .*'white'"):
         run_stages(tmp_path, tiny_settings(), data=other)
-    with pytest.raises(RunError, match=r"other data \(images was .*'policy': 24"):
-        run_stages(tmp_path, tiny_settings(), data=tiny_data(policy=True))
+    fewer = Data("tiny", "scenes", CLASSES, {**tiny_data().splits, "val": tiny_split(9, 2)}, {})
+    with pytest.raises(RunError, match=r"other data \(images was .*'val': 12.*, is .*'val': 9"):
+        run_stages(tmp_path, tiny_settings(), data=fewer)
 
 
 def test_a_stage_whose_start_is_not_trained_is_refused(tmp_path: Path) -> None:
@@ -577,6 +576,21 @@ def test_with_a_target_the_score_is_the_right_class_probability_less_the_patches
 
 
 # --- smaller promises
+
+
+@pytest.mark.parametrize(
+    ("estimator", "soft"), [("straight-through", True), ("rloo", False), ("self-critical", False), ("exact", False)]
+)
+def test_straight_through_is_paid_the_soft_reward_and_the_others_the_papers(estimator: str, soft: bool) -> None:
+    task = policy_task(policy="bernoulli", estimator=estimator)
+    choice, logits = torch.rand(5, 16) < 0.5, torch.randn(5, 3)
+    paid = task._reward(choice, logits, torch.arange(5) % 3)
+    assert torch.equal(paid, (soft_reward if soft else reward)(choice, logits, torch.arange(5) % 3, task.sigma))
+
+
+def test_the_policys_rate_in_ft_is_two_fifths_of_that_in_pt() -> None:
+    rates = {stage: fresh_task(stage, rate_policy=1e-3).groups()[0].rate for stage in ("pt", "ft1", "ft2")}
+    assert rates == {"pt": 1e-3, "ft1": pytest.approx(4e-4), "ft2": pytest.approx(4e-4)}
 
 
 def test_the_learning_rate_warms_up_and_falls_to_zero() -> None:

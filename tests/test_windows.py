@@ -265,9 +265,9 @@ def test_windows_that_overlap_stay_on_one_side(scenes: dict[str, Path], tmp_path
     path = write_list(tmp_path / "list.csv", *rows, *shifted)
     train = list_windows(path).splits["train"]
     assert (len(set(groups(train))), len(train)) == (24, 36)
-    sides = loaded(path, val_fraction=0.4, policy_fraction=0.3, cache="").splits
+    sides = loaded(path, val_fraction=0.4, cache="").splits
     home = {name: side for side, split in sides.items() for name in split.names}
-    assert {*home.values()} == {"fit", "val", "policy"} and len(home) == len(train)
+    assert {*home.values()} == {"fit", "val"} and len(home) == len(train)
     for group in set(groups(train)):
         assert len({home[w.name] for w, g in zip(train, groups(train), strict=True) if g == group}) == 1
 

@@ -74,12 +74,9 @@ def tiny_split(count: int, seed: int) -> Split:
     return Split(MemorySource(high, None, targets, [str(i) for i in range(count)]), torch.arange(count))
 
 
-def tiny_data(policy: bool = False) -> Data:
-    """Splits of 24 training images (3 steps of 8), 12 for validation; where asked, 24 for the policy alone."""
-    splits = {"fit": tiny_split(24, 1), "val": tiny_split(12, 2)}
-    if policy:
-        splits["policy"] = tiny_split(24, 3)
-    return Data("tiny", "scenes", CLASSES, splits, {})
+def tiny_data() -> Data:
+    """Splits of 24 training images (3 steps of 8), 12 for validation."""
+    return Data("tiny", "scenes", CLASSES, {"fit": tiny_split(24, 1), "val": tiny_split(12, 2)}, {})
 
 
 def write_folder(root: Path, train: int = 24, test: int = 12, side: int = SIDE) -> Path:

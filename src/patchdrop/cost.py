@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
 from patchdrop.packed import gather
-from patchdrop.settings import TAUGHT, TrainSettings, two_streams
+from patchdrop.settings import TrainSettings, two_streams
 
 
 @dataclass(frozen=True)
@@ -53,39 +53,29 @@ def _flops(module: nn.Module, *inputs: object) -> int:
 def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> float:
     """FLOPs of training on one image for one step of a stage; a backward pass counts as two forward ones.
 
-    With ``policy_fraction``, Ft takes an image to judge beside each image to fit, and counts both. A few percent too
-    much: no gradient is needed with respect to an image, so a first layer's backward pass is half of that.
-    The optimizer is left out.
+    A few percent too much: no gradient is needed with respect to an image, so a first layer's backward pass is half of
+    that. The optimizer is left out.
     """
     hr, lr, policy = costs["hr"].flops, costs["lr"].flops, costs["policy"].flops
     if stage == "lr":
         return 3 * lr
-    teacher = hr if settings.distill > 0 and stage in TAUGHT else 0
     if stage in ("hr", "patches"):
-        return 3 * hr + teacher
+        return 3 * hr
     shared = settings.policy_start == "shared"
     # A policy that stands on LR-CNN trains its head alone, whose cost is nothing beside the network's.
     decide = policy if shared else 3 * policy
     with_low = two_streams(stage, settings.low_stream)
     low = lr if with_low else 0
-    if stage == "pt" and settings.pt_views:
-        # What is kept is computed once for each view, so its cost is shared by the epochs.
-        kept, each = (hr + policy, 0.0) if shared else (hr + low, decide)
-        return each + kept * min(settings.pt_views, settings.epochs_pt) / max(1, settings.epochs_pt)
     patches = Grid.parse(settings.grid).patches
     plays = {
         "self-critical": 2,
         "rloo": settings.samples,
         "straight-through": 1,
         "exact": 1 + (1 << patches),
-        "nested": 4,
     }[settings.estimator]
-    # Of two streams LR-CNN alone answers for images without a patch, which all have in one of nested's choices.
-    judging = decide + plays * low + (plays - (with_low and settings.estimator == "nested")) * hr
+    judging = decide + plays * (low + hr)
     # Backward to the weights costs one more forward pass, backward to the input another.
     to_input = hr if settings.estimator == "straight-through" else 0
     if stage == "pt":
         return judging + to_input
-    if settings.policy_fraction > 0:
-        return judging + to_input + policy + 3 * hr + low + teacher
-    return judging + 2 * hr + teacher
+    return judging + 2 * hr

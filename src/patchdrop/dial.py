@@ -91,7 +91,7 @@ class Target:
     tariff: Path | None = None
     """YAML file with the terms that pixels are sold by, instead of ``price``; an image is an order of its own."""
     pixel_metres: float | None = None
-    """Metres on the ground of an HR pixel, for a tariff with a price per km2; by default the run's setting."""
+    """Metres on the ground of an HR pixel, for a tariff with a price per km2."""
 
     def __post_init__(self) -> None:
         names = ("mean_budget", "target_accuracy", "target_cost")

@@ -2,47 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-CostShare = Callable[[Tensor], Tensor]
-"""What choices ``(B, P)`` cost, of what all patches cost: ``(B,)``, 0..1."""
 
-
-def patch_share(choice: Tensor) -> Tensor:
-    """``S/P``, the paper's cost: ``(B, P)`` to ``(B,)``."""
-    return choice.float().mean(1)
-
-
-def reward(choice: Tensor, class_logits: Tensor, target: Tensor, sigma: float, cost: CostShare = patch_share) -> Tensor:
-    """``1 - cost^2`` where the best class is right, ``-sigma`` where it is wrong (paper, section 4, with S/P as cost).
+def reward(choice: Tensor, class_logits: Tensor, target: Tensor, sigma: float) -> Tensor:
+    """``1 - (S/P)^2`` where the best class is right, ``-sigma`` where it is wrong (paper, section 4).
 
     Args:
         choice: ``(B, P)`` bool.
         class_logits: ``(B, K)``.
         target: ``(B,)`` int64.
-        cost: beyond the paper, another one than S/P.
 
     Returns:
         ``(B,)`` float, in ``{-sigma} or [0, 1]``.
     """
     right = class_logits.argmax(1) == target
-    return torch.where(right, gain(choice, cost), torch.full_like(target, -sigma, dtype=torch.float32))
+    return torch.where(right, gain(choice), torch.full_like(target, -sigma, dtype=torch.float32))
 
 
-def soft_reward(
-    choice: Tensor, class_logits: Tensor, target: Tensor, sigma: float, cost: CostShare = patch_share
-) -> Tensor:
+def soft_reward(choice: Tensor, class_logits: Tensor, target: Tensor, sigma: float) -> Tensor:
     """The expectation of `reward` when the class is drawn from the classifier's probabilities.
 
     Beyond the paper: the second action's randomness is integrated out instead of sampled or maximised, so
     that a mask which makes the right class merely likelier is already worth more.
-    ``choice`` may be float, then the result is differentiable in it, if ``cost`` is.
+    ``choice`` may be float, then the result is differentiable in it.
     """
     right = right_probability(class_logits, target)
-    return right * gain(choice, cost) - (1 - right) * sigma
+    return right * gain(choice) - (1 - right) * sigma
 
 
 def right_probability(class_logits: Tensor, target: Tensor) -> Tensor:
@@ -50,6 +37,6 @@ def right_probability(class_logits: Tensor, target: Tensor) -> Tensor:
     return class_logits.float().softmax(1).gather(1, target.unsqueeze(1)).squeeze(1)
 
 
-def gain(choice: Tensor, cost: CostShare = patch_share) -> Tensor:
-    """``1 - cost^2``, with the paper's cost ``1 - (S/P)^2``: ``(B, P)`` to ``(B,)``."""
-    return 1 - cost(choice) ** 2
+def gain(choice: Tensor) -> Tensor:
+    """``1 - (S/P)^2``: ``(B, P)`` to ``(B,)``."""
+    return 1 - choice.float().mean(1) ** 2

@@ -18,12 +18,8 @@ from patchdrop.errors import UsageError, first_line
 Stage = Literal["lr", "hr", "patches", "pt", "ft1", "ft2"]
 _PROFILES = Path(__file__).parent / "profiles"
 STAGES: tuple[Stage, ...] = get_args(Stage)
-TAUGHT: tuple[Stage, ...] = ("patches", "ft1", "ft2")
-"""Stages whose classifier may learn from HR-CNN (`TrainSettings.distill`)."""
 FREE_SETTINGS = ("stages", "device", "workers", "memory_gb", "save_minutes", "data", "layout", "cache")
 """These may differ from call to call without making it another run."""
-PATCHES = "patches"
-"""`TrainSettings.cost` that is no tariff."""
 GONE = {
     "policy_fraction": "validation images serve instead",
     "distill": "it changed nothing beyond noise",
@@ -62,8 +58,6 @@ class TrainSettings:
     """Channels read from the images: 3 for RGB, 1 for grey."""
     val_fraction: float = 0.1
     """Share of train carved out for validation, stratified, where there is no ``val`` split."""
-    policy_fraction: float = 0.0
-    """Share of train that no classifier trains on, so that the policy's reward is paid on unseen images."""
     augment: tuple[Augmentation, ...] = ("auto",)
     """Augmentations of a training batch, drawn anew for each image; ``auto`` shifts, and flips and turns where images
     look the same all ways round (`patchdrop.training.orientation`)."""
@@ -150,32 +144,16 @@ class TrainSettings:
     rate_finetune: float = 4e-3
     """Peak learning rate of the HR classifier in ``patches``, Ft-1 and Ft-2."""
     rate_policy: float = 1e-3
-    """Peak learning rate of the policy in Pt."""
-    rate_policy_finetune: float = 4e-4
-    """Peak learning rate of the policy in Ft-1 and Ft-2."""
+    """Peak learning rate of the policy in Pt; in Ft-1 and Ft-2 it is 0.4 of that."""
     weight_decay: float = 0.05
     """Decoupled weight decay of the classifiers."""
     label_smoothing: float = 0.1
     """Label smoothing of the classifiers' cross-entropy."""
-    distill: float = 0.0
-    """Share of HR-CNN's softened outputs, for all of HR, in the classifier's loss of ``patches``, Ft-1 and Ft-2."""
-    estimator: Literal["straight-through", "rloo", "self-critical", "exact", "nested"] = "straight-through"
-    """Policy gradient: ``self-critical`` (the paper), ``rloo``, ``straight-through``, ``nested``, or, for a grid of at
-    most 10 patches, ``exact``; see docs/estimators.md."""
+    estimator: Literal["straight-through", "rloo", "self-critical", "exact"] = "straight-through"
+    """Policy gradient: ``self-critical`` (the paper), ``rloo``, ``straight-through``, or, for a grid of at most 10
+    patches, ``exact``; see docs/estimators.md."""
     samples: int = 2
     """Masks sampled per image by ``rloo``."""
-    pt_views: int = 0
-    """If above 0, for ``classifier: bagnet``: Pt keeps what the frozen classifier says of each patch in this many
-    augmented views of each image, and its network runs no more; nor does LR-CNN beside it, nor, with ``policy_start:
-    shared``, the policy's (`patchdrop.training.cached`)."""
-    reward: Literal["hard", "soft"] = "hard"
-    """``hard``: the classifier's best class is right or wrong (the paper); ``soft``: the expected reward when the class
-    is drawn from the classifier's probabilities. ``straight-through`` is always paid the soft one."""
-    cost: str = "patches"
-    """What the reward counts: ``patches`` (the paper), or a tariff's YAML file: the money for the chosen patches of an
-    image ordered together, as a share of that for all. Not for ``straight-through``. See docs/method.md."""
-    pixel_metres: float = 0.0
-    """Metres on the ground of an HR pixel, for a tariff with a price per km2 as ``cost``."""
     sigma: float = 0.5
     """Penalty for a wrong class; the start value when ``target_patches`` moves it."""
     tolerance: float = 0.5
@@ -228,7 +206,6 @@ class TrainSettings:
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("channels", 1, 64),
     ("val_fraction", 0.0, 0.9),
-    ("policy_fraction", 0.0, 0.9),
     ("memory_gb", 0.0, 1e6),
     ("workers", 0, 1024),
     ("low_enlarge", 0, 64),
@@ -244,13 +221,9 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("rate_classifier", 0.0, 100.0),
     ("rate_finetune", 0.0, 100.0),
     ("rate_policy", 0.0, 100.0),
-    ("rate_policy_finetune", 0.0, 100.0),
     ("weight_decay", 0.0, 100.0),
     ("label_smoothing", 0.0, 0.99),
-    ("distill", 0.0, 1.0),
     ("samples", 2, 1000),
-    ("pt_views", 0, 1000),
-    ("pixel_metres", 0.0, 1e6),
     ("sigma", 0.0, 1000.0),
     ("tolerance", 0.0, 100.0),
     ("target_patches", 0.0, 1_000_000),

@@ -64,18 +64,6 @@ class BagNet(HighClassifier):
         mass = total.new_zeros(packed.batch).index_add(0, packed.image, weight.to(total.dtype))
         return total / torch.where(mass > 0, mass, 1)[:, None]
 
-    def evidence(self, packed: Packed) -> Tensor:
-        """What each patch of whole images says by itself: ``(B, P, K)``, logits without the head's bias."""
-        found = self._of_patches(packed) @ self.head.weight.T
-        return found.view(packed.batch, self.grid.patches, -1)
-
-    def of_evidence(self, evidence: Tensor, choice: Tensor) -> Tensor:
-        """Class logits ``(B, K)`` of a choice ``(B, P)``, bool or relaxed to 0..1, from `evidence`."""
-        weight = choice.to(evidence.dtype)
-        mass = weight.sum(1, keepdim=True)
-        total = torch.einsum("bp,bpk->bk", weight, evidence)
-        return total / torch.where(mass > 0, mass, 1) + self.head.bias
-
     def _of_patches(self, packed: Packed) -> Tensor:
         """Features of each patch ``(N, F)``."""
         found: Tensor = self.network(channels_last(self.normalise(packed.pixels)))

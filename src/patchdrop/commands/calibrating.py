@@ -62,7 +62,7 @@ def calibrate(
         assert isinstance(model, PatchDrop)
         patches = Grid.parse(config.grid).patches
         times = milliseconds(run.bench(), stage, patches) if target.unit == "milliseconds" else None
-        prices = mask_price(target, config, settings.pixel_metres)
+        prices = mask_price(target, config)
         loaded, val = _calibration_data(run, settings, data, split)
         whole = loaded.splits[split]
         if fraction is None:

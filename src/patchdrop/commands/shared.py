@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -15,9 +14,8 @@ from patchdrop.grid import Grid, patch_size
 from patchdrop.networks import check_pretrained, takes
 from patchdrop.recipe import with_networks, with_schedule
 from patchdrop.runfolder import RunFolder
-from patchdrop.settings import PATCHES, TrainSettings
+from patchdrop.settings import TrainSettings
 from patchdrop.talk import bars, say
-from patchdrop.training.policy_stages import mask_price
 from patchdrop.training.run import device_of
 
 EXACT_PATCHES = 10
@@ -60,20 +58,6 @@ def check_settings(settings: TrainSettings) -> None:
         raise UsageError(
             f"estimator: exact takes all 2^P masks, grid {grid} has {grid.patches} patches; use a grid of at most "
             f"{EXACT_PATCHES} patches, or rloo with more --samples"
-        )
-    if settings.cost != PATCHES:
-        if not Path(settings.cost).is_file():
-            raise UsageError(f"cost: {settings.cost!r} is neither {PATCHES!r} nor a tariff's file; correct it")
-        if settings.estimator == "straight-through":
-            raise UsageError(
-                "cost: a tariff's cost has no gradient in the mask, which estimator straight-through needs; "
-                "use --estimator rloo, self-critical or nested, or --cost patches"
-            )
-        mask_price(settings)
-    if settings.pt_views and settings.classifier != "bagnet":
-        raise UsageError(
-            f"pt_views: classifier {settings.classifier} looks at patches together, so nothing can be kept; "
-            "use --classifier bagnet, or --pt-views 0"
         )
     if settings.classifier == "bagnet" and settings.fill != "mean":
         raise UsageError(

@@ -32,7 +32,7 @@ from patchdrop.training.couple import CoupledTask
 from patchdrop.training.hidden import HiddenTask, Hide, cut_out, policy_masks
 from patchdrop.training.loop import Task
 from patchdrop.training.objectives import Teacher
-from patchdrop.training.run import on_device, starting_model, teacher_of
+from patchdrop.training.run import on_device, starting_model
 from patchdrop.training.super_resolution import GeneratorTask, SuperResolvedTask
 from patchdrop.training.supervised import ClassifierTask
 
@@ -159,7 +159,7 @@ def _hidden(hide: Callable[[Bench], Hide]) -> Callable[[Row, Bench, str], Task]:
 
 
 def _choosing(row: Row, bench: Bench, stage: str) -> Task:
-    """As PatchDrop's stage: the same start, teacher, epochs and rates, with the chooser in the policy's place."""
+    """As PatchDrop's stage: the same start, epochs and rates, with the chooser in the policy's place."""
     assert row.chooser is not None
     settings, chooser = row.settings(bench), row.chooser
     patches = chooser.count(bench.patches(stage))
@@ -172,11 +172,8 @@ def _choosing(row: Row, bench: Bench, stage: str) -> Task:
     if chooser.policy is not None:
         model = PatchDrop(chooser.policy(bench.grid, patches), model.classifier)
     on_device(model, bench.device)
-    teacher = teacher_of(stage, settings, earlier, bench.device)
     fit, val = bench.data.splits["fit"], bench.data.splits["val"]
-    if stage == "pt":
-        fit = bench.data.splits.get("policy", fit)
-    return ChooserTask(stage, model, chooser.learns(patches), fit, val, settings, bench.device, teacher)
+    return ChooserTask(stage, model, chooser.learns(patches), fit, val, settings, bench.device)
 
 
 # --- what weights are loaded into

@@ -21,7 +21,6 @@ from patchdrop.training.run import (
     on_device,
     seconds_a_step,
     starting_model,
-    teacher_of,
     train_stage,
     train_stages,
 )
@@ -95,8 +94,7 @@ def plan(bench: Bench, rows: Sequence[Row], measured: bool) -> list[Work]:
         model = on_device(
             starting_model(stage, bench.settings, bench.config(), bench.statistics, bench.earlier), bench.device
         )
-        teacher = teacher_of(stage, bench.settings, bench.earlier, bench.device)
-        task = make_task(stage, model, bench.data, bench.settings, bench.device, teacher)
+        task = make_task(stage, model, bench.data, bench.settings, bench.device)
         found.append(_work("run", task, bench.run, bench.settings, measured))
     for row in rows:
         for stage in row.trains(bench):

@@ -40,8 +40,7 @@ class Data:
     """Labelled images in splits.
 
     Attributes:
-        splits: ``fit`` (classifiers train on it), ``policy`` (only the policy is rewarded on it; may be missing),
-            ``val`` (picks the checkpoint) and ``test``.
+        splits: ``fit`` (all networks train on it), ``val`` (picks the checkpoint) and ``test``.
         skipped: image -> why it was left out.
         read: what reading windows of scenes cost; None for other data.
     """
@@ -187,12 +186,6 @@ def _split(
         splits["val"] = Split(train, torch.tensor(val))
     else:
         raise DataError(f"{settings.data}: has no val split, and val_fraction is 0; one of the two is needed")
-    if settings.policy_fraction > 0:
-        kept, held = carve(
-            train.targets[fit].tolist(), settings.policy_fraction, settings.seed + 1, [group[i] for i in fit]
-        )
-        splits["policy"] = Split(train, torch.tensor([fit[i] for i in held]))
-        fit = [fit[i] for i in kept]
     splits["fit"] = Split(train, torch.tensor(fit))
     if "test" in sources:
         splits["test"] = _whole(sources["test"])

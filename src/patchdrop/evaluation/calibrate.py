@@ -169,20 +169,16 @@ def milliseconds(bench: Mapping[str, Any], stage: str, patches: int) -> Tensor:
     return torch.from_numpy(np.interp(np.arange(patches + 1), known, times))
 
 
-def mask_price(target: Target, config: ModelConfig, pixel_metres: float) -> MaskPrice | None:
+def mask_price(target: Target, config: ModelConfig) -> MaskPrice | None:
     """Prices by the target's tariff; None without one.
-
-    Args:
-        pixel_metres: of an HR pixel, where the target does not say.
 
     Raises:
         UsageError: the tariff cannot be read, or needs what is not given.
     """
     if target.tariff is None:
         return None
-    metres = pixel_metres if target.pixel_metres is None else target.pixel_metres
     grid = Grid.parse(config.grid)
-    return MaskPrice(read_tariff(target.tariff), grid, config.high_size, config.channels, metres)
+    return MaskPrice(read_tariff(target.tariff), grid, config.high_size, config.channels, target.pixel_metres)
 
 
 def cost(

@@ -1,4 +1,4 @@
-"""What the chosen patches of one image cost under a tariff: the price of a mask, for rewards and operating points.
+"""What the chosen patches of one image cost under a tariff: the price of a mask, for operating points.
 
 An image is an order of its own, neighbours unite, and minima hold as in `patchdrop.tariffs.areas`. So a mask's price is
 no sum over patches: the second patch of a minimum area is free, and one far away may cost as much as all between. In a
@@ -44,8 +44,7 @@ class MaskPrice:
         self._ground = Ground(side, side, side * side / 1e6)
         self._boxes = boxes(grid, *size)
         self._known: dict[bytes, float] = {}
-        self.everything = self._price(range(grid.patches))
-        if not self.everything > 0:
+        if not self._price(range(grid.patches)) > 0:
             raise UsageError("tariff: all patches of an image cost nothing; give prices")
 
     def money(self, choice: Tensor) -> Tensor:
@@ -56,10 +55,6 @@ class MaskPrice:
             if key not in self._known:
                 self._known[key] = self._price(np.flatnonzero(mask).tolist())
         return torch.tensor([self._known[key] for key in keys], dtype=torch.float64)
-
-    def share(self, choice: Tensor) -> Tensor:
-        """``(N, P)`` bool to ``(N,)`` float32: of what all patches cost, 0 for none and 1 for all."""
-        return (self.money(choice) / self.everything).float().to(choice.device)
 
     def _price(self, patches: list[int] | range) -> float:
         tariff = self._tariff

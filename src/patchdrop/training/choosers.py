@@ -4,8 +4,6 @@ What trains, at which rates, for how many epochs, on which augmented images and 
 statistics is `PolicyTask`'s. Only the loss differs: the classifier's cross-entropy on the chooser's own masks. A blind
 chooser (`policy.baselines`) has nothing to learn, so its Pt has no steps, and Ft-1 and Ft-2 train the classifier alone.
 STN (`policy.stn`) learns from the same loss through its relaxation, in Pt too.
-
-Images set aside by ``policy_fraction`` are for a reward on unseen images; a chooser without one leaves them out in Ft.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from patchdrop.policy.choice import Choose
 from patchdrop.reward import right_probability
 from patchdrop.settings import TrainSettings
 from patchdrop.training.batches import training_views
-from patchdrop.training.objectives import Teacher, classifier_loss
+from patchdrop.training.objectives import cross_entropy
 from patchdrop.training.policy_stages import PolicyTask
 
 
@@ -41,9 +39,8 @@ class ChooserTask(PolicyTask):
         val: Split,
         settings: TrainSettings,
         device: torch.device,
-        teacher: Teacher | None = None,
     ) -> None:
-        super().__init__(stage, model, fit, None, val, settings, device, teacher)
+        super().__init__(stage, model, fit, val, settings, device)
         self.choose = choose
         self.memory = {}
         if not any(group.parameters for group in self.groups()):
@@ -56,7 +53,7 @@ class ChooserTask(PolicyTask):
         logits = self._classify(choice, views, with_gradient=True)
         right = (logits.argmax(1) == views.target).float().mean()
         figures = {"accuracy": float(right), "patches": float(choice.detach().sum(1).float().mean())}
-        loss = classifier_loss(logits, views, self.settings.label_smoothing, self.teacher)
+        loss = cross_entropy(logits, views.target, self.settings.label_smoothing)
         if not loss.requires_grad:
             # No image of the batch kept a patch, so in Ft-2 nothing ran that trains: the gradient is 0.
             loss = loss + 0 * torch.stack([p.sum() for group in self.groups() for p in group.parameters]).sum()

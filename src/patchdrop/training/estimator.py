@@ -6,9 +6,6 @@ Each one proposes K choices for a batch, is paid the reward of each, and gives a
 * ``self-critical`` (the paper, after Rennie et al. 2017): one sample; the baseline is the greedy choice's reward.
 * ``rloo`` (Kool et al. 2019): K samples; each one's baseline is the mean reward of the others.
 * ``exact``: all 2^P choices, each weighted by its probability; no variance, for a small P only.
-* ``nested``: choices are cut out of the policy's ranking by one random threshold an image, so they are those that a
-  dial can make. Paid are the choices of no patch and of all, exactly, and one number of patches between, at random. A
-  policy then learns *when* where single patches are worth little without the others.
 * ``straight-through`` (Bengio et al. 2013): one sample whose gradient passes as if it were its probability;
   it needs a reward that is differentiable in the choice, and reads all of HR while training. Biased.
 """
@@ -120,39 +117,6 @@ class Exact:
         return -(chance * rewards[1:].detach()).sum(0).mean()
 
 
-@dataclass(frozen=True)
-class Nested:
-    """The expected reward of reading the patches whose probability is above one threshold, drawn for each image.
-
-    With probabilities in falling order p_1 >= ... >= p_P, the first k are read with a chance of p_k - p_(k+1) (p_0 = 1,
-    p_(P+1) = 0). The sum over k is exact at 0 and P; of those between, one is drawn for each image and stands for all.
-    """
-
-    relaxed: bool = False
-
-    def propose(self, logits: Tensor, alpha: float) -> Tensor:
-        """``(4, B, P)``: a sample for the classifier to learn from, which is not paid; none, all, the first k."""
-        probabilities = mixed(logits.detach(), alpha)
-        images, patches = logits.shape
-        sample = probabilities > torch.rand(images, 1, device=logits.device)
-        between = torch.randint(1, max(patches, 2), (images, 1), device=logits.device)
-        rank = probabilities.argsort(dim=1, descending=True, stable=True).argsort(1)
-        return torch.stack([sample, torch.zeros_like(sample), torch.ones_like(sample), rank < between])
-
-    def loss(self, logits: Tensor, choices: Tensor, rewards: Tensor, alpha: float) -> Tensor:
-        """The negative expected reward, against the mean of reading none and all."""
-        patches = logits.shape[1]
-        falling = mixed(logits, alpha).sort(dim=1, descending=True, stable=True).values
-        none, every, between = rewards[1:].detach()
-        baseline = (none + every) / 2
-        expected: Tensor = (1 - falling[:, 0]) * (none - baseline) + falling[:, -1] * (every - baseline)
-        if patches > 1:
-            k = choices[3].sum(1, keepdim=True)
-            chance = (falling.gather(1, k - 1) - falling.gather(1, k)).squeeze(1)
-            expected = expected + (patches - 1) * chance * (between - baseline)
-        return -expected.mean()
-
-
 def estimator(name: str, samples: int) -> Estimator:
     """The estimator of that name (see the top of this file)."""
     estimators: dict[str, Estimator] = {
@@ -160,6 +124,5 @@ def estimator(name: str, samples: int) -> Estimator:
         "rloo": LeaveOneOut(samples),
         "straight-through": StraightThrough(),
         "exact": Exact(),
-        "nested": Nested(),
     }
     return estimators[name]

@@ -13,21 +13,17 @@ Departures from the paper, each on its own setting or for a stated reason:
 * Batch-norm statistics stay those of the supervised stages throughout, so that a sampled and a greedy choice are
   judged by the same classifier.
 * With the straight-through estimator mask and class come out of one pass in Ft, so the classifier's cross-entropy
-  reaches the policy too, and the reward the classifier. With ``policy_fraction`` the passes are separate.
+  reaches the policy too, and the reward the classifier.
 * The policy loss is divided by 1 + sigma, so that its weight beside the cross-entropy does not depend on sigma.
-* With ``policy_fraction`` the reward is paid on images that no classifier trains on.
 * With ``target_patches`` sigma moves until images use that many patches on average.
-* With ``cost`` the reward counts a tariff's money instead of patches, as a share of what all patches cost.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -43,18 +39,18 @@ from patchdrop.one_look import Advised, OneLook
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import greedy, shuffled
 from patchdrop.read.source import from_memory
-from patchdrop.reward import CostShare, patch_share, reward, right_probability, soft_reward
-from patchdrop.settings import PATCHES, TrainSettings
-from patchdrop.tariffs.masks import MaskPrice
-from patchdrop.tariffs.tariff import read_tariff
+from patchdrop.reward import reward, right_probability, soft_reward
+from patchdrop.settings import TrainSettings
 from patchdrop.training.batches import Views, shuffled_plan, steps_in, training_views, validation_views
 from patchdrop.training.estimator import estimator
 from patchdrop.training.loop import Group, derived_seed
-from patchdrop.training.objectives import Teacher, classifier_loss, freeze
+from patchdrop.training.objectives import cross_entropy, freeze
 from patchdrop.training.supervised import weight_groups
 
 SIGMA_RANGE = (0.1, 20.0)
 SIGMA_SPEED = 0.1
+FINETUNE = 0.4
+"""The policy's rate in Ft as a share of that in Pt: it has learnt by then, and the classifier moves with it."""
 COLLAPSED = 0.98
 """Share of images with one and the same mask above which a policy is said not to look."""
 
@@ -67,21 +63,16 @@ class PolicyTask:
         stage: str,
         model: PatchDrop,
         fit: Split,
-        judged: Split | None,
         val: Split,
         settings: TrainSettings,
         device: torch.device,
-        teacher: Teacher | None = None,
     ) -> None:
         self.stage = stage
         self.model = model
         self.fit, self.val = fit, val
-        self.judged = judged
-        self.teacher = teacher
         self.settings, self.device = settings, device
         self.grid = Grid.parse(settings.grid)
         self.estimator = estimator(settings.estimator, settings.samples)
-        self.cost = cost_share(settings)
         self.epochs = int(getattr(settings, f"epochs_{stage}"))
         self.trains_classifier = stage != "pt"
         self.steps_per_epoch = steps_in(fit, settings.batch)
@@ -102,7 +93,7 @@ class PolicyTask:
 
     def groups(self) -> list[Group]:
         """The policy without decay; the classifier as in its own training."""
-        rate = self.settings.rate_policy_finetune if self.trains_classifier else self.settings.rate_policy
+        rate = self.settings.rate_policy * (FINETUNE if self.trains_classifier else 1)
         policy = Group([p for p in self.model.policy.parameters() if p.requires_grad], rate)
         if not self.trains_classifier:
             return [policy]
@@ -116,40 +107,20 @@ class PolicyTask:
         self.model.eval()
 
     def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
-        """Fit images, followed by judged ones where those are images of their own."""
+        """Every image of the fit split once, in a new order each epoch."""
         settings = self.settings
         plan = shuffled_plan(self.fit, settings.batch, settings.seed, self.stage, epoch)[first_step:]
-        fit = self.fit.batches(plan)
-        if self.judged is None:
-            return fit
-        return map(_joined, fit, self._judged_batches(epoch, first_step))
-
-    def _judged_batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
-        assert self.judged is not None
-        size = min(self.settings.batch, len(self.judged))
-        per_pass = steps_in(self.judged, size)
-        start = epoch * self.steps_per_epoch + first_step
-        for passed in itertools.count(start // per_pass):
-            plan = shuffled_plan(self.judged, size, self.settings.seed, f"{self.stage}-judged", passed)
-            skip = start % per_pass if passed == start // per_pass else 0
-            yield from self.judged.batches(plan[skip:])
+        return self.fit.batches(plan)
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Policy loss, and in Ft the cross-entropy on the sampled mask."""
         settings = self.settings
-        views = self._views(batch)
+        views = training_views(batch, settings, self.device)
         alpha = settings.alpha_start + (settings.alpha_end - settings.alpha_start) * progress
-        n_fit = len(views.target) - (0 if self.judged is None else min(settings.batch, len(self.judged)))
-        policy_views = views if self.judged is None else Views(*(v[n_fit:] for v in views))
-        scores = self._scores(policy_views)
+        scores = self._scores(views)
         choices = self.estimator.propose(scores, alpha)
-        shared = self.judged is None
-        class_logits = [
-            self._classify(choice, policy_views, with_gradient=shared and i == 0) for i, choice in enumerate(choices)
-        ]
-        rewards = torch.stack(
-            [self._reward(c, y, policy_views.target) for c, y in zip(choices, class_logits, strict=True)]
-        )
+        class_logits = [self._classify(choice, views, with_gradient=i == 0) for i, choice in enumerate(choices)]
+        rewards = torch.stack([self._reward(c, y, views.target) for c, y in zip(choices, class_logits, strict=True)])
         # A wrong class costs sigma, which may be 20; beside the cross-entropy only the policy's preferences matter.
         loss = self.estimator.loss(scores, choices, rewards, alpha) / (1 + self.sigma)
         hard = greedy(scores.detach())
@@ -159,18 +130,9 @@ class PolicyTask:
             "patches": float(choices[0].detach().sum(1).float().mean()),
         }
         if self.trains_classifier:
-            fit_logits, fit_views = class_logits[0], policy_views
-            if not shared:
-                fit_views = Views(*(v[:n_fit] for v in views))
-                with torch.no_grad():
-                    choice = self.estimator.propose(self._scores(fit_views), alpha)[0].bool()
-                fit_logits = self._classify(choice, fit_views, with_gradient=True)
-            loss = loss + classifier_loss(fit_logits, fit_views, settings.label_smoothing, self.teacher)
-            figures["accuracy"] = float((fit_logits.argmax(1) == fit_views.target).float().mean())
+            loss = loss + cross_entropy(class_logits[0], views.target, settings.label_smoothing)
+            figures["accuracy"] = float((class_logits[0].argmax(1) == views.target).float().mean())
         return loss, figures
-
-    def _views(self, batch: Batch) -> Views:
-        return training_views(batch, self.settings, self.device)
 
     def _scores(self, views: Views) -> Tensor:
         return self.model.look(views.low).scores
@@ -188,10 +150,9 @@ class PolicyTask:
         return logits
 
     def _reward(self, choice: Tensor, class_logits: Tensor, target: Tensor) -> Tensor:
-        if self.estimator.relaxed or self.settings.reward == "soft":
-            paid = soft_reward(choice, class_logits, target, self.sigma, self.cost)
-            return paid if self.estimator.relaxed else paid.detach()
-        paid = reward(choice, class_logits, target, self.sigma, self.cost)
+        if self.estimator.relaxed:
+            return soft_reward(choice, class_logits, target, self.sigma)
+        paid = reward(choice, class_logits, target, self.sigma)
         # The best of logits that are not numbers is still a class; the loop is to stop instead.
         return torch.where(class_logits.isfinite().all(1), paid, torch.nan)
 
@@ -215,14 +176,12 @@ class PolicyTask:
             "accuracy": float((logits.argmax(1) == target).float().mean()),
             "probability": float(right_probability(logits, target).mean()),
             "accuracy_shuffled": float((control.argmax(1) == target).float().mean()),
-            "reward": float(reward(choice, logits, target, self.sigma, self.cost).mean()),
+            "reward": float(reward(choice, logits, target, self.sigma).mean()),
             "entropy": entropy(scores),
             "sigma": self.sigma,
             "alpha": self.settings.alpha_start + (self.settings.alpha_end - self.settings.alpha_start) * progress,
             **spread(choice),
         }
-        if self.settings.cost != PATCHES:
-            figures["cost"] = float(self.cost(choice).mean())
         self._warn_of_collapse(choice)
         return {**figures, "score": self._score(figures)}
 
@@ -254,30 +213,11 @@ class PolicyTask:
         if len(choice) >= 100 and same > COLLAPSED * len(choice):
             warnings.warn(
                 f"stage {self.stage}: {same} of {len(choice)} images have the same mask, the policy hardly looks. "
-                "Set --target-patches to the number you want to spend, --reward soft, more --epochs-patches, "
-                "--fusion learned, or --estimator nested",
+                "Set --target-patches to the number you want to spend, more --epochs-patches, --fusion learned, "
+                "or --policy ranking",
                 CollapsedPolicyWarning,
                 stacklevel=2,
             )
-
-
-def cost_share(settings: TrainSettings) -> CostShare:
-    """What the reward counts: patches, or money by a tariff.
-
-    Raises:
-        UsageError: see `mask_price`.
-    """
-    return patch_share if settings.cost == PATCHES else mask_price(settings).share
-
-
-def mask_price(settings: TrainSettings) -> MaskPrice:
-    """Prices by the tariff that the settings name.
-
-    Raises:
-        UsageError: it cannot be read, or does not go with the settings.
-    """
-    grid, tariff = Grid.parse(settings.grid), read_tariff(Path(settings.cost))
-    return MaskPrice(tariff, grid, settings.high_size, settings.channels, settings.pixel_metres)
 
 
 @contextmanager
@@ -291,8 +231,3 @@ def weights_out_of_graph(module: nn.Module, active: bool) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-def _joined(fit: Batch, judged: Batch) -> Batch:
-    low = None if fit.low is None or judged.low is None else torch.cat([fit.low, judged.low])
-    return Batch(torch.cat([fit.high, judged.high]), low, torch.cat([fit.target, judged.target]))

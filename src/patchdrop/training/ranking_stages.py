@@ -27,7 +27,7 @@ from patchdrop.policy.ranking import Ranking, drawn_order, first, log_probabilit
 from patchdrop.reward import right_probability
 from patchdrop.training.batches import training_views
 from patchdrop.training.loop import Group, derived_seed
-from patchdrop.training.objectives import classifier_loss
+from patchdrop.training.objectives import cross_entropy
 from patchdrop.training.policy_stages import PolicyTask
 
 SHARE = 0.25
@@ -86,7 +86,7 @@ class RankingTask(PolicyTask):
             "outlook_loss": float(learnt.detach()),
         }
         if self.trains_classifier:
-            loss = loss + classifier_loss(logits, views, self.settings.label_smoothing, self.teacher)
+            loss = loss + cross_entropy(logits, views.target, self.settings.label_smoothing)
             figures["accuracy"] = figures["reward"]
         return loss, figures
 

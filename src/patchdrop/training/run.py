@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,18 +19,14 @@ from patchdrop.data.load import Data, Statistics, statistics
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError, UsageError
 from patchdrop.files import write_json
-from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage, copy_matching
 from patchdrop.one_look import Advised
 from patchdrop.runfolder import RunFolder
-from patchdrop.settings import PATCHES, STAGES, TAUGHT, Augmentation, TrainSettings
+from patchdrop.settings import STAGES, Augmentation, TrainSettings
 from patchdrop.talk import warnings_told
-from patchdrop.tariffs.tariff import read_tariff
 from patchdrop.training.attempts import Attempts
 from patchdrop.training.batches import steps_in
-from patchdrop.training.cached import CachedPolicyTask, check_memory
 from patchdrop.training.loop import Task, clear_state, derived_seed, make_optimizer, saved_step, train, train_step
-from patchdrop.training.objectives import Teacher
 from patchdrop.training.orientation import augmentations
 from patchdrop.training.policy_stages import PolicyTask
 from patchdrop.training.ranking_stages import RankingTask
@@ -47,8 +42,6 @@ from patchdrop.training.settling import (
 )
 from patchdrop.training.supervised import ClassifierTask
 
-TEMPERATURE = 2.0
-"""Of HR-CNN's outputs where a classifier of patches learns from them: both networks are of one size."""
 Advance = Callable[[str, int], None]
 Earlier = Callable[[str], nn.Module]
 """The trained model of an earlier stage, one of its own at each call."""
@@ -92,8 +85,6 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
     found = statistics(data.splits["fit"], settings.low_size)
     config = ModelConfig.of(settings, data.classes)
     settings = replace(settings, augment=_augment(settings, data, found, config, device, run))
-    if settings.pt_views and "pt" in active_stages(settings) and not run.done("pt"):
-        _check_views(settings, data, config)
     judged: References | None = None
     for stage in active_stages(settings):
         if run.done(stage):
@@ -106,7 +97,7 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
         def start(tried: TrainSettings) -> Task:
             torch.manual_seed(derived_seed(tried.seed, stage, "weights"))  # noqa: B023
             model = on_device(starting_model(stage, tried, config, found, earlier), device)  # noqa: B023
-            return make_task(stage, model, data, tried, device, teacher_of(stage, tried, earlier, device))  # noqa: B023
+            return make_task(stage, model, data, tried, device)  # noqa: B023
 
         def more(steps: int) -> None:
             advance(stage, steps)  # noqa: B023
@@ -226,10 +217,7 @@ def on_device(model: nn.Module, device: torch.device) -> nn.Module:
 
 def stage_steps(settings: TrainSettings, data: Data, stage: str) -> int:
     """Steps of a whole stage of a run."""
-    fit = data.splits["fit"]
-    if stage == "pt" and "policy" in data.splits:
-        fit = data.splits["policy"]
-    return int(getattr(settings, f"epochs_{stage}")) * steps_in(fit, settings.batch)
+    return int(getattr(settings, f"epochs_{stage}")) * steps_in(data.splits["fit"], settings.batch)
 
 
 def seconds_a_step(task: Task, optimizer_name: str, precision: str = "float32") -> float:
@@ -252,35 +240,15 @@ def make_task(
     data: Data,
     settings: TrainSettings,
     device: torch.device,
-    teacher: Teacher | None = None,
 ) -> Task:
     """The task that trains a stage's model."""
     fit, val = data.splits["fit"], data.splits["val"]
     if stage in ("lr", "hr", "patches"):
-        return ClassifierTask(stage, model, fit, val, settings, device, teacher=teacher)
+        return ClassifierTask(stage, model, fit, val, settings, device)
     assert isinstance(model, PatchDrop)
-    judged = data.splits.get("policy")
-    if stage == "pt" and judged is not None:
-        fit, judged = judged, None
-    if stage == "pt" and settings.pt_views:
-        return CachedPolicyTask(model, fit, val, settings, device)
     if isinstance(model, Advised):
-        return RankingTask(stage, model, fit, judged, val, settings, device, teacher)
-    return PolicyTask(stage, model, fit, judged, val, settings, device, teacher)
-
-
-def _check_views(settings: TrainSettings, data: Data, config: ModelConfig) -> None:
-    """What Pt is to keep has to fit before the stages ahead of it take their hours."""
-    model = build_stage("pt", config)
-    assert isinstance(model, PatchDrop)
-    check_memory(model, settings, len(data.splits.get("policy", data.splits["fit"])))
-
-
-def teacher_of(stage: str, settings: TrainSettings, earlier: Earlier, device: torch.device) -> Teacher | None:
-    """HR-CNN, where the stage's classifier learns from it (`TrainSettings.distill`)."""
-    if settings.distill == 0 or stage not in TAUGHT:
-        return None
-    return Teacher(earlier("hr").to(device), Grid.parse(settings.grid), settings.distill, TEMPERATURE)
+        return RankingTask(stage, model, fit, val, settings, device)
+    return PolicyTask(stage, model, fit, val, settings, device)
 
 
 def starting_model(
@@ -337,19 +305,15 @@ def _check_data(settings: TrainSettings, data: Data, run: RunFolder) -> None:
         "sha256": {name: split.sha256 for name, split in data.splits.items()},
         "low": "own" if data.splits["fit"].own_low else "averaged",
     }
-    if settings.cost != PATCHES:
-        described["tariff"] = read_tariff(Path(settings.cost)).to_mapping()
     recorded = run.data() if run.begun() else {}
     if recorded:
-        if recorded.get("tariff") != described.get("tariff"):
-            raise RunError(f"{run}: was started with another tariff as cost; use that one, or another --out")
         for key, value in described.items():
             if recorded.get(key, value) != value:  # a run of an earlier version may lack a key
                 raise RunError(
                     f"{run}: was started on other data ({key} was {recorded[key]}, is {value}); use another --out"
                 )
         return
-    carved = {name: data.splits[name].names for name in ("val", "policy") if name in data.splits}
+    carved = {"val": data.splits["val"].names}
     write_json(run.path / "data.json", {**described, "skipped": dict(data.skipped), "carved": carved})
 
 
