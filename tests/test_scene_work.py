@@ -24,7 +24,7 @@ from PIL import Image
 from rasterio.shutil import copy
 from torch import Tensor
 
-from patchdrop.episode import PatchDrop
+from patchdrop.episode import Classify, PatchDrop
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid
 from patchdrop.packed import Packed
@@ -118,9 +118,9 @@ def test_a_group_is_asked_for_at_once_while_pixels_of_the_one_before_are_held_pa
     done: list[str] = []
     classify, ask = Model.classify, TiledScene.ask
 
-    def classified(self: Model, packed: Packed, low: Tensor) -> Tensor:
+    def classified(self: Model, by: Sequence[Classify], packed: Packed, low: Tensor) -> Tensor:
         done.append(f"{packed.batch}")
-        return classify(self, packed, low)
+        return classify(self, by, packed, low)
 
     def asked(self: TiledScene, cells: Sequence[int], choice: Tensor) -> None:
         done.append(f"ask {len(cells)}")
