@@ -26,6 +26,7 @@ UNNAMED: dict[str, Any] = {
     **dict.fromkeys(("high", "low", "grid", "hr_network", "lr_network", "policy_network"), ""),
     **dict.fromkeys(("batch", "low_enlarge"), 0),
     **{f"epochs_{stage}": -1 for stage in STAGES},
+    "augment": ("auto",),
 }
 """Settings that are filled in, and their values until then."""
 
