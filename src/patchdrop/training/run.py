@@ -139,7 +139,7 @@ def train_ranking(
         again = task if number == 0 else start(tried)
         assert isinstance(again, RankingTask)
         outcome = train_to_end(again, run, tried, advance, stop)
-        said = settle(again.model, config, judged, goal_of(settings), settings.seed, judged.device)
+        said = settle(again.model, config, judged, goal_of(settings, task.stage == active_stages(settings)[-1]), settings.seed, judged.device)
         tries.add(again.model, {**outcome, **said})
         clear_state(folder)
     records = tries.finished()

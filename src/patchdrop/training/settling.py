@@ -27,6 +27,8 @@ from patchdrop.settings import TrainSettings
 from patchdrop.training.loop import derived_seed
 
 TRIES = 3
+MISTAKE = 10.0
+"""What a wrong answer costs, in prices of all of an image's HR, before the last stage."""
 JUDGED = 2500
 """Validation images, at most, by which a stage is settled."""
 
@@ -58,8 +60,14 @@ def references(run: RunFolder, config: ModelConfig, val: Split, device: torch.de
     return References(split, alone("lr"), alone("hr"), device)
 
 
-def goal_of(settings: TrainSettings) -> Goal:
-    """The operating point that the settings ask for."""
+def goal_of(settings: TrainSettings, last: bool) -> Goal:
+    """The operating point that the settings ask for.
+
+    Only the ``last`` stage looks for the tolerance: before it the classifier is not fine-tuned, and half a point may
+    cost nearly all of HR.
+    """
+    if not (last or settings.target_patches or settings.mistake):
+        return Goal(mistake=MISTAKE, tolerance=settings.tolerance)
     return Goal(settings.target_patches, settings.mistake, settings.tolerance)
 
 
