@@ -7,7 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from patchdrop.commands.shared import check_settings, judging_split, load_with_bar, network_costs, use_threads
+from patchdrop.commands.shared import (
+    check_settings,
+    judging_split,
+    load_with_bar,
+    network_costs,
+    use_threads,
+    with_augmentations,
+    with_sizes,
+)
 from patchdrop.compare import results as comparison
 from patchdrop.compare.bench import Bench
 from patchdrop.compare.options import CompareOptions, Price, bind, to_yaml
@@ -19,6 +27,7 @@ from patchdrop.compare.train import train_rows
 from patchdrop.errors import UsageError
 from patchdrop.files import write_bytes
 from patchdrop.provenance import provenance
+from patchdrop.recipe import as_recorded, with_schedule
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import TrainSettings
 from patchdrop.talk import bars
@@ -36,7 +45,7 @@ def compare(
         settings: of the run and, where a row does not say otherwise, of every row; its seed is the first one.
         out: folder of the comparison.
     """
-    rows = _check_compare(options, settings)
+    settings, rows = _check_compare(options, settings)
     if not settings.data:
         raise UsageError(f"table {options.table} needs labelled images: name a folder or CSV file with --data")
     use_threads(settings)
@@ -44,7 +53,7 @@ def compare(
     with folder.locked():
         bind(folder.path, options, settings)
         seeds = [settings.seed + i for i in range(options.seeds)]
-        first = _bench(options, settings, folder.path)
+        first = _bench(options, settings, folder.path, trial=True)
         split = judging_split(first.data)
         asked = folder.path / "compare.yaml"
         if not asked.exists():
@@ -52,7 +61,7 @@ def compare(
         judged = []
         for seed in seeds:
             # Each seed carves its own val out of train.
-            bench = first if seed == settings.seed else _bench(options, replace(settings, seed=seed), folder.path)
+            bench = first if seed == settings.seed else _bench(options, replace(first.settings, seed=seed), folder.path)
             _train_comparison(bench, rows)
             with bars({}, "images") as progress:
                 judged.append(comparison.seed_rows(bench, rows, split, price, progress.advance, timed=bench is first))
@@ -66,7 +75,7 @@ def compare(
 
 def compare_list(options: CompareOptions, settings: TrainSettings, out: str | Path) -> dict[str, Any]:
     """The rows of a table; with data also the stages that one seed trains, and what each takes here."""
-    rows = _check_compare(options, settings)
+    settings, rows = _check_compare(options, settings)
     document: dict[str, Any] = {
         "table": options.table,
         "profile": options.profile,
@@ -85,10 +94,11 @@ def compare_list(options: CompareOptions, settings: TrainSettings, out: str | Pa
     }
 
 
-def _check_compare(options: CompareOptions, settings: TrainSettings) -> list[Row]:
+def _check_compare(options: CompareOptions, settings: TrainSettings) -> tuple[TrainSettings, list[Row]]:
+    settings, _ = with_sizes(settings)
     check_settings(settings)
     options.check(settings)
-    return chosen_rows(FORMS[options.table], options.rows)
+    return settings, chosen_rows(FORMS[options.table], options.rows)
 
 
 def _train_comparison(bench: Bench, rows: Sequence[Row]) -> None:
@@ -105,7 +115,12 @@ def _train_comparison(bench: Bench, rows: Sequence[Row]) -> None:
                 train_side_by_side(bench, rows, bench.options.jobs, progress.advance, stop)
 
 
-def _bench(options: CompareOptions, settings: TrainSettings, folder: Path) -> Bench:
+def _bench(options: CompareOptions, settings: TrainSettings, folder: Path, trial: bool = False) -> Bench:
+    run = RunFolder(folder / f"seed-{settings.seed}" / "run")
+    if run.exists() and run.begun():
+        settings = as_recorded(settings, run.settings())
     data = load_with_bar(settings)
+    settings = with_schedule(settings, len(data.splits["fit"]))
+    settings = with_augmentations(settings, data) if trial else settings
     network_costs(settings, data)  # networks that cannot take these images are refused before anything is trained
     return Bench(options, settings, data, folder / f"seed-{settings.seed}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from patchdrop.commands.shared import completed, network_costs
@@ -12,12 +12,15 @@ from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
 from patchdrop.settings import TrainSettings
 from patchdrop.training import run as training
+from patchdrop.training.orientation import CAREFUL
 from patchdrop.training.run import active_stages, device_of, make_task, on_device, stage_steps
 
 
 def plan(settings: TrainSettings) -> dict[str, Any]:
     """What `train` would do: data, networks, FLOPs, stages and the time they would take here."""
     settings, data, reasons = completed(settings)
+    if "auto" in settings.augment:  # found by a trial, which a plan leaves out
+        settings = replace(settings, augment=CAREFUL)
     costs = network_costs(settings, data)
     rates = {stage: seconds_a_step(settings, data, stage) for stage in active_stages(settings)}
     stages = {}

@@ -21,6 +21,7 @@ from patchdrop.commands.shared import (
     same_low,
     split_to_evaluate,
     use_threads,
+    with_augmentations,
 )
 from patchdrop.data.load import Data
 from patchdrop.data.sets import Split, low_of
@@ -82,6 +83,7 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
         for name, reason in reasons.items():
             say(f"{name} {getattr(settings, name)}: {reason}")
         costs = stage_costs(settings, data)
+        settings = with_augmentations(settings, data)
         run.start(settings)  # only now, so that a mistyped path or network leaves no trace
         run.log({"event": "start", **provenance(settings.seed)})
         if data.read is not None:

@@ -16,6 +16,7 @@ from patchdrop.recipe import with_networks, with_schedule
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import TrainSettings
 from patchdrop.talk import bars, say
+from patchdrop.training.orientation import augmentations
 from patchdrop.training.run import device_of
 
 EXACT_PATCHES = 10
@@ -23,6 +24,8 @@ EXACT_PATCHES = 10
 
 def with_sizes(settings: TrainSettings) -> tuple[TrainSettings, dict[str, str]]:
     """Settings whose sizes, grid and networks are named, and the reasons for those that are proposed; warns."""
+    if not settings.data:
+        return with_networks(settings), {}
     largest = LARGEST_ON_CPU if device_of(settings).type == "cpu" else LARGEST_ON_GPU
     named = {name: getattr(settings, name) for name in ("high", "low", "grid")}
     found = propose_for(settings.data, settings.layout, largest, **named)
@@ -43,6 +46,16 @@ def completed(settings: TrainSettings) -> tuple[TrainSettings, Data, dict[str, s
     use_threads(settings)
     data = load_with_bar(settings)
     return with_schedule(settings, len(data.splits["fit"])), data, reasons
+
+
+def with_augmentations(settings: TrainSettings, data: Data) -> TrainSettings:
+    """Settings whose augmentations are named: those that suit the images, where that was left open."""
+    if "auto" not in settings.augment:
+        return settings
+    chosen, accuracy = augmentations(settings, data, device_of(settings))
+    seen = ", ".join(f"{name} {100 * share:.1f} %" for name, share in accuracy.items())
+    say(f"augmentations: {', '.join(chosen)}" + (f" (a short trial on LR images is right on {seen})" if seen else ""))
+    return replace(settings, augment=chosen)
 
 
 def check_settings(settings: TrainSettings) -> None:
@@ -68,6 +81,8 @@ def check_settings(settings: TrainSettings) -> None:
             f"low_stream: policy ranking hears LR-CNN from Pt on, not from {settings.low_stream}; use --low-stream pt, "
             "or --policy bernoulli"
         )
+    if settings.policy == "ranking" and settings.policy_head == "certainty":
+        raise UsageError("policy_head: certainty is for --policy bernoulli, policy ranking has LR-CNN's word anyway")
     if settings.policy_start == "shared":
         _check_shared(settings)
     if settings.pretrained:

@@ -21,7 +21,7 @@ ProfileName = Literal["cpu", "paper"]
 PROFILES = {
     ("fmow", "cpu"): "fmow-cpu",
     ("fmow", "paper"): "fmow-paper",
-    ("imagenet", "cpu"): "aid150",
+    ("imagenet", "cpu"): "imagenet-cpu",
     ("imagenet", "paper"): "imagenet-paper",
     ("bagnet", "cpu"): "bagnet-cpu",
     ("bagnet", "paper"): "bagnet-paper",

@@ -133,14 +133,18 @@ def find_price(
     else:
         cuts = cuts_on(scores)
         measured = measure(model, config, split, cuts, device, advance)
-        price += cuts[cheapest_within(measured.accuracy, best - goal.tolerance / 100)]
+        price += cuts[cheapest_within(measured.accuracy, best, goal.tolerance / 100)]
     price.clamp_(-20, 20)
 
 
-def cheapest_within(accuracy: Sequence[float], wanted: float) -> int:
-    """The cheapest of points from cheap to dear that is as accurate as wanted; where none is, the cheapest of the best.
+def cheapest_within(accuracy: Sequence[float], best: float, tolerance: float) -> int:
+    """The cheapest of points from cheap to dear whose accuracy is at least ``best - tolerance``.
 
-    Some hundred images are up or down by chance, so the points are compared by the rising curve nearest to them.
+    Where none comes up to ``best``, the best of them takes its place. Some hundred images are up or down by chance, so
+    the points are compared by the rising curve nearest to them.
+
+    Args:
+        accuracy: of each point, 0 to 1, as ``best`` and ``tolerance``.
     """
     rising = isotonic_regression(np.asarray(accuracy, dtype=np.float64))
-    return int(np.searchsorted(rising, min(wanted, rising[-1]) - 1e-9))
+    return int(np.searchsorted(rising, min(best, rising[-1]) - tolerance - 1e-9))

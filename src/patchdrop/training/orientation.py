@@ -9,12 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from patchdrop.data.load import Data, Statistics
+from patchdrop.data.load import Data, statistics
 from patchdrop.models import ModelConfig, build_stage
 from patchdrop.settings import Augmentation, TrainSettings
 from patchdrop.training.batches import validation_views
@@ -34,12 +33,16 @@ CAREFUL: tuple[Augmentation, ...] = ("flip", "shift")
 
 
 def augmentations(
-    settings: TrainSettings, data: Data, found: Statistics, config: ModelConfig, device: torch.device
-) -> tuple[tuple[Augmentation, ...], dict[str, Any]]:
-    """Augmentations that suit a data set, and what they were found by: accuracies on changed validation images."""
+    settings: TrainSettings, data: Data, device: torch.device
+) -> tuple[tuple[Augmentation, ...], dict[str, float]]:
+    """Augmentations that suit a data set, and what they were found by: accuracies on changed validation images.
+
+    None are looked at where there are fewer than `FEWEST` of them.
+    """
     fit, val = data.splits["fit"], data.splits["val"]
     if len(val) < FEWEST:
-        return CAREFUL, {"images": len(val)}
+        return CAREFUL, {}
+    found, config = statistics(fit, settings.low_size), ModelConfig.of(settings, data.classes)
     shown = replace(settings, augment=("shift",), epochs_lr=1)
     torch.manual_seed(derived_seed(settings.seed, "orientation"))
     model = build_stage("lr", config, found).to(device).to(memory_format=torch.channels_last)

@@ -7,7 +7,6 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,17 +21,17 @@ from patchdrop.files import write_json
 from patchdrop.models import ModelConfig, build_stage, copy_matching
 from patchdrop.one_look import Advised
 from patchdrop.runfolder import RunFolder
-from patchdrop.settings import STAGES, Augmentation, TrainSettings
+from patchdrop.settings import STAGES, TrainSettings
 from patchdrop.talk import warnings_told
 from patchdrop.training.attempts import Attempts
 from patchdrop.training.batches import steps_in
 from patchdrop.training.loop import Task, clear_state, derived_seed, make_optimizer, saved_step, train, train_step
-from patchdrop.training.orientation import augmentations
 from patchdrop.training.policy_stages import PolicyTask
 from patchdrop.training.ranking_stages import RankingTask
 from patchdrop.training.settling import (
     References,
     best_of,
+    give_way,
     goal_of,
     read_nothing,
     references,
@@ -84,7 +83,6 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
     device = device_of(settings)
     found = statistics(data.splits["fit"], settings.low_size)
     config = ModelConfig.of(settings, data.classes)
-    settings = replace(settings, augment=_augment(settings, data, found, config, device, run))
     judged: References | None = None
     for stage in active_stages(settings):
         if run.done(stage):
@@ -115,20 +113,6 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
         raise Interrupted(stop())
 
 
-def _augment(
-    settings: TrainSettings, data: Data, found: Statistics, config: ModelConfig, device: torch.device, run: RunFolder
-) -> tuple[Augmentation, ...]:
-    """The augmentations to train with: those that are named, or that were found when the run began."""
-    if "auto" not in settings.augment:
-        return settings.augment
-    asked = next((e for e in run.read_log() if e.get("event") == "augment"), None)
-    if asked is None:
-        chosen, accuracy = augmentations(settings, data, found, config, device)
-        asked = {"event": "augment", "chosen": list(chosen), "accuracy": accuracy}
-        run.log(asked)
-    return tuple(asked["chosen"])
-
-
 def train_ranking(
     task: RankingTask,
     start: Callable[[TrainSettings], Task],
@@ -150,20 +134,24 @@ def train_ranking(
     """
     folder = run.stage(task.stage)
     tries = Attempts(folder)
+    last = task.stage == active_stages(settings)[-1]
     while not settled(tries.finished()):
         number = len(tries.finished())
         tried = settings if number == 0 else retried(settings, number)
         again = task if number == 0 else start(tried)
         assert isinstance(again, RankingTask)
         outcome = train_to_end(again, run, tried, advance, stop)
-        said = settle(again.model, config, judged, goal_of(settings), settings.seed, judged.device)
+        said = settle(again.model, config, judged, goal_of(settings, last), settings.seed, judged.device)
         tries.add(again.model, {**outcome, **said})
         clear_state(folder)
     records = tries.finished()
     best = best_of(records)
     tries.restore(best, task.model)
     kept = {name: value for name, value in records[best].items() if name != "sha256"}
-    run.finish(task.stage, task.model, config, {**kept, "tries": [record["verdict"] for record in records]})
+    model: nn.Module = task.model
+    if last and kept["verdict"]["kind"] == "loses":
+        model, config = give_way(task.model, config, kept, judged, _earlier(run, "hr", task.stage))
+    run.finish(task.stage, model, config, {**kept, "tries": [record["verdict"] for record in records]})
     tries.clear()
 
 
