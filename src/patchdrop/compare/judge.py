@@ -15,6 +15,7 @@ from patchdrop.data.sets import MemorySource, Split, low_of
 from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.evaluate import evaluate
 from patchdrop.evaluation.outcome import BATCH, Outcome, outcome_of
+from patchdrop.policy.choice import greedy
 from patchdrop.training.loop import derived_seed
 from patchdrop.training.supervised import random_subset
 
@@ -45,11 +46,12 @@ def judge(bench: Bench, rows: Sequence[Row], split: Split, advance: Callable[[st
             continue
         if row.own == "policy":
             judged[row.method] = judged[""]
-        elif row.own in ("random", "shuffled"):
-            judged[row.method] = {stage: own[f"{stage}/{row.own}"] for stage in stages}
+        elif row.own and row.own not in ("lr", "hr"):
+            shown = {stage: own[f"{stage}/{row.own}"] for stage in stages if f"{stage}/{row.own}" in own}
+            judged[row.method] = shown
         elif row.own:
             judged[row.method] = dict.fromkeys(stages, own[row.own])
-        elif row.chooser:
+        elif row.chooser or row.policy:
             judged[row.method] = {stage: _judged(row, bench, stage, split, advance) for stage in stages}
         else:
             judged[row.method] = dict.fromkeys(stages, _judged(row, bench, row.stages[-1], split, advance))
@@ -61,7 +63,8 @@ def _judged(row: Row, bench: Bench, stage: str, split: Split, advance: Callable[
     torch.manual_seed(derived_seed(bench.settings.seed, row.method, stage, "judge"))
 
     def choose(scores: Tensor, start: int) -> Tensor:
-        assert row.chooser is not None
+        if row.chooser is None:
+            return greedy(scores)
         return row.chooser.chooses(row.chooser.count(bench.patches(stage)))(scores)
 
     outcome = outcome_of(model, row.config(bench), bench.grid, split, choose, bench.device)
@@ -73,7 +76,7 @@ def judged_model(row: Row, bench: Bench, stage: str) -> nn.Module:
     """The model that a row is judged by in a stage of the table."""
     if row.own:
         return bench.earlier(row.own if row.own in ("lr", "hr") else stage).to(bench.device)
-    return row.model(bench, stage if row.chooser else row.stages[-1]).to(bench.device)
+    return row.model(bench, stage if row.chooser or row.policy else row.stages[-1]).to(bench.device)
 
 
 def oracle(bench: Bench, stage: str, split: Split, masks: Mapping[str, Tensor]) -> Oracle:

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from patchdrop.compare.bench import Bench
 from patchdrop.compare.costs import BATCHES, SINGLES, Player, flops, pixels_read, times_in_turns
@@ -34,6 +35,20 @@ def reading_costs(outcome: Outcome, bench: Bench, price: Price) -> dict[str, Any
     }
 
 
+def whole_costs(size: tuple[int, int], bench: Bench, price: Price) -> dict[str, Any]:
+    """As `reading_costs`, of a row that reads whole images of a size, (height, width) in pixels; and S of as many."""
+    height, width = bench.settings.high_size
+    pixels = size[0] * size[1]
+    share, worth = pixels / (height * width), price.of_image(height, width)
+    return {
+        "mean_patches": share * bench.grid.patches,
+        "hr_fraction": share,
+        "hr_bytes": pixels * bench.settings.channels,
+        "hr_pixel_fraction": share,
+        "price": None if worth is None else worth * share,
+    }
+
+
 def measured_costs(bench: Bench, rows: Sequence[Row], split: Split, judged: Judged) -> Costs:
     """FLOPs and times of every row that is a system (controls and the oracle are none), timed in turns.
 
@@ -42,22 +57,30 @@ def measured_costs(bench: Bench, rows: Sequence[Row], split: Split, judged: Judg
     """
     positions = spread_over_classes(split.targets, max(BATCHES))
     batch = next(held(split, positions).in_order(len(positions)))
-    high, low = batch.high.to(bench.device), low_of(batch, bench.settings.low_size).to(bench.device)
+    high = batch.high.to(bench.device)
+    lows: dict[tuple[str, str], Tensor] = {}
     players: dict[tuple[str, str], Player] = {}
     choices = {}
     for row in rows:
-        if row.own in ("random", "shuffled", "oracle"):
+        if row.own not in ("", "lr", "hr", "policy"):
             continue
         for stage, outcome in judged[row.method].items():
-            if row.chooser or row.own == "policy" or not any(method == row.method for method, _ in players):
+            if (
+                row.chooser
+                or row.policy
+                or row.own == "policy"
+                or not any(method == row.method for method, _ in players)
+            ):
                 players[row.method, stage] = Player(judged_model(row, bench, stage), bench.grid)
                 choices[row.method, stage] = outcome.choice[positions].to(bench.device)
+                size = row.whole_at(bench) if row.whole_at else bench.settings.low_size
+                lows[row.method, stage] = low_of(batch, size).to(bench.device)
     costs: Costs = {}
     for key, player in players.items():
         everything = torch.ones_like(choices[key])
         costs[key] = {
-            "flops": flops(player, high, low, choices[key]),
-            "flops_dense": flops(player, high, low, everything),
+            "flops": flops(player, high, lows[key], choices[key]),
+            "flops_dense": flops(player, high, lows[key], everything),
             "timed_patches": float(choices[key].sum(1).double().mean()),
         }
     for size in BATCHES:
@@ -66,7 +89,7 @@ def measured_costs(bench: Bench, rows: Sequence[Row], split: Split, judged: Judg
 
         def play(key: tuple[str, str]) -> None:
             for part in parts:  # noqa: B023
-                players[key](high[part], low[part], choices[key][part])
+                players[key](high[part], lows[key][part], choices[key][part])
 
         seconds = times_in_turns({"/".join(key): partial(play, key) for key in players}, bench.device)
         images = sum(part.stop - part.start for part in parts)

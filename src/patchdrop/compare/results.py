@@ -15,7 +15,7 @@ from patchdrop.classify.super_resolution import Generator
 from patchdrop.compare.bench import Bench
 from patchdrop.compare.form import STAGE_NAMES, details, seed_form
 from patchdrop.compare.judge import ORACLE_MASKS, Judged, Oracle, judge, oracle, signal_to_noise
-from patchdrop.compare.measure import measured_costs, reading_costs
+from patchdrop.compare.measure import measured_costs, reading_costs, whole_costs
 from patchdrop.compare.options import Price
 from patchdrop.compare.rows import Row
 from patchdrop.compare.table import FORMS
@@ -86,7 +86,10 @@ def seed_rows(bench: Bench, rows: Sequence[Row], split_name: str, price: Price, 
         more = _psnr(row, bench, split)
         for stage, outcome in judged[row.method].items():
             entry = row_of(row.method, stage, outcome, _sigma(bench, stage))
-            entry |= {**reading_costs(outcome, bench, price), **measured.get((row.method, stage), {}), **more}
+            read = (
+                whole_costs(row.whole_at(bench), bench, price) if row.whole_at else reading_costs(outcome, bench, price)
+            )
+            entry |= {**read, **measured.get((row.method, stage), {}), **more}
             ours = oracles[stage].patchdrop if row.own == "oracle" else judged[""][stage]
             entry["p_value"] = None if row.own == "policy" else mcnemar(ours.right, outcome.right)
             if row.own == "oracle":

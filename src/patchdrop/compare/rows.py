@@ -6,6 +6,7 @@ own, and controls that judge the run's models with other masks, train nothing.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -19,7 +20,9 @@ from patchdrop.classify.pcn import PartiallyCoupled
 from patchdrop.classify.super_resolution import Discriminator, Generator, SuperResolution, SuperResolved
 from patchdrop.compare.bench import POLICY_STAGES, Bench
 from patchdrop.compare.options import share_of
+from patchdrop.data.load import statistics
 from patchdrop.episode import PatchDrop
+from patchdrop.evaluation.strategies import ACTIVATION, CASCADE, DETAIL, FIXED
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
 from patchdrop.policy.baselines import Blind, fixed_columns, fixed_rows, stochastic
@@ -32,7 +35,7 @@ from patchdrop.training.couple import CoupledTask
 from patchdrop.training.hidden import HiddenTask, Hide, cut_out, policy_masks
 from patchdrop.training.loop import Task
 from patchdrop.training.objectives import Teacher
-from patchdrop.training.run import on_device, starting_model
+from patchdrop.training.run import make_task, on_device, starting_model
 from patchdrop.training.super_resolution import GeneratorTask, SuperResolvedTask
 from patchdrop.training.supervised import ClassifierTask
 
@@ -68,14 +71,16 @@ class Row:
     Attributes:
         method: its name in the table.
         about: what it is, in a line.
-        own: of a row that the run has itself, the stage (``lr``, ``hr``) or the control (``random``, ``shuffled``,
-            ``oracle``); ``policy`` is PatchDrop.
+        own: of a row that the run has itself, the stage (``lr``, ``hr``), the control or plain strategy (``random``,
+            ``shuffled``, ``oracle``, ``cascade``, ...); ``policy`` is PatchDrop.
         stages: that it trains, in order; the last one is judged, or of a chooser each.
         task: what trains a stage.
         build: makes the model that a stage's weights are loaded into.
         settings: by which it is trained.
         chooser: of a row that chooses patches in another way than PatchDrop.
         independent: whether it starts from nothing that the run trains.
+        policy: whether it has a policy of its own, and so a model for each stage.
+        whole_at: of a row that reads the whole image at another size than LR's, that size in pixels.
     """
 
     method: str
@@ -87,6 +92,8 @@ class Row:
     settings: Callable[[Bench], TrainSettings] = lambda bench: bench.settings
     chooser: Chooser | None = None
     independent: bool = False
+    policy: bool = False
+    whole_at: Callable[[Bench], tuple[int, int]] | None = None
 
     def folder(self, bench: Bench) -> RunFolder:
         """Where its stages are kept."""
@@ -95,7 +102,7 @@ class Row:
 
     def trains(self, bench: Bench) -> list[str]:
         """Its stages with these settings."""
-        active = bench.policy_stages if self.chooser else self.stages
+        active = bench.policy_stages if self.chooser or self.policy else self.stages
         return [stage for stage in self.stages if stage in active]
 
     def config(self, bench: Bench) -> ModelConfig:
@@ -293,10 +300,70 @@ SUPER_RESOLUTION = Row(
 LR_CNN = Row("LR-CNN", "a classifier on LR alone", own="lr")
 HR_CNN = Row("HR-CNN", "a classifier on all of HR", own="hr")
 PATCHDROP = Row("PatchDrop", "the policy and its classifier", own="policy")
+
+
+def _medium_settings(bench: Bench) -> TrainSettings:
+    """HR-CNN's network and epochs in LR-CNN's place, on images of as many pixels as the last stage's patches have."""
+    settings = bench.settings
+    share = math.sqrt(bench.patches(bench.policy_stages[-1]) / bench.grid.patches)
+    sides = [min(side, max(8, round(side * share / 4) * 4)) for side in settings.high_size]
+    return replace(
+        settings,
+        low=f"{sides[0]}x{sides[1]}",
+        lr_network=settings.hr_network,
+        low_enlarge=1,
+        epochs_lr=settings.epochs_hr,
+    )
+
+
+def _medium(row: Row, bench: Bench, stage: str) -> Task:
+    settings = row.settings(bench)
+    fit, val = bench.data.splits["fit"], bench.data.splits["val"]
+    model = build_stage("lr", row.config(bench), statistics(fit, settings.low_size))
+    return ClassifierTask(stage, on_device(model, bench.device), fit, val, settings, bench.device)
+
+
+def _bernoulli_settings(bench: Bench) -> TrainSettings:
+    return replace(_own_network(bench), estimator="self-critical")
+
+
+def _bernoulli(row: Row, bench: Bench, stage: str) -> Task:
+    settings = row.settings(bench)
+
+    def earlier(name: str) -> nn.Module:
+        return row.model(bench, name) if name in POLICY_STAGES else bench.earlier(name)
+
+    model = starting_model(stage, settings, row.config(bench), bench.statistics, earlier)
+    return make_task(stage, on_device(model, bench.device), bench.data, settings, bench.device)
+
+
 CONTROLS = (
     Row("Random", "PatchDrop's classifier on random patches, S matched", own="random"),
     Row("Shuffled", "PatchDrop's classifier on its own masks dealt to other images", own="shuffled"),
     Row("Oracle", "PatchDrop's classifier on the best of many masks by the label, on a subset", own="oracle"),
+)
+PLAIN = (
+    Row("Fixed mask", "PatchDrop's classifier on the patches that are best for all validation images", own=FIXED),
+    Row("Activation map", "PatchDrop's classifier where LR-CNN is uncertain, on what it looks at", own=ACTIVATION),
+    Row("Detail", "PatchDrop's classifier on the patches where LR varies most", own=DETAIL),
+    Row("Cascade", "LR-CNN where it is certain, HR-CNN on all of HR elsewhere", own=CASCADE),
+)
+"""Plain strategies at PatchDrop's S, where its stages were settled against them."""
+MEDIUM = Row(
+    "MR-CNN",
+    "HR-CNN's network on the whole image at the resolution that has as many pixels as PatchDrop reads",
+    stages=("lr",),
+    task=_medium,
+    settings=_medium_settings,
+    whole_at=lambda bench: _medium_settings(bench).low_size,
+)
+BERNOULLI = Row(
+    "PatchDrop (Bernoulli)",
+    "the paper's policy of independent patches, by its self-critical estimator",
+    stages=POLICY_STAGES,
+    task=_bernoulli,
+    settings=_bernoulli_settings,
+    policy=True,
 )
 CHOOSER_ROWS = tuple(_chooser_row(method) for method in CHOOSERS)
 _LR_BUDGET, _HR_BUDGET = _budget_row("LR-CNN, equal budget", "lr"), _budget_row("HR-CNN, equal budget", "hr")
@@ -321,7 +388,10 @@ FULL_ROWS = (
     HR_CNN,
     *CHOOSER_ROWS,
     PATCHDROP,
+    BERNOULLI,
     *CONTROLS,
+    *PLAIN,
+    MEDIUM,
     _LR_BUDGET,
     _HR_BUDGET,
     Row(
@@ -350,7 +420,9 @@ BAGNET_ROWS = (
     ),
     *CHOOSER_ROWS,
     replace(PATCHDROP, method="BagNet + PatchDrop", about="the policy and BagNet"),
+    replace(BERNOULLI, method="BagNet + PatchDrop (Bernoulli)"),
     *CONTROLS,
+    *PLAIN,
     LR_CNN,
     replace(_HR_BUDGET, method="BagNet, equal budget"),
 )
