@@ -73,8 +73,8 @@ def measured_costs(bench: Bench, rows: Sequence[Row], split: Split, judged: Judg
             ):
                 players[row.method, stage] = Player(judged_model(row, bench, stage), bench.grid)
                 choices[row.method, stage] = outcome.choice[positions].to(bench.device)
-                size = row.whole_at(bench) if row.whole_at else bench.settings.low_size
-                lows[row.method, stage] = low_of(batch, size).to(bench.device)
+                sides = row.whole_at(bench) if row.whole_at else bench.settings.low_size
+                lows[row.method, stage] = low_of(batch, sides).to(bench.device)
     costs: Costs = {}
     for key, player in players.items():
         everything = torch.ones_like(choices[key])
