@@ -905,7 +905,7 @@ def test_a_plain_strategy_that_is_better_than_the_last_policy_is_an_exit_code_an
     assert (f"{kind} [b]of[/b] {stage}." in err) == (code == 5)
     assert out.startswith(f"{kind} [b]of[/b] {stage}.")
     assert f"stage {stage} on 3 validation images" in out
-    for row in (["PatchDrop", "81.2", "3.00", "18.8", "0.700"], ["Cascade", "93.8", "3.00", "18.8", "0.700", "0.012"]):
+    for row in (["Policy", "81.2", "3.00", "18.8", "0.700"], ["Cascade", "93.8", "3.00", "18.8", "0.700", "0.012"]):
         assert any(re.findall(r"[^\s│]+", line) == row for line in out.splitlines())
     found, out, err = run(*flags(data, copy), "--json")
     assert found == code and only_json(out)["verdict"]["stage"] == stage

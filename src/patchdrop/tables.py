@@ -23,10 +23,10 @@ def verdict_table(verdict: dict[str, Any], patches: int) -> RenderableType:
     table.add_column("method")
     for name in ("accuracy %", "S", "HR read %", "worth", "p"):
         table.add_column(name, justify="right")
-    table.add_row("PatchDrop", *_judged(verdict, patches), style="bold")
+    table.add_row("Policy", *_judged(verdict, patches), style="bold")
     for name, row in sorted(verdict["plain"].items(), key=lambda pair: -pair[1]["reward"]):
         table.add_row(name.capitalize(), *_judged(row, patches))
-    table.caption = f"worth: share right less {verdict['price']:.2g} S/P; p: McNemar, against PatchDrop"
+    table.caption = f"worth: share right less {verdict['price']:.2g} S/P; p: McNemar test against the policy"
     return Group(Text(verdict["sentence"], style="bold"), table)
 
 

@@ -195,7 +195,7 @@ def judged(results: dict[str, Any]) -> list[Row]:
     if not verdict:
         return []
     plain = sorted(verdict["plain"].items(), key=lambda pair: -pair[1]["reward"])
-    rows = [("PatchDrop", verdict), *((name.capitalize(), row) for name, row in plain)]
+    rows = [("Policy", verdict), *((name.capitalize(), row) for name, row in plain)]
     return [{**row, "method": name, "hr_fraction": row["mean_patches"] / patches} for name, row in rows]
 
 
