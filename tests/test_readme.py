@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for index, name in enumerate(("cat", "dog")):
             (root / "photos" / split / name).mkdir(parents=True)
             for i in range(count):
-                pixels = rng.integers(0, 128, (128, 128, 3)) + 100 * index
+                pixels = rng.integers(0, 128, (32, 32, 3)) + 100 * index
                 Image.fromarray(pixels.astype(np.uint8)).save(root / "photos" / split / name / f"{i}.jpg")
     for name in ("a.jpg", "b.jpg"):
         Image.fromarray(rng.integers(0, 255, (100, 140, 3)).astype(np.uint8)).save(root / name)
