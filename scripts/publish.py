@@ -4,7 +4,8 @@
     python scripts/publish.py COMPARISON results/fmow-aid150
 
 Takes the folder of a run or of a comparison. Draws the table of README.md anew, which must have a place for it: between
-``<!-- results/demo -->`` and ``<!-- end -->``. ``--gallery`` copies the pictures of images too; only for data that may
+``<!-- results/demo -->`` and ``<!-- end -->``; of a run, with the yardsticks that the chart shows, all of them being in
+results/<name>/README.md. ``--gallery`` copies the pictures of images too; only for data that may
 be shown, such as the embedded scenes.
 """
 
@@ -18,9 +19,10 @@ from typing import Any
 
 from patchdrop.compare.results import markdown_table
 from patchdrop.files import read_json
+from patchdrop.report.words import brief
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-FIGURES = ("accuracy.png", "training-pt.png", "training-ft1.png", "training-ft2.png")
+FIGURES = ("accuracy.png", "forecast.png", "training-pt.png", "training-ft1.png", "training-ft2.png")
 COMPARISON = ("results.json", "compare.yaml", "table.csv", "accuracy.png")
 
 
@@ -54,26 +56,28 @@ def of_comparison(source: Path, out: Path, document: dict[str, Any]) -> None:
 
 
 def of_run(run: Path, out: Path, document: dict[str, Any], gallery: bool) -> None:
-    """Every stage with its intervals and tests."""
-    table = markdown(document)
+    """Every stage with its intervals and tests, under the verdict."""
     out.mkdir(parents=True, exist_ok=True)
     for name in ("results.json", "settings.yaml"):
         shutil.copy(run / name, out / name)
     for name in (*FIGURES, *(("gallery.png",) if gallery else ())):
         if (run / "figures" / name).exists():
             shutil.copy(run / "figures" / name, out / name)
-    (out / "README.md").write_text(f"# {out.name}\n\n{table}\n{origin(document)}", encoding="utf-8")
-    into_readme(f"results/{out.name}", table)
+    verdict = document.get("verdict")
+    said = "" if verdict is None else f"{verdict['sentence']} (Judged on {verdict['images']} validation images.)\n\n"
+    table = markdown(document, document["rows"])
+    (out / "README.md").write_text(f"# {out.name}\n\n{said}{table}\n{origin(document)}", encoding="utf-8")
+    into_readme(f"results/{out.name}", markdown(document, brief(document["rows"])))
 
 
-def markdown(document: dict[str, Any]) -> str:
-    """The table of a results document."""
+def markdown(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    """The table of some rows of a results document."""
     lines = [
         "| method | stage | accuracy % | 95 % interval | S of "
         f"{document['patches']} | HR read % | distinct masks | p | p HR-CNN |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for row in document["rows"]:
+    for row in rows:
         low, high = row["ci95"]
         name = f"**{row['method']}**" if row["method"] == "PatchDrop" else row["method"]
         p, p_high = ("" if v is None else f"{v:.1g}" for v in (row["p_value"], row.get("p_value_hr_cnn")))

@@ -12,7 +12,7 @@ from patchdrop.data.augment import augment
 from patchdrop.data.low import area_average
 from patchdrop.settings import Augmentation
 
-NAMES: tuple[str, ...] = get_args(Augmentation)
+NAMES: tuple[str, ...] = tuple(name for name in get_args(Augmentation) if name != "auto")
 
 
 def images(count: int = 24, height: int = 32, width: int = 32) -> Tensor:

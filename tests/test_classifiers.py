@@ -129,11 +129,11 @@ def test_an_episode_that_keeps_none_reads_nothing_and_one_that_keeps_all_reads_h
     setup = set_up(*GEOMETRIES[0])
     classifier = two_stream(setup, "share")
     policy = Policy(NETWORK, setup.grid, setup.lows.shape[-2:], setup.low.normalise).eval()
-    read = from_memory(setup.images, setup.grid)
-    nothing = play(policy, lambda scores: ~keep_all(scores), read, classifier, setup.lows)
+    model, read = PatchDrop(policy, classifier), from_memory(setup.images, setup.grid)
+    nothing = play(model.look, lambda scores: ~keep_all(scores), read, setup.lows)
     assert nothing.packed.pixels.shape[0] == 0
     assert torch.equal(nothing.logits, setup.low(setup.lows))
-    everything = play(policy, keep_all, read, classifier, setup.lows)
+    everything = play(model.look, keep_all, read, setup.lows)
     assert torch.equal(everything.logits, setup.high(everything.packed, setup.lows))
 
 

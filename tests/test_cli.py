@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -23,7 +24,8 @@ from patchdrop.errors import CollapsedPolicyWarning, PatchDropError, RunError, U
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TrainSettings, from_mapping, to_mapping
 from patchdrop.talk import as_line, errors_told, warnings_told
-from tiny import CLASSES, tiny_flags, write_folder
+from tiny import CLASSES, tiny_flags, tiny_settings, write_folder
+from untrained import untrained_run
 
 ONE_EPOCH = {f"epochs_{stage}": 1 for stage in STAGES}
 Run = Callable[..., tuple[int, str, str]]
@@ -503,6 +505,29 @@ def test_predictions_are_those_of_the_table(run: Run, data: Path, trained: Path)
         assert 1 / 3 <= prediction["probability"] <= 1
 
 
+def test_predictions_say_how_likely_they_are_right_where_the_policy_does(
+    run: Run, data: Path, trained: Path, tmp_path: Path
+) -> None:
+    (mute,) = only_json(run("predict", trained, picture(data), "--json")[1])["predictions"]
+    assert [mute[name] for name in ("chance_now", "chance_after", "chance_all")] == [None] * 3
+    assert "chance" not in run("predict", trained, picture(data))[1]
+    ranking = untrained_run(tmp_path / "run", tiny_settings(policy="ranking", low_stream="pt", fusion="learned"))
+    images = [picture(data, index) for index in range(4)]
+    found = {
+        budget: only_json(run("predict", ranking, *images, "--budget", budget, "--threshold", 0, "--json")[1])
+        for budget in (0, 5, 16)
+    }
+    chances = {budget: [p["chance_after"] for p in said["predictions"]] for budget, said in found.items()}
+    for budget, said in found.items():
+        assert [len(p["patches"]) for p in said["predictions"]] == [budget] * 4
+        assert [p["chance_now"] for p in said["predictions"]] == chances[0]
+        assert [p["chance_all"] for p in said["predictions"]] == chances[16]
+    assert all(0 < now < after < most < 1 for now, after, most in zip(*chances.values(), strict=True))
+    printed = run("predict", ranking, *images, "--budget", 5, "--threshold", 0)[1]
+    for now, after, _ in zip(*chances.values(), strict=True):
+        assert f"{100 * now:.0f} → {100 * after:.0f} %" in printed
+
+
 def test_a_bad_image_among_good_ones_is_named_and_the_others_predicted(
     run: Run, data: Path, trained: Path, tmp_path: Path
 ) -> None:
@@ -855,6 +880,52 @@ def test_without_json_a_table_is_printed(run: Run, data: Path, copy: Path, tmp_p
             assert word in out
         with pytest.raises(ValueError, match="Expecting value"):
             json.loads(out)
+
+
+def judged(run: Path, **stages: str) -> Path:
+    """The run with a verdict of this kind on each of these stages."""
+    for stage, kind in stages.items():
+        file = run / stage / "config.json"
+        figures = {"accuracy": 0.8125, "mean_patches": 3.0, "reward": 0.7}
+        plain = {"cascade": {**figures, "accuracy": 0.9375, "surplus": 3.0, "p_value": 0.0123}}
+        said = {"kind": kind, "sentence": f"{kind} [b]of[/b] {stage}.", "better": None, "price": 0.1, "images": 3}
+        file.write_text(json.dumps({**json.loads(file.read_text()), "verdict": {**said, **figures, "plain": plain}}))
+    return run
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(("stages", "code"), [({"pt": "loses", "ft2": "policy"}, 0), ({"ft1": "loses"}, 5)])
+def test_a_plain_strategy_that_is_better_than_the_last_policy_is_an_exit_code_and_a_line(
+    run: Run, data: Path, copy: Path, stages: dict[str, str], code: int
+) -> None:
+    judged(copy, **stages)
+    stage, kind = list(stages.items())[-1]
+    found, out, err = run(*flags(data, copy))
+    assert found == code
+    assert (f"{kind} [b]of[/b] {stage}." in err) == (code == 5)
+    assert out.startswith(f"{kind} [b]of[/b] {stage}.")
+    assert f"stage {stage} on 3 validation images" in out
+    for row in (["PatchDrop", "81.2", "3.00", "18.8", "0.700"], ["Cascade", "93.8", "3.00", "18.8", "0.700", "0.012"]):
+        assert any(re.findall(r"[^\s│]+", line) == row for line in out.splitlines())
+    found, out, err = run(*flags(data, copy), "--json")
+    assert found == code and only_json(out)["verdict"]["stage"] == stage
+    assert run("evaluate", copy)[0] == 0
+    assert f"{stage}: {kind} [b]of[/b] {stage}." in run("info", copy)[1]
+    assert only_json(run("info", copy, "--json")[1])["verdict"]["kind"] == kind
+    assert "validation images" not in run("evaluate", copy, "--budget", 2)[1]
+
+
+def test_a_run_that_was_never_judged_has_no_verdict(trained: Path, run: Run) -> None:
+    document = json.loads((trained / "results.json").read_text())
+    assert document["verdict"] is None and document["forecast"] == {}
+    assert only_json(run("info", trained, "--json")[1])["verdict"] is None
+    assert "verdict" not in run("info", trained)[1]
+
+
+def test_a_damaged_verdict_is_one_line(refused: Refused, copy: Path) -> None:
+    judged(copy, pt="odd")
+    for command in ("evaluate", "info"):
+        assert "pt/config.json: is damaged; remove its folder" in refused(3, command, copy)
 
 
 def test_info_says_what_is_in_a_run(run: Run, trained: Path) -> None:

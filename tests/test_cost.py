@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from patchdrop.cost import forward_costs, step_flops
 from patchdrop.data.load import statistics
 from patchdrop.models import ModelConfig, build_stage
+from patchdrop.policy.ranking import HIDDEN
 from patchdrop.settings import TrainSettings
 from patchdrop.training.loop import make_optimizer, train_step
 from patchdrop.training.run import make_task
@@ -17,6 +18,8 @@ from tiny import CLASSES, SIDE, tiny_data, tiny_settings
 STEM = 2 * 9 * 3 * 4
 """FLOPs a pixel of the first convolution, 3 x 3 from 3 to 4 channels."""
 HR_STEM, LR_STEM = SIDE**2 * STEM, (SIDE // 2) ** 2 * STEM
+OUTLOOK = 3 * 2 * HIDDEN * (16 * (7 + 1) + 4 + 1) - 2 * HIDDEN * (16 * 7 + 4)
+"""FLOPs of training a ranking's outlook: two layers for each of 16 patches, two for none, and no gradient to inputs."""
 ESTIMATORS = [("self-critical", 2), ("rloo", 2), ("rloo", 3), ("straight-through", 2)]
 
 
@@ -57,6 +60,18 @@ def test_a_step_of_a_policy_stage_costs_what_the_formula_says_but_for_first_laye
     stems = LR_STEM + (0 if reaches_pixels else HR_STEM)
     assert formula(stage, settings) == counted(stage, settings) + stems
     assert stems < 0.04 * counted(stage, settings)
+
+
+@pytest.mark.parametrize("start", ["lr", "shared"])
+@pytest.mark.parametrize("stage", ["pt", "ft1", "ft2"])
+def test_a_step_of_a_ranking_policys_stage_costs_what_the_formula_says_but_for_heads_and_first_layers(
+    stage: str, start: str
+) -> None:
+    settings = tiny_settings(policy="ranking", low_stream="pt", policy_start=start)
+    stems = (0 if start == "shared" else LR_STEM) + (0 if stage == "pt" else HR_STEM)
+    # A shared network is not trained, but the head that reads it is, and its class head gives LR-CNN's word.
+    heads = 2 * 16 * (8 + 16 + 16) + 2 * 16 * 3 if start == "shared" else 0
+    assert formula(stage, settings) == counted(stage, settings) + stems - heads - OUTLOOK
 
 
 def test_hr_costs_the_same_with_and_without_lr_cnn_beside_it() -> None:

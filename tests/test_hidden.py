@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor, nn
 
+from patchdrop.episode import PatchDrop
 from patchdrop.policy.baselines import SURE
 from patchdrop.training.batches import Views
 from patchdrop.training.hidden import HiddenTask, Hide, cut_out, policy_masks
@@ -44,7 +46,7 @@ def test_cutout_hides_one_square_of_a_quarter_of_the_image_at_places_that_differ
 
 
 def test_a_policys_mask_leaves_its_patches_and_one_that_leaves_nothing_hides_nothing() -> None:
-    high, left = policy_masks(Says())(views(4), 16)
+    high, left = policy_masks(PatchDrop(Says(), nn.Identity()))(views(4), 16)
     assert torch.equal(high, views(4).high)
     assert left.sum(1).tolist() == [1, 1, 16, 16]
     assert left[:2, 3].all()
@@ -70,9 +72,10 @@ def test_about_half_of_the_images_are_hidden_in_training_and_none_in_validation(
     assert not torch.cat([(pixels == 0).flatten(1).all(1) for pixels in seen]).any()
 
 
-def test_a_policy_that_masks_is_not_trained(tmp_path: Path) -> None:
-    policy = tiny_model("pt", SETTINGS).policy
-    before = bits(policy)
+@pytest.mark.parametrize("policy", ["bernoulli", "ranking"])
+def test_a_policy_that_masks_is_not_trained(tmp_path: Path, policy: str) -> None:
+    masks = tiny_model("pt", tiny_settings(policy=policy, low_stream="pt" if policy == "ranking" else "ft2"))
+    before = bits(masks)
     model = tiny_model("hr", SETTINGS)
-    trained(HiddenTask("hr", model, policy_masks(policy), FIT, VAL, SETTINGS, CPU), tmp_path, SETTINGS)
-    assert same_bits(bits(policy), before)
+    trained(HiddenTask("hr", model, policy_masks(masks), FIT, VAL, SETTINGS, CPU), tmp_path, SETTINGS)
+    assert same_bits(bits(masks), before)

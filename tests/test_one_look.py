@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from patchdrop.commands.shared import check_settings
-from patchdrop.episode import play
+from patchdrop.episode import PatchDrop
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage, copy_matching
@@ -47,7 +47,7 @@ def test_one_look_answers_as_two_would_to_the_bit(model: OneLook) -> None:
     read = from_memory(high, Grid(4, 4))
     with torch.inference_mode():
         once = model(low, greedy, read)
-        twice = play(model.policy, greedy, read, model.classifier, low)
+        twice = PatchDrop(model.policy, model.classifier)(low, greedy, read)
     assert 0 < int(once.choice.sum()) < once.choice.numel()
     assert torch.equal(once.scores, twice.scores)
     assert torch.equal(once.choice, twice.choice)
@@ -95,6 +95,7 @@ def test_a_step_costs_one_pass_of_the_policys_network_and_a_backward_pass_of_its
     [
         ({"policy_network": "resnet8-w8"}, "policy_network is resnet8-w8"),
         ({"policy_head": "spatial"}, "--policy-head certainty"),
+        ({"policy_head": "global", "policy": "ranking"}, "--policy-head spatial"),
         ({"low_stream": "ft2"}, "--low-stream pt"),
     ],
 )

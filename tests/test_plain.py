@@ -13,11 +13,9 @@ from patchdrop.evaluation import plain
 from patchdrop.evaluation.outcome import Outcome, outcome_of
 from patchdrop.evaluation.plain import (
     activation_choice,
-    activation_maps,
     candidates,
     cascade,
     cascade_outcome,
-    detail,
     doubtful_first,
     fixed_best,
     given,
@@ -31,6 +29,7 @@ from patchdrop.networks import Normalise
 from patchdrop.packed import Packed
 from patchdrop.policy.baselines import Blind
 from patchdrop.policy.choice import random_patches, top
+from patchdrop.policy.sights import activation_maps, detail
 from tiny import CLASSES, tiny_settings, tiny_split, unsettle
 
 CPU = torch.device("cpu")

@@ -278,6 +278,82 @@ def test_classifiers_alone_and_nothing_at_all_still_make_a_page(tmp_path: Path) 
     assert "Nothing has been evaluated yet." in read(write_report(tmp_path / "empty", empty, [], [])).text
 
 
+def judged(kind: str = "policy", better: str | None = None) -> dict[str, Any]:
+    """A verdict on Ft-2 against two plain strategies."""
+    plain = {
+        "random": {"accuracy": 0.75, "mean_patches": 5.0, "reward": 0.7, "surplus": -3.0, "p_value": 0.0004},
+        "fixed mask": {"accuracy": 0.87, "mean_patches": 5.0, "reward": 0.84, "surplus": 0.1, "p_value": 0.61},
+    }
+    said = {"stage": "ft2", "kind": kind, "sentence": f"{NASTY} and so on.", "better": better, "price": 0.0953}
+    return {**said, "images": 502, "accuracy": 0.88, "mean_patches": 4.5, "reward": 0.85, "plain": plain}
+
+
+def told() -> dict[str, Any]:
+    """A forecast in two parts."""
+    bins = [
+        {"predicted": share, "right": share - 0.1, "ci95": [share - 0.2, share], "n": 50 + place}
+        for place, share in enumerate((0.5, 0.9))
+    ]
+    return {"bins": bins, "calibration_error": {"chance_now": 0.0321, "chance_after": 0.1}}
+
+
+@pytest.mark.parametrize(("kind", "look"), [("policy", "said"), ("nothing", "said"), ("loses", "said bad")])
+def test_the_verdict_heads_the_page_whatever_it_is_and_has_its_figures(tmp_path: Path, kind: str, look: str) -> None:
+    page = read(write_report(tmp_path, fake_results() | {"verdict": judged(kind)}, [], []))
+    assert page.text.index(f"{NASTY} and so on.") < page.text.index("PatchDrop reads 31 %")
+    assert look in [attrs.get("class") for attrs in page.of("p")]
+    table = [cells for cells in page.rows if len(cells) == 6]
+    assert table == [
+        ["Method", "Accuracy", "S", "Of HR", "Worth", "p"],
+        ["PatchDrop", "88.0 %", "4.50", "28 %", "0.850", "–"],
+        ["Fixed mask", "87.0 %", "5.00", "31 %", "0.840", "0.61"],
+        ["Random", "75.0 %", "5.00", "31 %", "0.700", "< 0.001"],
+    ]
+    assert "on 502 validation images" in page.text and "costs 0.095 wrong answers" in page.text
+    assert {attrs["href"][1:] for attrs in page.of("a")} == {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+
+
+@pytest.mark.parametrize("now", [0.0321, None])
+def test_what_was_predicted_is_shown_against_what_was_measured(tmp_path: Path, now: float | None) -> None:
+    said = told()
+    said["calibration_error"]["chance_now"] = now
+    results = fake_results() | {"forecast": {"pt": {"bins": []}, "ft1": said}}
+    page = read(write_report(tmp_path, results, [], []))
+    (alt,) = [image["alt"].replace(theme.SPACE, " ") for image in page.of("img") if "predicted" in image["alt"]]
+    assert alt == "Ft-1: right on 40.0 % where 50.0 % was predicted; 80.0 % where 90.0 % was predicted."
+    assert ("off; what is said of LR alone, 3.2 %" in page.text) == (now is not None)
+    assert "On average a part is 10.0 % off" in page.text
+    assert Image.open(tmp_path / "figures" / "forecast.png").size == (880, 880)
+    assert {attrs["href"][1:] for attrs in page.of("a")} == {attrs["id"] for _, attrs in page.tags if "id" in attrs}
+
+
+@pytest.mark.parametrize("more", [{}, {"verdict": None, "forecast": {}}])
+def test_without_a_verdict_and_a_forecast_the_page_has_neither(tmp_path: Path, more: dict[str, Any]) -> None:
+    page = read(write_report(tmp_path, fake_results() | more, [], []))
+    assert {attrs["id"] for attrs in page.of("section")}.isdisjoint({"verdict", "forecast"})
+    assert not (tmp_path / "figures" / "forecast.png").exists()
+
+
+def test_of_many_yardsticks_the_chart_has_three_and_the_table_all(tmp_path: Path) -> None:
+    results = fake_results()
+    names = {"Random places": 0.81, "Fixed mask": 0.85, "Activation map": 0.84, "Detail": 0.8, "Cascade": 0.86}
+    for stage in POLICY_STAGES:
+        results["rows"] += [row(name, stage, accuracy, 5, 16, p_value=0.1) for name, accuracy in names.items()]
+    page = read(write_report(tmp_path, results, [], []))
+    alt = page.of("img")[0]["alt"]
+    shown = {part.partition(",")[0].removeprefix("Accuracy against share of HR read. ") for part in alt.split("; ")}
+    assert {name.partition(":")[0] for name in shown} == {
+        "LR-CNN",
+        "HR-CNN",
+        "PatchDrop",
+        "Random",
+        "Cascade",
+        "Fixed mask",
+    }
+    assert all(f"✚{name}" in [cells[0] for cells in page.rows] for name in names if name != "Cascade")
+    assert "all of HR where LR-CNN is unsure, and none elsewhere, gives 86.0 %." in page.text
+
+
 def fake_calibration(kind: str | None) -> dict[str, Any]:
     """A curve of 17 points, the sixth of them chosen; the ninth has the policy's own threshold."""
     curve = [

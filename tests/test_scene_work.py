@@ -24,9 +24,11 @@ from PIL import Image
 from rasterio.shutil import copy
 from torch import Tensor
 
-from patchdrop.episode import PatchDrop
+from patchdrop.classify.low import LowCNN
+from patchdrop.episode import Classify, PatchDrop
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid
+from patchdrop.one_look import Advised
 from patchdrop.packed import Packed
 from patchdrop.policy import budget
 from patchdrop.policy.choice import greedy
@@ -37,11 +39,13 @@ from patchdrop.read.tiled import Shape, TiledScene
 from patchdrop.read.transport import LocalFile
 from patchdrop.runfolder import RunFolder
 from patchdrop.scenes import outputs, predict
+from patchdrop.scenes.chances import NAMES as CHANCES
 from patchdrop.scenes.model import Model
 from patchdrop.scenes.places import Places
 from pyramids import picture, write_cog
 from range_server import RangeServer, range_server
-from tiny import CLASSES
+from tiny import CLASSES, tiny_settings
+from untrained import untrained_run
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 SHAPE = Shape((64, 64), (16, 16), Grid(4, 4), 3)
@@ -118,9 +122,9 @@ def test_a_group_is_asked_for_at_once_while_pixels_of_the_one_before_are_held_pa
     done: list[str] = []
     classify, ask = Model.classify, TiledScene.ask
 
-    def classified(self: Model, packed: Packed, low: Tensor) -> Tensor:
+    def classified(self: Model, by: Sequence[Classify], packed: Packed, low: Tensor) -> Tensor:
         done.append(f"{packed.batch}")
-        return classify(self, packed, low)
+        return classify(self, by, packed, low)
 
     def asked(self: TiledScene, cells: Sequence[int], choice: Tensor) -> None:
         done.append(f"ask {len(cells)}")
@@ -195,6 +199,7 @@ def test_every_kind_of_file_tells_of_the_same_cells_and_costs_nothing_more(
         assert [v or None for v in table["label"]] == [line["label"] for line in lines]
         assert [[int(p) for p in v.split()] for v in table["patches"]] == [line["patches"] for line in lines]
         assert np.allclose(table["probability"], [line["probability"] for line in lines])
+        assert np.isnan(table["chance_now"]).all() and np.isnan(table["chance_after"]).all()
         for line, shape in zip(lines, shapes, strict=True):
             ring = np.frombuffer(shape, "<f8", offset=13).reshape(5, 2)
             top, left, bottom, right = line["box"]
@@ -249,6 +254,111 @@ def test_files_that_need_a_package_or_another_folder_are_refused_in_a_line(
     assert {p.suffix for p in (tmp_path / "out").iterdir()} == {".csv", ".json"}
     code, _, err = run(*call, "csv", "png")
     assert code == 2 and "was finished without --format png; choose another --out" in err
+
+
+@pytest.fixture(scope="module")
+def ranking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a policy that says how likely it is to be right."""
+    settings = tiny_settings(high="64", low="16", policy="ranking", low_stream="pt", fusion="learned")
+    run = RunFolder(untrained_run(tmp_path_factory.mktemp("ranking"), settings, ("pt",)))
+    model, config = run.load("pt")
+    assert isinstance(model, Advised)
+    lows = TiledScene(LocalFile(write_cog(run.path / "any.tif", picture(256, 256, seed=3))), SHAPE).look(range(16)).low
+    with torch.no_grad():  # half of the patches are worth their price
+        model.policy.log_price += model.look(lows).scores.median()
+    run.finish("pt", model, config, {"figures": {}, "seconds": 0.0})
+    return run.path
+
+
+def test_the_chances_of_cells_are_those_of_images_and_their_means_are_told(
+    ranking: Path, scenes: dict[str, Path], run: Run, tmp_path: Path
+) -> None:
+    call = (*scenes.values(), "--out", tmp_path)
+    planned = json.loads(run("plan", ranking, *call, "--json")[1])
+    code, out, _ = run("predict", ranking, *call, "--format", "jsonl", "csv", "geojson", "--json")
+    found = json.loads(out)
+    assert code == 0 and found["total"] == planned["total"]
+    loaded, _ = RunFolder(ranking).load("pt")
+    assert isinstance(loaded, Advised)
+    means = []
+    for scene, plan in zip(found["scenes"], planned["scenes"], strict=True):
+        lines = [line for line in results(tmp_path, scene) if line["label"] is not None]
+        geometry = TiledScene(LocalFile(Path(scene["scene"])), SHAPE)
+        with torch.inference_mode():
+            chances = loaded.look(geometry.look([line["cell"] for line in lines]).low).chances
+        assert chances is not None
+        counts = [len(line["patches"]) for line in lines]
+        assert len({*counts}) > 1
+        assert [line["chance_now"] for line in lines] == pytest.approx(chances[:, 0].tolist(), abs=1e-5)
+        after = [float(row[count]) for row, count in zip(chances, counts, strict=True)]
+        assert [line["chance_after"] for line in lines] == pytest.approx(after, abs=1e-5)
+        expected = float(chances[:, 0].mean()), float(np.mean(after)), float(chances[:, -1].mean())
+        assert [scene[name] for name in CHANCES] == pytest.approx(expected, abs=1e-5)
+        assert [plan[name] for name in CHANCES] == [scene[name] for name in CHANCES]
+        means.append((len(lines), [scene[name] for name in CHANCES]))
+        with open(tmp_path / scene["files"]["csv"], encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if row["label"]]
+        assert [float(row["chance_after"]) for row in rows] == pytest.approx(after, abs=1e-5)
+        shapes = json.loads((tmp_path / scene["files"]["geojson"]).read_text())["features"]
+        told = [f["properties"]["chance_now"] for f in shapes if f["properties"]["label"]]
+        assert told == [line["chance_now"] for line in lines]
+    weights, values = zip(*means, strict=True)
+    assert [found["total"][name] for name in CHANCES] == pytest.approx(np.average(values, 0, weights).tolist())
+    printed = run("plan", ranking, *call)[1]
+    now, _, everything = (f"{100 * found['total'][name]:.0f} %" for name in CHANCES)
+    assert f"on {now} of cells now, on " in printed and f"on {everything} after reading everything" in printed
+
+
+def test_no_network_looks_at_a_cells_lr_twice(
+    ranking: Path, scenes: dict[str, Path], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    forward = LowCNN.forward
+
+    def counted(self: LowCNN, low: Tensor) -> Tensor:
+        seen.append(len(low))
+        return forward(self, low)
+
+    monkeypatch.setattr(LowCNN, "forward", counted)
+    assert run("predict", ranking, scenes["plain"], "--out", tmp_path)[0] == 0
+    assert sum(seen) == 16
+
+
+def test_of_patches_that_a_plan_names_against_the_ranking_no_chance_is_told(
+    ranking: Path, scenes: dict[str, Path], run: Run, tmp_path: Path
+) -> None:
+    assert run("plan", ranking, scenes["plain"], "--out", tmp_path)[0] == 0
+    document = json.loads((tmp_path / "plan.json").read_text())
+    cell, patches = next((cell, patches) for cell, patches in document["scenes"][0]["chosen"] if len(patches) < 16)
+    chosen = dict(document["scenes"][0]["chosen"])
+    chosen[cell] = [patch for patch in range(16) if patch not in patches]
+    document["scenes"][0]["chosen"] = sorted(chosen.items())
+    (tmp_path / "plan.json").write_text(json.dumps(document))
+    call = ("predict", ranking, scenes["plain"], "--out", tmp_path, "--plan", tmp_path / "plan.json")
+    (scene,) = json.loads(run(*call, "--json")[1])["scenes"]
+    lines = results(tmp_path, scene)
+    assert [line["cell"] for line in lines if line["chance_after"] is None] == [cell]
+    assert all(line["chance_now"] is not None for line in lines)
+    assert scene["chance_after"] is None and 0 < scene["chance_now"] < 1
+    assert "of cells now, on " in run(*call)[1]
+
+
+def test_a_policy_that_does_not_say_has_no_chances_and_scenes_finished_before_there_were_any_load(
+    model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path
+) -> None:
+    call = ("predict", model, scenes["plain"], "--out", tmp_path)
+    document = json.loads(run(*call, "--json")[1])
+    (scene,) = document["scenes"]
+    assert [scene[name] for name in CHANCES] == [document["total"][name] for name in CHANCES] == [None] * 3
+    assert {(line["chance_now"], line["chance_after"]) for line in results(tmp_path, scene)} == {(None, None)}
+    (summary,) = (path for path in tmp_path.glob("*.json"))
+    summary.write_text(json.dumps({name: value for name, value in scene.items() if name not in CHANCES}))
+    code, out, _ = run(*call, "--json")
+    assert code == 0 and json.loads(out)["total"] == document["total"]
+    code, out, _ = run(*call)
+    assert code == 0 and "of cells now" not in out
+    summary.write_text(json.dumps({**scene, "chance_now": "often"}))
+    assert run(*call)[0] == 3
 
 
 def test_a_plan_is_carried_out_as_it_stands_in_the_file(

@@ -57,9 +57,11 @@ def tiny_settings(**changes: Any) -> TrainSettings:
 
 def tiny_flags(**changes: Any) -> list[str]:
     """The same as command line flags."""
-    return [
-        token for name, value in {**TINY, **changes}.items() for token in (f"--{name.replace('_', '-')}", str(value))
-    ]
+    tokens: list[str] = []
+    for name, value in {**TINY, **changes}.items():
+        for item in value if isinstance(value, tuple) else (value,):
+            tokens += [f"--{name.replace('_', '-')}", str(item)]
+    return tokens
 
 
 def tiny_images(count: int, seed: int, side: int = SIDE) -> tuple[Tensor, Tensor]:

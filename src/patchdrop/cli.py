@@ -22,7 +22,7 @@ from patchdrop.scenes.formats import DEFAULT, Format
 from patchdrop.settings import TrainSettings, from_mapping, read_profile
 from patchdrop.version import VERSION
 
-DONE, USAGE, BAD_INPUT, SOME_FAILED, INTERRUPTED, TERMINATED = 0, 2, 3, 4, 130, 143
+DONE, USAGE, BAD_INPUT, SOME_FAILED, PLAIN_IS_BETTER, INTERRUPTED, TERMINATED = 0, 2, 3, 4, 5, 130, 143
 
 app = App(
     name="patchdrop",
@@ -57,7 +57,7 @@ def demo(*, out: Out, as_json: Json = False) -> int:
 
     document = commands.train(from_mapping(read_profile("demo"), "demo"), out)
     _print(document, results_table, as_json)
-    return DONE
+    return _judged(document)
 
 
 @app.command
@@ -70,6 +70,8 @@ def train(
     as_json: Json = False,
 ) -> int:
     """Train the classifiers, then the policy in Pt, Ft-1 and Ft-2; stopped anywhere, the same command goes on.
+
+    Exits with 5 where a plain strategy turned out better than the policy on validation images.
 
     Parameters
     ----------
@@ -88,7 +90,18 @@ def train(
         return DONE
     document = commands.train(chosen, out)
     _print(document, results_table, as_json)
-    return DONE
+    return _judged(document)
+
+
+def _judged(document: dict[str, Any]) -> int:
+    """The exit code of a training; where a plain strategy is better than its policy, stderr says so too."""
+    from patchdrop.talk import say
+
+    verdict = document["verdict"]
+    if verdict is None or verdict["kind"] != "loses":
+        return DONE
+    say(verdict["sentence"])
+    return PLAIN_IS_BETTER
 
 
 @app.command

@@ -20,7 +20,7 @@ Unit = Literal["bytes", "milliseconds", "money"]
 
 @dataclass(frozen=True, kw_only=True)
 class Dial:
-    """How many patches may be read. Nothing set: every patch with a probability of at least 0.5."""
+    """How many patches may be read. Nothing set: every patch that the policy finds worth its price."""
 
     budget: int | None = None
     """At most this many patches an image: of those the policy would choose, the most probable ones."""
@@ -28,12 +28,15 @@ class Dial:
     """This many patches an image on average over the images given, by one threshold on their logits."""
     threshold: float | None = None
     """Patches whose probability is at least this, 0 (all) to 1 (none); may stand beside ``budget``."""
+    mistake: float | None = None
+    """What a wrong answer costs, in prices of all of an image's HR, for a policy that ranks patches."""
     calibrated: bool = False
     """The operating point that `patchdrop calibrate` has chosen for this run."""
 
     def __post_init__(self) -> None:
         names = {
             "--mean-budget": self.mean_budget is not None,
+            "--mistake": self.mistake is not None,
             "--calibrated": self.calibrated,
             "--budget": self.budget is not None,
             "--threshold": self.threshold is not None,
@@ -44,6 +47,8 @@ class Dial:
         for name, value in (("budget", self.budget), ("mean_budget", self.mean_budget)):
             if value is not None and not value >= 0:
                 raise UsageError(f"{name}: {value:g} is out of range, a budget is 0 or more patches")
+        if self.mistake is not None and not 0 < self.mistake <= MOST:
+            raise UsageError(f"mistake: {self.mistake:g} is out of range, use more than 0 and at most {MOST:g}")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise UsageError(f"threshold: {self.threshold:g} is out of range, a probability is 0 to 1")
 
@@ -66,6 +71,8 @@ class Dial:
             return "calibrated"
         if self.mean_budget is not None:
             return f"{self.mean_budget:g} patches on average"
+        if self.mistake is not None:
+            return f"a mistake at the price of {self.mistake:g} images"
         most = "" if self.budget is None else f"at most {self.budget} patches"
         least = "" if self.threshold is None else f"threshold {self.threshold:g}"
         return ", ".join(text for text in (most, least) if text) or "greedy"

@@ -71,9 +71,20 @@ def to_graphs(model: PatchDrop, config: ModelConfig) -> Graphs:
     pixels = torch.zeros(len(order), config.channels, *patch_size(grid, *config.high_size), dtype=torch.uint8)
     packed = {"pixels": pixels, "image": order % len(low), "patch": order % grid.patches, "low": low}
     return Graphs(
-        _to_graph(model.policy, {"low": low}, "scores", f"policy {config.policy_network}"),
+        _to_graph(_Scores(model), {"low": low}, "scores", f"policy {config.policy_network}"),
         _to_graph(_OnTensors(model.classifier), packed, "logits", f"classifier {config.classifier}"),
     )
+
+
+class _Scores(nn.Module):
+    """LR to patch logits, by all that the policy hears."""
+
+    def __init__(self, model: PatchDrop) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, low: Tensor) -> Tensor:
+        return self.model.look(low).scores
 
 
 class _OnTensors(nn.Module):

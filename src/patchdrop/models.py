@@ -22,9 +22,10 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError, UsageError
 from patchdrop.grid import Grid
 from patchdrop.networks import Normalise
-from patchdrop.one_look import Advised, OneLook
+from patchdrop.one_look import Advised, OneLook, Ruled
 from patchdrop.policy.network import Policy
 from patchdrop.policy.ranking import Ranking
+from patchdrop.policy.rules import RULES, Rule
 from patchdrop.settings import TrainSettings, size_of, two_streams
 
 AGAIN = "remove that stage's folder and train it again"
@@ -89,6 +90,9 @@ class ModelConfig:
         classifiers = get_args(get_type_hints(TrainSettings)["classifier"])
         if self.classifier not in classifiers:
             raise UsageError(f"classifier: {self.classifier!r} is not one of {', '.join(classifiers)}")
+        policies = ("ranking", "bernoulli", *RULES)
+        if self.policy not in policies:
+            raise UsageError(f"policy: {self.policy!r} is not one of {', '.join(policies)}")
         size_of(self.low, "low")
         Grid.parse(self.grid).check(*self.high_size)
 
@@ -117,6 +121,11 @@ def build_stage(
         return _build_low(config, statistics, pretrained)
     if stage in ("hr", "patches"):
         return _build_high(config, statistics, pretrained, alone=stage == "hr")
+    if config.policy in RULES:
+        streams = TwoStream(
+            _build_high(config, statistics, False), _build_low(config, statistics, False), config.fusion
+        )
+        return Ruled(Rule(config.policy, Grid.parse(config.grid).patches), streams)
     ranks, shared = config.policy == "ranking", config.policy_start == "shared"
     policy = Policy(
         config.policy_network,

@@ -16,6 +16,8 @@ from patchdrop.classify.two_stream import TwoStream
 from patchdrop.episode import Look, PatchDrop
 from patchdrop.policy.network import Policy
 from patchdrop.policy.ranking import Ranking
+from patchdrop.policy.rules import Rule
+from patchdrop.policy.sights import activation_maps, detail
 
 
 class SharedLook(PatchDrop):
@@ -53,6 +55,21 @@ class Advised(SharedLook):
         utilities, opinion = self.hear(low)
         scores, chances = self.policy.weigh(utilities, opinion)
         return Look(scores, chances, partial(self.classifier.join, opinion))
+
+
+class Ruled(SharedLook):
+    """A rule in the policy's place, which hears LR-CNN."""
+
+    policy: Rule
+
+    def look(self, low: Tensor) -> Look:
+        """Decide from LR images."""
+        opinion = self.classifier.low(low)
+        return Look(self.policy(low, opinion, self._see), None, partial(self.classifier.join, opinion))
+
+    def _see(self, low: Tensor) -> Tensor:
+        grid = self.classifier.high.grid
+        return detail(low, grid) if self.policy.name == "detail" else activation_maps(self.classifier.low, low, grid)
 
 
 class OneLook(SharedLook):

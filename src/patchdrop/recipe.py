@@ -16,8 +16,10 @@ EPOCHS = {"lr": 16, "hr": 20, "patches": 6, "pt": 4, "ft1": 6, "ft2": 8}
 EXPONENT = 0.45
 """Twice the images take ``2 ** -0.45`` times the epochs: more steps in all, each image seen less often."""
 FEWEST, MOST = 2, 200
-SMALL = 96
-"""HR sides below this take the network for small images."""
+HIGH_NETWORKS = ((48, "resnet8-w48-d"), (96, "resnet8-w40-d"))
+"""HR-CNN by the longer side of HR: the first whose number of pixels is above it ..."""
+LARGE_NETWORK = "resnet10-w32-d"
+"""... and that of larger images; all take about as long."""
 COARSE = 24
 """LR sides below this are enlarged twofold before a network sees them."""
 
@@ -41,8 +43,8 @@ def with_networks(settings: TrainSettings) -> TrainSettings:
     """Grid, networks and enlargement, where they are not named, from HR and LR size."""
     low = min(size_of(settings.low, "low"))
     enlarge = settings.low_enlarge or (2 if low < COARSE else 1)
-    small = max(size_of(settings.high, "high")) < SMALL
-    high_network = "resnet8-w48-d" if small else "resnet10-w32-d"
+    longer = max(size_of(settings.high, "high"))
+    high_network = next((name for side, name in HIGH_NETWORKS if longer < side), LARGE_NETWORK)
     low_network = settings.lr_network or ("resnet8-w32" if low * enlarge < COARSE else "resnet8-w48-d")
     return replace(
         settings,

@@ -7,10 +7,36 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 
 def results_table(document: dict[str, Any]) -> RenderableType:
-    """The table of a ``results.json``."""
+    """The table of a ``results.json``, under the verdict where there is one; that is of the policy's own choice."""
+    verdict = document.get("verdict")
+    heads = [] if verdict is None or "dial" in document else [verdict_table(verdict, document["patches"])]
+    return Group(*heads, _rows_table(document))
+
+
+def verdict_table(verdict: dict[str, Any], patches: int) -> RenderableType:
+    """The verdict's sentence, and what it rests on: the figures of the policy, then of plain strategies, best first."""
+    table = Table(title=f"stage {verdict['stage']} on {verdict['images']} validation images", title_justify="left")
+    table.add_column("method")
+    for name in ("accuracy %", "S", "HR read %", "worth", "p"):
+        table.add_column(name, justify="right")
+    table.add_row("PatchDrop", *_judged(verdict, patches), style="bold")
+    for name, row in sorted(verdict["plain"].items(), key=lambda pair: -pair[1]["reward"]):
+        table.add_row(name.capitalize(), *_judged(row, patches))
+    table.caption = f"worth: share right less {verdict['price']:.2g} S/P; p: McNemar, against PatchDrop"
+    return Group(Text(verdict["sentence"], style="bold"), table)
+
+
+def _judged(row: dict[str, Any], patches: int) -> list[str]:
+    accuracy, count, p_value = row["accuracy"], row["mean_patches"], row.get("p_value")
+    numbers = [f"{100 * accuracy:.1f}", f"{count:.2f}", f"{100 * count / patches:.1f}", f"{row['reward']:.3f}"]
+    return [*numbers, "" if p_value is None else f"{p_value:.2g}"]
+
+
+def _rows_table(document: dict[str, Any]) -> Table:
     patches = document["patches"]
     dial = f", {document['dial']}" if "dial" in document else ""
     title = f"{escape(document['data'])}, {document['split']} split, P = {patches}{dial}"
@@ -21,6 +47,8 @@ def results_table(document: dict[str, Any]) -> RenderableType:
         table.add_column(name, justify="right")
     for row in document["rows"]:
         low, high = row["ci95"]
+        if row["method"] == "PatchDrop":
+            table.add_section()
         table.add_row(
             row["method"],
             row["stage"],
@@ -176,13 +204,27 @@ def compare_list_table(document: dict[str, Any]) -> RenderableType:
 
 def predictions_table(document: dict[str, Any]) -> RenderableType:
     """One line for each image."""
+    found = document["predictions"]
     table = Table("image", "label", "probability", "HR read %", "patches")
-    for p in document["predictions"]:
+    said = any(p["chance_now"] is not None for p in found)
+    if said:
+        table.add_column("chance of being right")
+        table.caption = "chance of being right: by the policy's word, without HR and after the patches"
+    for p in found:
         patches = " ".join(map(str, p["patches"])) or "none"
-        table.add_row(
-            escape(p["path"]), escape(p["label"]), f"{p['probability']:.3f}", f"{100 * p['hr_fraction']:.1f}", patches
-        )
+        decided = (escape(p["label"]), f"{p['probability']:.3f}", f"{100 * p['hr_fraction']:.1f}", patches)
+        table.add_row(escape(p["path"]), *decided, *([_chances(p)] if said else []))
     return table
+
+
+def _chances(prediction: dict[str, Any]) -> str:
+    now, after = (_whole(prediction[name]) for name in ("chance_now", "chance_after"))
+    return f"{now} → {after} %"
+
+
+def _whole(chance: float | None) -> str:
+    """In percent; close to 1 with a decimal, so that it is not read as certainty."""
+    return "?" if chance is None else f"{100 * chance:.{1 if 0.995 <= chance < 1 else 0}f}"
 
 
 def export_table(document: dict[str, Any]) -> RenderableType:
@@ -214,6 +256,8 @@ def info_table(document: dict[str, Any]) -> RenderableType:
     head.add_row("grid", document["grid"])
     head.add_row("HR classifier", document["classifier"])
     head.add_row("networks", ", ".join(f"{k} {v}" for k, v in document["networks"].items()))
+    if document["verdict"] is not None:
+        head.add_row("verdict", escape(f"{document['verdict']['stage']}: {document['verdict']['sentence']}"))
     head.add_row("versions", ", ".join(f"{k} {v}" for k, v in document["versions"].items()))
     stages = Table("stage", "parameters", "time", "best validation", title="stages", title_justify="left")
     for name, found in document["stages"].items():

@@ -76,7 +76,7 @@ def _policy_ways(stage: str, model: PatchDrop, grid: Grid, scores: Tensor) -> li
         for count in sorted({*(c for c in PATCHES if c <= grid.patches), grid.patches})
     ]
     return [
-        Way("policy", stage, _low_alone(model.policy)),
+        Way("policy", stage, lambda high, low: model.look(low)),
         Way("classifier, all patches", stage, _packed(model.classifier, grid)),
         *fixed,
         Way("episode, own choice", stage, _episode(model, grid, greedy), every_batch=True),

@@ -41,6 +41,7 @@ from patchdrop.evaluation.dial import (
 from patchdrop.evaluation.evaluate import evaluate as evaluate_stages
 from patchdrop.evaluation.evaluate import example_positions, yardstick_names
 from patchdrop.evaluation.evaluate import results as results_document
+from patchdrop.evaluation.verdict import last_verdict
 from patchdrop.files import write_json
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig
@@ -297,6 +298,7 @@ def info(run_folder: str | Path) -> dict[str, Any]:
             "lr": settings.lr_network,
             "policy": settings.policy_network,
         },
+        "verdict": last_verdict(run),
         "stages": stages,
         "rows": run.results().get("rows", []),
         "versions": starts[-1]["versions"] if starts else {},

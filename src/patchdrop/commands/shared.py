@@ -100,6 +100,11 @@ def _check_shared(settings: TrainSettings) -> None:
             f"policy_start: shared needs a policy that keeps LR-CNN's classes, which head {settings.policy_head} "
             "does not; use --policy-head certainty"
         )
+    if settings.policy_head == "global":
+        raise UsageError(
+            "policy_start: shared needs a policy that reads the features of LR-CNN's network, which head global does "
+            "not; use --policy-head spatial"
+        )
     if settings.low_stream != "pt":
         raise UsageError(
             f"policy_start: shared needs LR-CNN as a second stream from Pt on, not from {settings.low_stream}; "

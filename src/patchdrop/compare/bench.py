@@ -13,6 +13,7 @@ from torch import nn
 from patchdrop.compare.options import CompareOptions
 from patchdrop.cost import Cost, forward_costs
 from patchdrop.data.load import Data, Statistics, statistics
+from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
@@ -112,12 +113,11 @@ class Bench:
             raise RunError(f"{self.run}: stage {stage} does not say how many patches it reads; train it again")
         return float(figures["mean_patches"])
 
-    def last_policy(self) -> nn.Module:
-        """The policy of the run's last stage."""
+    def last_model(self) -> PatchDrop:
+        """The model of the run's last stage."""
         model = self.earlier(self.policy_stages[-1])
-        policy = model.policy
-        assert isinstance(policy, nn.Module)
-        return policy
+        assert isinstance(model, PatchDrop)
+        return model
 
     def with_budget(self, stage: str) -> TrainSettings:
         """Settings by which the run's ``lr`` or ``hr`` trains as long as Ft-2 did: its own epochs and the chain's."""

@@ -263,9 +263,9 @@ def _chooser_row(method: str) -> Row:
 
 
 def _own_network(bench: Bench) -> TrainSettings:
-    """A chooser learns end to end, so its network is its own where PatchDrop's policy takes LR-CNN's as it is."""
-    shared = bench.settings.policy_start == "shared"
-    return replace(bench.settings, policy_start="lr") if shared else bench.settings
+    """A chooser has patch logits alone, which STN learns end to end: no ranking, and no network that stays LR-CNN's."""
+    start = "lr" if bench.settings.policy_start == "shared" else bench.settings.policy_start
+    return replace(bench.settings, policy="bernoulli", policy_start=start)
 
 
 def _budget_row(method: str, stage: str) -> Row:
@@ -335,7 +335,7 @@ FULL_ROWS = (
         "HR-CNN + hard positives",
         "HR-CNN trained with what the last policy would not read hidden in every second image",
         stages=("hr",),
-        task=_hidden(lambda bench: policy_masks(bench.last_policy().to(bench.device))),
+        task=_hidden(lambda bench: policy_masks(bench.last_model().to(bench.device))),
     ),
 )
 BAGNET_ROWS = (

@@ -17,6 +17,7 @@ from patchdrop.errors import RunError, UsageError
 from patchdrop.files import read_json
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig
+from patchdrop.one_look import Advised
 from patchdrop.policy.budget import above, at_most, cut_for_mean, logit_of
 from patchdrop.policy.choice import Choose
 from patchdrop.runfolder import RunFolder
@@ -91,11 +92,21 @@ def choices_of(
             scores = policy_scores(model.to(device), config, images, device)
             choices[stage] = partial(above, cut=cut_for_mean(scores, dial.mean_budget))
             continue
+        if dial.mistake is not None:
+            choices[stage] = partial(above, cut=_cut_at(dial.mistake, model, stage))
+            continue
         cut = 0.0 if dial.threshold is None else logit_of(dial.threshold)
         choices[stage] = (
             partial(above, cut=cut) if dial.budget is None else partial(at_most, budget=dial.budget, cut=cut)
         )
     return choices
+
+
+def _cut_at(mistake: float, model: PatchDrop, stage: str) -> float:
+    """The threshold on logits from which on a patch is worth its price, where a wrong answer costs so many images."""
+    if not isinstance(model, Advised):
+        raise UsageError(f"--mistake: the policy of stage {stage} predicts no chance of being right; use --mean-budget")
+    return -math.log(mistake) - float(model.policy.log_price)
 
 
 def stage_and_choice(dial: Dial, run: RunFolder, stage: str | None, device: torch.device) -> tuple[str, Choose]:

@@ -11,6 +11,7 @@ import torch
 from patchdrop.data.sets import Split
 from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.dial import POLICY_STAGES
+from patchdrop.evaluation.forecast import forecasts
 from patchdrop.evaluation.metrics import mcnemar, spread, wilson
 from patchdrop.evaluation.outcome import Outcome, outcome_of
 from patchdrop.evaluation.strategies import (
@@ -28,6 +29,7 @@ from patchdrop.evaluation.strategies import (
     plain_outcomes,
     random_places,
 )
+from patchdrop.evaluation.verdict import last_verdict
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig
 from patchdrop.policy.choice import Choose, greedy
@@ -173,6 +175,8 @@ def results(
         "rows": table_rows(outcomes, sigmas),
         "per_class": {stage: per_class(outcomes[stage], config.classes) for stage in shown},
         "looks": {stage: outcomes[stage].choice.float().mean(0).tolist() for stage in shown},
+        "verdict": last_verdict(run),
+        "forecast": forecasts(outcomes),
         "provenance": provenance,
     }
 

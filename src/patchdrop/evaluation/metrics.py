@@ -60,14 +60,23 @@ def spread(choice: Tensor) -> dict[str, float]:
     }
 
 
-def calibration_error(said: Tensor, came_true: Tensor, bins: int = 10) -> float:
-    """Expected calibration error: how far chances lie from how often they came true, on average over all.
+def parts_of(said: Tensor, came_true: Tensor, bins: int = 10) -> list[tuple[Tensor, Tensor]]:
+    """Chances and what came true, sorted by the chance, in parts of equally many; none of them is empty.
 
     Args:
         said: ``(n,)`` chances 0 to 1.
         came_true: ``(n,)`` bool.
-        bins: parts of equally many, sorted by what was said.
+        bins: most parts.
     """
     order = said.argsort(stable=True)
-    parts = zip(said[order].double().tensor_split(bins), came_true[order].double().tensor_split(bins), strict=True)
-    return float(sum(abs(float((s - t).sum())) for s, t in parts)) / max(1, len(said))
+    parts = zip(said[order].tensor_split(bins), came_true[order].tensor_split(bins), strict=True)
+    return [(chances, came) for chances, came in parts if len(chances)]
+
+
+def calibration_error(said: Tensor, came_true: Tensor, bins: int = 10) -> float:
+    """Expected calibration error: how far chances lie from how often they came true, on average over all.
+
+    Arguments as of `parts_of`.
+    """
+    apart = [abs(float((chances.double() - came.double()).sum())) for chances, came in parts_of(said, came_true, bins)]
+    return sum(apart) / max(1, len(said))

@@ -16,19 +16,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from patchdrop.classify.low import LowCNN
 from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import UsageError
 from patchdrop.evaluation.outcome import BATCH, Outcome, outcome_of
-from patchdrop.grid import Grid, boxes
+from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig
-from patchdrop.networks import feature_map
 from patchdrop.policy.choice import random_patches, whole_counts
-from patchdrop.policy.network import doubts, enlarged
+from patchdrop.policy.network import doubts
 from patchdrop.policy.ranking import first, in_order
 from patchdrop.reward import right_probability
 
@@ -166,42 +163,6 @@ def top_of(order: Tensor, mean_patches: float, images: int, generator: torch.Gen
     return first(order.expand(images, -1), whole_counts(images, mean_patches, generator).squeeze(1))
 
 
-def activation_maps(low_cnn: LowCNN, low: Tensor, grid: Grid) -> Tensor:
-    """Where LR-CNN sees what speaks for its best class: a class activation map, averaged over each patch's place.
-
-    At each place the gradient of the best class' logit with respect to the last feature map, times the map, where that
-    is above 0, summed over the features. Grad-CAM (Selvaraju et al. 2017) takes the gradient's mean over all places
-    and what is above 0 after the sum; under a mean pool the gradient is the same everywhere. Under a max pool only
-    the places where a feature peaks have a score. A map coarser than the grid gives neighbours the same score.
-
-    It may be called in inference mode, and leaves no gradients behind.
-
-    Args:
-        low_cnn: in evaluation mode; its weights must not have been made in inference mode.
-        low: LR ``(B, C, h, w)``, pixels 0..255.
-
-    Returns:
-        ``(B, P)`` float32, 0 or more, in units of the logit.
-
-    Raises:
-        UsageError: the network has no feature map, a plain vision transformer for example.
-    """
-    with torch.no_grad():
-        maps = feature_map(low_cnn.network, enlarged(low_cnn.normalise(low), low_cnn.enlarge))
-    spoken = (maps * _slope(low_cnn.network, maps)).clamp(min=0).sum(1, keepdim=True)
-    return F.adaptive_avg_pool2d(spoken, (grid.rows, grid.cols)).flatten(1).float()
-
-
-def _slope(network: nn.Module, maps: Tensor) -> Tensor:
-    """Gradient of the best class' logit with respect to the last feature map: ``(B, F, h, w)`` to the same shape."""
-    with torch.inference_mode(False), torch.enable_grad():
-        # A copy, because autograd refuses tensors that were made in inference mode.
-        maps = maps.detach().clone().requires_grad_()
-        best = network.forward_head(maps).max(1).values  # type: ignore[operator]
-        (slope,) = torch.autograd.grad(best.sum(), maps)
-    return slope
-
-
 def activation_choice(maps: Tensor, opinion: Tensor, mean_patches: float, each: int) -> Tensor:
     """The highest patches of the images that LR-CNN is least certain of, none of the others.
 
@@ -230,26 +191,6 @@ def candidates(patches: int, mean_patches: float) -> tuple[int, ...]:
     Those below ``mean_patches``, which could not be met with them, are left out.
     """
     return tuple(sorted({each for each in (-(-patches // 4), -(-patches // 2), patches) if each >= mean_patches}))
-
-
-def detail(low: Tensor, grid: Grid) -> Tensor:
-    """How much LR varies at the place of each patch: the variance of its pixels, averaged over the channels.
-
-    A side of LR with fewer than two pixels a patch, which could not vary, is first enlarged to two (bilinear).
-
-    Args:
-        low: ``(B, C, h, w)``, pixels 0..255.
-
-    Returns:
-        ``(B, P)`` float32, 0 or more, in squared pixel values.
-    """
-    height, width = low.shape[2:]
-    size = (max(height, 2 * grid.rows), max(width, 2 * grid.cols))
-    images = low.float()
-    if size != (height, width):
-        images = F.interpolate(images, size, mode="bilinear", align_corners=False)
-    places = (images[:, :, top:bottom, left:right] for top, left, bottom, right in boxes(grid, *size))
-    return torch.stack([place.var((2, 3), correction=0).mean(1) for place in places], 1)
 
 
 def scores_on(split: Split, config: ModelConfig, score: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:

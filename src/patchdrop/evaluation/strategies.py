@@ -19,11 +19,9 @@ from patchdrop.errors import UsageError
 from patchdrop.evaluation.outcome import Outcome, outcome_of
 from patchdrop.evaluation.plain import (
     activation_choice,
-    activation_maps,
     candidates,
     cascade,
     cascade_outcome,
-    detail,
     fixed_best,
     given,
     scores_on,
@@ -34,6 +32,7 @@ from patchdrop.models import ModelConfig
 from patchdrop.one_look import SharedLook
 from patchdrop.policy.choice import random_patches, shuffled, top
 from patchdrop.policy.ranking import first
+from patchdrop.policy.sights import activation_maps, detail
 
 RANDOM, SHUFFLED, PLACES = "random", "shuffled", "random places"
 FIXED, ACTIVATION, DETAIL, CASCADE = "fixed mask", "activation map", "detail", "cascade"

@@ -9,11 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from torch import Tensor
 
+from patchdrop.errors import RunError
+from patchdrop.evaluation.dial import policy_stages
 from patchdrop.evaluation.metrics import mcnemar
+from patchdrop.runfolder import RunFolder
 
 SURE = 2.5
 """Deviations beyond which a difference is not put down to chance: a plain strategy of nine, 5 % in all on one side."""
@@ -21,6 +24,8 @@ NEARLY_ALL = 0.9
 """Share of HR from which on everything is read."""
 FEW_IMAGES = 200
 NOTHING, EVERYTHING, CASCADE, PLACES = "nothing", "everything", "cascade", "random places"
+FIGURES = ("accuracy", "mean_patches", "reward", "surplus", "p_value")
+"""Of each plain strategy."""
 Kind = Literal["policy", "nothing", "everything", "certainty", "loses"]
 
 
@@ -99,6 +104,31 @@ def verdict(ours: Played, plain: Mapping[str, Played], price: float, patches: in
     }
 
 
+def last_verdict(run: RunFolder) -> dict[str, Any] | None:
+    """What `verdict` said of the last stage that has one, with the name of that ``stage``; None where none has.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    for stage in reversed(policy_stages(run)):
+        said = run.stage_config(stage).get("verdict")
+        if said is not None:
+            if not _well_formed(said):
+                raise RunError(f"{run.stage(stage) / 'config.json'}: is damaged; remove its folder and train it again")
+            return {"stage": stage, **said}
+    return None
+
+
+def _well_formed(said: Any) -> bool:
+    """Whether all that is shown of a verdict is there."""
+    try:
+        numbers = [said[name] for name in ("accuracy", "mean_patches", "reward", "price", "images")]
+        numbers += [row[name] for row in said["plain"].values() for name in FIGURES]
+        return said["kind"] in get_args(Kind) and isinstance(said["sentence"], str) and all(map(math.isfinite, numbers))
+    except (KeyError, TypeError, AttributeError):
+        return False
+
+
 def low_is_enough(low: Tensor, high: Tensor, tolerance: float) -> bool:
     """Whether reading HR brings nothing that could be told: right or wrong of LR-CNN and HR-CNN, ``(n,)`` bool each.
 
@@ -132,7 +162,8 @@ def _sentence(kind: Kind, ours: Played, plain: Mapping[str, Played], better: str
         assert better is not None
         rival = plain[better]
         theirs = f"right on {_percent(rival)} with {_share(rival, patches)} of HR"
-        name = better[0].upper() + better[1:]
+        # "Nothing is better" would say the opposite.
+        name = f"Reading {better}" if better in (NOTHING, EVERYTHING) else better.capitalize()
         return f"{name} is better than the policy here: {theirs}, while {mine}. {_advice(better)}"
     if kind == "certainty":
         return (

@@ -53,6 +53,31 @@ def first(order: Tensor, counts: Tensor) -> Tensor:
     return order.argsort(1) < counts.unsqueeze(1)
 
 
+class Forecast(NamedTuple):
+    """Chance of being right on each image, ``(B,)``, 0 to 1."""
+
+    now: Tensor
+    """Without HR."""
+    after: Tensor
+    """After the chosen patches; not a number where these are not the first of the ranking."""
+    everything: Tensor
+    """After all patches."""
+
+
+def forecast(scores: Tensor, chances: Tensor, choice: Tensor) -> Forecast:
+    """What a policy expects of a choice.
+
+    Args:
+        scores: patch logits ``(B, P)``, whose order is the ranking.
+        chances: of being right after the first k patches, ``(B, P + 1)``.
+        choice: ``(B, P)`` bool.
+    """
+    counts = choice.sum(1)
+    after = chances.gather(1, counts.unsqueeze(1)).squeeze(1)
+    ranked = (first(in_order(scores), counts) == choice).all(1)
+    return Forecast(chances[:, 0], after.where(ranked, after.new_tensor(math.nan)), chances[:, -1])
+
+
 def log_probability(utilities: Tensor, order: Tensor, counts: Tensor) -> Tensor:
     """Log of the chance that the first ``counts`` patches are drawn in this order: ``(B,)``; 0 where none is."""
     ranked = utilities.gather(1, order)

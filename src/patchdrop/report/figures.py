@@ -116,8 +116,10 @@ def accuracy_against_share(rows: Sequence[Row], width: int = 640, height: int = 
         x, y = zip(firsts["LR-CNN"], firsts["HR-CNN"], strict=True)
         ax.plot(x, y, color="#9aa5b1", linewidth=1.2, dashes=(4, 4))
     methods = list(dict.fromkeys([*theme.METHODS, *(row["method"] for row in rows)]))
-    for step, method in enumerate(m for m in methods if any(row["method"] == m for row in rows)):
-        aside = 0 if method in ("PatchDrop", "LR-CNN", "HR-CNN") else 9 * step
+    shown = [method for method in methods if any(row["method"] == method for row in rows)]
+    moved = [method for method in shown if method not in ("PatchDrop", "LR-CNN", "HR-CNN")]
+    for method in shown:
+        aside = 9 * (1 + moved.index(method)) if method in moved else 0
         points(ax, [row for row in rows if row["method"] == method], method, aside)
     ax.set_xlim(-5, 105)
     ax.set_ylim(*y_limits(rows))
@@ -125,7 +127,11 @@ def accuracy_against_share(rows: Sequence[Row], width: int = 640, height: int = 
     ax.set_xticks(range(0, 101, 20))
     side_name(ax, "share of the high-resolution image read, %")
     title(ax, "Accuracy, %")
-    legend(ax, columns=5 if wide else 3, lift=0 if wide else 26 / (height - margins.top - margins.bottom))
+    legend(
+        ax,
+        columns=5 if wide and len(shown) <= 5 else 3,
+        lift=0 if wide else 26 / (height - margins.top - margins.bottom),
+    )
     return finish(figure)
 
 
@@ -253,6 +259,41 @@ def dial(curve: Sequence[Row], chosen: int | None, width: int = 640, height: int
     side_name(ax, "share of the high-resolution image read, %")
     title(ax, "Accuracy, %")
     legend(ax, columns=3)
+    return finish(figure)
+
+
+def forecast(bins: Sequence[Row], width: int = 440, height: int = 440) -> Figure:
+    """How often the policy was right against how often it expected to be, with 95 % intervals, and the diagonal.
+
+    Args:
+        bins: ``predicted`` and ``right``, 0 to 1, and the interval ``ci95``, of parts of the images.
+    """
+    figure, (ax,) = canvas(width, height, Margins(left=56, right=28, top=44, bottom=56))
+    look = theme.mark("PatchDrop")
+    x = np.array([100 * row["predicted"] for row in bins])
+    y = np.array([100 * row["right"] for row in bins])
+    low, high = np.array([[100 * v for v in row["ci95"]] for row in bins]).T
+    start = max(0.0, min(x.min(), low.min()) - 3)
+    end = min(101.0, max(x.max(), high.max()) + 3)
+    ax.plot((start, 100), (start, 100), color="#9aa5b1", linewidth=1.2, dashes=(4, 4))
+    ax.errorbar(
+        x,
+        y,
+        yerr=np.maximum(0, [y - low, high - y]),
+        fmt=look.marker,
+        color=look.colour,
+        markersize=px(10),
+        markeredgecolor="white",
+        markeredgewidth=1,
+        elinewidth=px(1.6),
+        zorder=3,
+    )
+    ax.set_xlim(start, end)
+    ax.set_ylim(start, end)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10]))
+    side_name(ax, "predicted chance of being right, %")
+    title(ax, "Right, %")
     return finish(figure)
 
 

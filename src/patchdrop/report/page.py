@@ -99,7 +99,7 @@ def save(folder: Path, file: str, png: bytes) -> None:
 def draw_charts(results: dict[str, Any], validation: list[theme.Row]) -> dict[str, Picture]:
     """Every chart there are numbers for, by its name on the page, which is also its file's."""
     charts = {}
-    rows = results["rows"]
+    rows = words.brief(results["rows"])
     if rows:
         alt = "Accuracy against share of HR read. " + words.points(rows)
         charts["accuracy"] = chart("accuracy", figures.accuracy_against_share(rows), alt)
@@ -114,15 +114,19 @@ def draw_charts(results: dict[str, Any], validation: list[theme.Row]) -> dict[st
             charts[f"patches-{stage}"] = chart(f"patches-{stage}", figure, alt)
     for stage, looks in words.present(results, "looks").items():
         charts[f"looks-{stage}"] = looks_picture(results, stage, looks)
+    if found := words.last_forecast(results):
+        stage, said = found
+        alt = f"{theme.stage_name(stage)}: {words.predicted(said['bins'])}."
+        charts["forecast"] = chart("forecast", figures.forecast(said["bins"]), alt)
     if last := words.last_classes(results):
         stage, classes = last
         alt = f"Patches read on average for each class in {theme.stage_name(stage)}, as in the table."
         charts["classes"] = chart("classes", figures.patches_by_class(classes, results["patches"]), alt)
     for stage in theme.STAGES:
         lines = [line for line in validation if line.get("stage") == stage]
-        if found := figures.training(stage, lines):
+        if drawn := figures.training(stage, lines):
             alt = f"{theme.stage_name(stage)}: validation figures over {len(lines)} epochs of training."
-            charts[f"training-{stage}"] = chart(f"training-{stage}", found, alt)
+            charts[f"training-{stage}"] = chart(f"training-{stage}", drawn, alt)
     return charts
 
 
@@ -226,6 +230,9 @@ def render(
         results=results,
         headline=words.headline(results),
         comparison=words.comparison(results),
+        verdict=results.get("verdict"),
+        judged=words.judged(results),
+        forecast=words.last_forecast(results),
         tiles=words.tiles(results),
         groups=words.groups(results),
         charts=charts,

@@ -42,6 +42,7 @@ METHODS = {
     "PatchDrop": Mark("#0072b2", "o", "●"),
     "Shuffled": Mark("#a8478a", "s", "■"),
     "Random": Mark("#68727d", "D", "◆"),
+    "Cascade": Mark("#5b3fa0", "X", "✖"),
     "LR-CNN": Mark("#d55e00", "v", "▼"),
     "HR-CNN": Mark("#008a64", "^", "▲"),
 }

@@ -7,6 +7,9 @@ from typing import Any
 from patchdrop.report import theme
 from patchdrop.report.theme import Row
 
+ALWAYS = ("PatchDrop", "Random", "Cascade")
+"""Of each policy stage, in the chart of accuracy and in short tables."""
+
 
 def policy_rows(results: dict[str, Any]) -> list[Row]:
     """PatchDrop's rows in order of the stages."""
@@ -61,6 +64,7 @@ def comparison(results: dict[str, Any]) -> str:
         ("LR-CNN", "Low resolution alone gives {}"),
         ("Random", "as many patches at random give {}"),
         ("Shuffled", "masks chosen for other images give {}"),
+        ("Cascade", "all of HR where LR-CNN is unsure, and none elsewhere, gives {}"),
     )
     found = [(text, find(results, method, stage)) for method, text in said]
     parts = [text.format(theme.percent(row["accuracy"])) for text, row in found if row]
@@ -175,6 +179,35 @@ def provenance(results: dict[str, Any]) -> list[tuple[str, str]]:
         ("Training time", total),
     ]
     return [(name, str(value)) for name, value in named if value not in (None, "")]
+
+
+def brief(rows: list[Row]) -> list[Row]:
+    """The rows without most yardsticks: beside `ALWAYS` the one that is most accurate in the last stage is left."""
+    staged = [row for row in rows if row["stage"] in theme.POLICY_STAGES]
+    others = [row for row in staged if row["stage"] == staged[-1]["stage"] and row["method"] not in ALWAYS]
+    best = max(others, key=lambda row: row["accuracy"])["method"] if others else ""
+    return [row for row in rows if row not in staged or row["method"] in (*ALWAYS, best)]
+
+
+def judged(results: dict[str, Any]) -> list[Row]:
+    """The figures that the verdict rests on: the policy's, then those of the plain strategies, best first."""
+    verdict, patches = results.get("verdict"), results["patches"]
+    if not verdict:
+        return []
+    plain = sorted(verdict["plain"].items(), key=lambda pair: -pair[1]["reward"])
+    rows = [("PatchDrop", verdict), *((name.capitalize(), row) for name, row in plain)]
+    return [{**row, "method": name, "hr_fraction": row["mean_patches"] / patches} for name, row in rows]
+
+
+def last_forecast(results: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The last stage whose policy says how often it will be right, and what came of it."""
+    return next(reversed(present(results, "forecast").items()), None)
+
+
+def predicted(bins: list[Row]) -> str:
+    """The points of the chart of forecasts, for those who cannot see it."""
+    shown = [f"{theme.percent(row['right'])} where {theme.percent(row['predicted'])} was predicted" for row in bins]
+    return "right on " + "; ".join(shown)
 
 
 def points(rows: list[Row]) -> str:

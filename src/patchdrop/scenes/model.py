@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from patchdrop.dial import Dial
+from patchdrop.episode import Classify, Look
 from patchdrop.evaluation.dial import chosen_point, read_calibration, stage_and_choice
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import Choose, greedy
@@ -65,23 +67,23 @@ class Model:
         """What a plan, or results, were made with."""
         return {"stage": self.stage, "sha256": self.sha256}
 
-    def policy(self, low: Tensor) -> Tensor:
-        """Patch logits ``(B, P)`` of LR ``(B, C, h, w)``."""
-        found = []
+    def look(self, low: Tensor) -> Look:
+        """What LR ``(B, C, h, w)`` is worth a closer look for; its classifier is for these images."""
+        found: list[Look] = []
         for part in torch.split(low, self._chunk):
             with self._turn():
-                found.append(self.predictor.model.look(part.to(self.predictor.device)).scores)
-        return torch.cat(found)
+                found.append(self.predictor.model.look(part.to(self.predictor.device)))
+        return Look(*together(found), partial(self.classify, [look.classify for look in found]))
 
-    def classify(self, packed: Packed, low: Tensor) -> Tensor:
-        """Class logits ``(B, K)``."""
+    def classify(self, by: Sequence[Classify], packed: Packed, low: Tensor) -> Tensor:
+        """Class logits ``(B, K)``; ``by`` are the classifiers of the chunks of these images."""
         found = []
-        for start in range(0, packed.batch, self._chunk):
+        for start, classify in zip(range(0, packed.batch, self._chunk), by, strict=True):
             keep = torch.zeros(packed.batch, dtype=torch.bool)
             keep[start : start + self._chunk] = True
             part = packed.of_images(keep)
             with self._turn():
-                found.append(self.predictor.model.classifier(part, low[keep].to(self.predictor.device)))
+                found.append(classify(part, low[keep].to(self.predictor.device)))
         return torch.cat(found)
 
     @contextmanager
@@ -95,6 +97,12 @@ class Model:
     def _chunk(self) -> int:
         height, width = self.shape.high
         return max(1, CHUNK_PIXELS // (height * width))
+
+
+def together(looks: Sequence[Look]) -> tuple[Tensor, Tensor | None]:
+    """Scores and chances of all images of one or more looks."""
+    chances = [look.chances for look in looks if look.chances is not None]
+    return torch.cat([look.scores for look in looks]), torch.cat(chances) if chances else None
 
 
 def load_model(choosing: Choosing) -> Model:

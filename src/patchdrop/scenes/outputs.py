@@ -33,7 +33,10 @@ from patchdrop.scenes.places import Places
 
 BATCH = 4096
 """Cells that are handed to the GeoPackage at once."""
-_COLUMNS = ("cell", "top", "left", "bottom", "right", "label", "probability", "patches")
+_COLUMNS = (
+    *("cell", "top", "left", "bottom", "right", "label", "probability", "patches"),
+    *("chance_now", "chance_after"),
+)
 
 
 class CellResult(NamedTuple):
@@ -44,6 +47,10 @@ class CellResult(NamedTuple):
     label: str | None
     probability: float
     patches: tuple[int, ...]
+    chance_now: float | None = None
+    """The policy's word for the chance that the label is right without HR, 0 to 1; None where it does not say."""
+    chance_after: float | None = None
+    """The same after the patches that were read."""
     low: NDArray[np.uint8] | None = None
     """LR, ``(C, h, w)``."""
 
@@ -126,7 +133,9 @@ class Csv:
 
     def add(self, found: CellResult) -> None:
         """One more row."""
-        self._table.writerow((found.cell, *found.box, found.label, f"{found.probability:.6f}", _joined(found.patches)))
+        decided = (found.label, f"{found.probability:.6f}", _joined(found.patches))
+        chances = ("" if chance is None else f"{chance:.6f}" for chance in (found.chance_now, found.chance_after))
+        self._table.writerow((found.cell, *found.box, *decided, *chances))
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Nothing is left to do."""
@@ -197,6 +206,8 @@ class GeoPackage:
             np.array([c.label for c in held], dtype=object),
             np.array([c.probability for c in held], dtype=np.float64),
             np.array([_joined(c.patches) for c in held], dtype=object),
+            np.array([c.chance_now for c in held], dtype=np.float64),  # None is NaN here, and no value in the file
+            np.array([c.chance_after for c in held], dtype=np.float64),
         ]
         try:
             with warnings.catch_warnings():
@@ -303,7 +314,8 @@ def _caption(summary: dict[str, Any], patches: int) -> list[str]:
 
 
 def _decided(found: CellResult) -> dict[str, Any]:
-    return {"label": found.label, "probability": found.probability, "patches": found.patches}
+    chances = {"chance_now": found.chance_now, "chance_after": found.chance_after}
+    return {"label": found.label, "probability": found.probability, "patches": found.patches, **chances}
 
 
 def _joined(patches: Sequence[int]) -> str:

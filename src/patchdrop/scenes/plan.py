@@ -8,20 +8,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.files import read_json, write_json, writing
 from patchdrop.read.tiles import Box
 from patchdrop.read.transport import is_url
 from patchdrop.scenes.at_once import SceneBar, at_once
 from patchdrop.scenes.bill import DISK, NETWORK, Link, Priced
+from patchdrop.scenes.chances import Expected, over_scenes
 from patchdrop.scenes.costs import bill_of, billed, check_price, cost_of_everything, seconds_of, total_of, with_total
 from patchdrop.scenes.listing import Source
 from patchdrop.scenes.model import Choosing, Model, load_model
 from patchdrop.scenes.outputs import Features
 from patchdrop.scenes.places import Places
-from patchdrop.scenes.walk import Failed, Reading, Scene, described, each_once, name_of, opened, seen_cells
+from patchdrop.scenes.walk import Failed, Reading, Scene, decide, described, each_once, name_of, opened, seen_cells
 from patchdrop.tariffs.tariff import Tariff, tariff_from
 
 
@@ -68,7 +67,8 @@ def plan(
 
     planned = at_once(one, each_once(sources), reading.jobs, failed, model.stop)
     how = {"choice": model.choice, "gap": reading.gap, "cell_metres": reading.cell_metres}
-    document = {"run": model.run, **model.identity, **how, "scenes": planned, "total": total_of(planned)}
+    total = {**total_of(planned), **over_scenes(planned)}
+    document = {"run": model.run, **model.identity, **how, "scenes": planned, "total": total}
     document |= billed(planned, terms.tariff)
     if planned:
         write_json(out / "plan.json", document)
@@ -84,15 +84,16 @@ def _plan_scene(
         check_price(scene, places, terms.tariff)
         priced: Any = type(scene.transport.ledger)()
         chosen: list[tuple[int, list[int]]] = []
+        expected = Expected()
         skipped = 0
         for group in scene.groups():
             cells, low = seen_cells(scene, group)
             skipped += len(group) - len(cells)
             if cells:
-                with torch.inference_mode():
-                    choice = model.predictor.choose(model.policy(low)).cpu()
-                scene.price(cells, choice, priced)
-                rows = [row.nonzero().flatten().tolist() for row in choice]
+                decided = decide(model, scene, low, model.predictor.choose)
+                scene.price(cells, decided.choice, priced)
+                expected.add(decided.chances)
+                rows = [row.nonzero().flatten().tolist() for row in decided.choice]
                 chosen += [(cell, patches) for cell, patches in zip(cells, rows, strict=True) if patches]
             bar.advance(len(group))
         spent = scene.transport.ledger
@@ -114,6 +115,7 @@ def _plan_scene(
             **described(scene, places),
             "skipped": skipped,
             "patches": sum(len(patches) for _, patches in chosen),
+            **expected.to_json(),
             "areas": areas.name,
             "planning": spent.to_json(),
             "execution": execution,

@@ -7,9 +7,7 @@ from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from patchdrop.errors import DataError, RunError, UsageError
@@ -19,6 +17,7 @@ from patchdrop.read.tiles import Box
 from patchdrop.read.transport import LocalFile, is_url, public_name
 from patchdrop.scenes.at_once import SceneBar, at_once
 from patchdrop.scenes.bill import total_bill
+from patchdrop.scenes.chances import Expected, over_scenes
 from patchdrop.scenes.costs import bill_of, billed, check_price, cost_of_everything, mapping, total_of
 from patchdrop.scenes.formats import DEFAULT, Format
 from patchdrop.scenes.listing import Source
@@ -26,7 +25,20 @@ from patchdrop.scenes.model import Choosing, Model, load_model
 from patchdrop.scenes.outputs import CellResult, check_formats, file_name, outputs
 from patchdrop.scenes.places import Places
 from patchdrop.scenes.plan import Planned, digest, read_plan
-from patchdrop.scenes.walk import Failed, Reading, Scene, described, each_once, name_of, one_ahead, opened, seen_cells
+from patchdrop.scenes.walk import (
+    Decided,
+    Failed,
+    Reading,
+    Scene,
+    decide,
+    described,
+    each_once,
+    name_of,
+    one_ahead,
+    opened,
+    seen_cells,
+)
+from patchdrop.serve.predictor import Chances
 from patchdrop.talk import say
 from patchdrop.tariffs.tariff import Tariff
 
@@ -88,7 +100,8 @@ def predict(
         return _predict_scene(work, source, planned.scenes[name], bar)
 
     finished = at_once(one, each_once(sources), reading.jobs, failed, model.stop)
-    document = {"run": model.run, **model.identity, "scenes": finished, "total": total_of(finished)}
+    total = {**total_of(finished), **over_scenes(finished)}
+    document = {"run": model.run, **model.identity, "scenes": finished, "total": total}
     return document | billed(finished, tariff)
 
 
@@ -126,14 +139,16 @@ def _predict_scene(work: _Work, source: Source, planned: Planned | None, bar: Sc
         bar.begin(scene.cells)
         writers = stack.enter_context(outputs(formats, path, scene, places, model.predictor.config.classes))
         counts: dict[str, int] = {}
+        expected = Expected()
         boxes: list[Box] = []
-        for decided in one_ahead(_decide(model, scene, group, planned) for group in scene.groups()):
-            for found in _classify(model, scene, decided):
+        for asked in one_ahead(_ask(model, scene, group, planned) for group in scene.groups()):
+            for found in _classify(model, scene, asked):
                 boxes.extend(scene.patch_box(found.cell, patch) for patch in found.patches)
                 counts[found.label or ""] = counts.get(found.label or "", 0) + 1
                 for writer in writers:
                     writer.add(found)
-            bar.advance(len(decided.group))
+            expected.add(asked.chances)
+            bar.advance(len(asked.group))
         owed, _ = bill_of(scene, places, boxes, scene.transport.ledger.total._asdict(), work.tariff)
         summary = {
             **key,
@@ -141,6 +156,7 @@ def _predict_scene(work: _Work, source: Source, planned: Planned | None, bar: Sc
             "gap": work.reading.gap,
             "skipped": counts.pop("", 0),
             "patches": len(boxes),
+            **expected.to_json(),
             "classes": counts,
             "files": {kind: file_name(path.name, kind) for kind in formats},
             "execution": scene.transport.ledger.to_json(),
@@ -156,7 +172,7 @@ def _predict_scene(work: _Work, source: Source, planned: Planned | None, bar: Sc
     return summary
 
 
-class _Decided(NamedTuple):
+class _Asked(NamedTuple):
     """A group whose patches are chosen and asked for."""
 
     group: range
@@ -164,36 +180,49 @@ class _Decided(NamedTuple):
     """Those that hold more than nodata."""
     low: Tensor
     """Their LR."""
-    choice: Tensor
-    """Their patches."""
+    decided: Decided | None
+    """None where there is no such cell."""
+
+    @property
+    def chances(self) -> list[Chances]:
+        """Of the cells."""
+        return [] if self.decided is None else self.decided.chances
 
 
-def _decide(model: Model, scene: Scene, group: range, planned: Planned | None) -> _Decided:
+def _ask(model: Model, scene: Scene, group: range, planned: Planned | None) -> _Asked:
     cells, low = seen_cells(scene, group)
     if not cells:
-        return _Decided(group, cells, low, torch.zeros(0, scene.shape.grid.patches, dtype=torch.bool))
+        return _Asked(group, cells, low, None)
     choose = model.predictor.choose if planned is None else _as_planned(cells, planned.chosen)
-    with torch.inference_mode():
-        choice = choose(model.policy(low))
-    scene.ask(cells, choice)
-    return _Decided(group, cells, low, choice)
+    decided = decide(model, scene, low, choose)
+    scene.ask(cells, decided.choice)
+    return _Asked(group, cells, low, decided)
 
 
-def _classify(model: Model, scene: Scene, decided: _Decided) -> Iterator[CellResult]:
-    group, cells, low, choice = decided
-    found: dict[int, tuple[str, float, tuple[int, ...], NDArray[np.uint8]]] = {}
-    if cells:
+def _classify(model: Model, scene: Scene, asked: _Asked) -> Iterator[CellResult]:
+    group, cells, low, decided = asked
+    found: dict[int, CellResult] = {}
+    if decided is not None:
         with torch.inference_mode():
-            parts = scene.in_parts(len(cells))
-            logits = [model.classify(scene.reader(cells[part])(choice[part]), low[part]) for part in parts]
+            logits = [
+                look.classify(scene.reader(cells[part])(decided.choice[part]), low[part])
+                for part, look in decided.parts
+            ]
         best = torch.cat(logits).float().softmax(1).max(1)
         names = model.predictor.config.classes
-        for cell, value, index, row, seen in zip(
-            cells, best.values.tolist(), best.indices.tolist(), choice, low.numpy(), strict=True
-        ):
-            found[cell] = names[index], value, tuple(row.nonzero().flatten().tolist()), seen
+        for i, cell in enumerate(cells):
+            found[cell] = CellResult(
+                cell,
+                scene.cell_box(cell),
+                names[int(best.indices[i])],
+                float(best.values[i]),
+                tuple(decided.choice[i].nonzero().flatten().tolist()),
+                decided.chances[i].now,
+                decided.chances[i].after,
+                low[i].numpy(),
+            )
     for cell in group:
-        yield CellResult(cell, scene.cell_box(cell), *found.get(cell, (None, 0.0, ())))
+        yield found.get(cell) or CellResult(cell, scene.cell_box(cell), None, 0.0, ())
 
 
 def _as_planned(cells: Sequence[int], chosen: dict[int, list[int]]) -> Choose:
@@ -240,6 +269,7 @@ def _summary(path: Path) -> dict[str, Any]:
         found = read_json(path)
         whole = isinstance(found["files"], dict) and isinstance(found["version"], str)
         total_of([found])
+        over_scenes([found])
         total_bill([found["bill"]])
     except (RunError, KeyError, TypeError, AttributeError):
         whole = False

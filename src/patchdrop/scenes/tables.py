@@ -54,9 +54,13 @@ def scenes_table(document: dict[str, Any]) -> RenderableType:
     table = Table("scene", title=f"stage {document['stage']} of {escape(document['run'])}", title_justify="left")
     for name in ("cells", "nodata", "patches", "requests", "bytes", "everything: requests", "bytes", "share %"):
         table.add_column(name, justify="right")
+    said = expected(document["total"])
+    if said:
+        table.add_column("right %", justify="right")
     for scene in document["scenes"]:
         counts = [f"{scene[name]:,}" for name in ("cells", "skipped", "patches")]
-        table.add_row(escape(scene["scene"]), *counts, *_costs(scene["execution"]["total"], scene["everything"]))
+        costs = _costs(scene["execution"]["total"], scene["everything"])
+        table.add_row(escape(scene["scene"]), *counts, *costs, *([_chances(scene)] if said else []))
     if len(document["scenes"]) > 1:
         total = document["total"]
         counts = [f"{total[name]:,}" for name in ("cells", "skipped", "patches")]
@@ -67,10 +71,26 @@ def scenes_table(document: dict[str, Any]) -> RenderableType:
                 table.add_row(word, *counts, *_costs(total, everything, unit))
                 counts = [""] * 3
     slides = any("pixels" in scene["everything"] for scene in document["scenes"])
-    return Group(table, *([SLIDES] * slides), _bill_table(document))
+    return Group(table, *([said] if said else []), *([SLIDES] * slides), _bill_table(document))
 
 
 SLIDES = "Slides are read by OpenSlide: regions and pixels (px) are counted, bytes cannot be."
+
+
+def expected(total: dict[str, Any]) -> str:
+    """How often the policy expects to be right; empty where it does not say."""
+    now, after, everything = (total.get(name) for name in ("chance_now", "chance_after", "chance_all"))
+    if now is None or everything is None:
+        return ""
+    read = "" if after is None else f", on {100 * after:.0f} % after reading what was chosen"
+    after_all = f", on {100 * everything:.0f} % after reading everything"
+    return f"Right, by the policy's own word, on {100 * now:.0f} % of cells now{read}{after_all}."
+
+
+def _chances(scene: dict[str, Any]) -> str:
+    """Now and after what was chosen; ``?`` where the policy does not say, as of a scene without data."""
+    values = (scene.get(name) for name in ("chance_now", "chance_after"))
+    return " → ".join("?" if value is None else f"{100 * value:.0f}" for value in values)
 
 
 def _costs(cost: dict[str, int], everything: dict[str, int], unit: str = "") -> list[str]:

@@ -16,9 +16,12 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
+from patchdrop.episode import Look
 from patchdrop.errors import DataError, UsageError
+from patchdrop.policy.choice import Choose
 from patchdrop.read.opening import open_transport
 from patchdrop.read.pairs import LowScene
 from patchdrop.read.remote import IN_FLIGHT, LIMIT
@@ -28,8 +31,9 @@ from patchdrop.read.tiled import TiledScene
 from patchdrop.read.transport import Transport, is_url, public_name
 from patchdrop.scenes.flags import SceneFlags
 from patchdrop.scenes.listing import Source
-from patchdrop.scenes.model import Model
+from patchdrop.scenes.model import Model, together
 from patchdrop.scenes.places import Places
+from patchdrop.serve.predictor import Chances, chances_of
 
 Failed = Callable[[str], None]
 """Takes the reason of a scene that fails; the others go on."""
@@ -122,6 +126,30 @@ def seen_cells(scene: Scene, group: range) -> tuple[list[int], Tensor]:
     """The cells that hold more than nodata, and their LR."""
     look = scene.look(group)
     return [cell for cell, seen in zip(group, look.seen.tolist(), strict=True) if seen], look.low[look.seen]
+
+
+class Decided(NamedTuple):
+    """What was made of some cells, and which of their patches are to be read."""
+
+    parts: list[tuple[slice, Look]]
+    """Positions of the cells whose pixels are held at a time, and what was made of their LR."""
+    choice: Tensor
+    """``(B, P)`` bool."""
+    chances: list[Chances]
+    """Of being right on each cell."""
+
+
+def decide(model: Model, scene: Scene, low: Tensor, choose: Choose) -> Decided:
+    """Look at the LR ``(B, C, h, w)`` of one or more cells, and choose.
+
+    Part by part, so that a part's classifier has what was seen of its cells; a plan too, whose logits are then those of
+    its execution to the bit.
+    """
+    with torch.inference_mode():
+        parts = [(part, model.look(low[part])) for part in scene.in_parts(len(low))]
+        scores, chances = together([look for _, look in parts])
+        choice = choose(scores)
+        return Decided(parts, choice.cpu(), chances_of(scores, chances, choice))
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:

@@ -10,9 +10,11 @@ Example::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +30,7 @@ from patchdrop.evaluation.dial import policy_stage
 from patchdrop.grid import Grid
 from patchdrop.packed import scatter
 from patchdrop.policy.choice import Choose, greedy
+from patchdrop.policy.ranking import forecast
 from patchdrop.read.image_file import ImageFiles, at_once
 from patchdrop.read.images import read_image
 from patchdrop.report.gallery import GalleryItem
@@ -46,6 +49,12 @@ class Prediction:
     """Numbers of the HR patches read, row-major from 0."""
     hr_fraction: float
     """Share of the HR patches read, 0..1."""
+    chance_now: float | None = None
+    """The policy's word for the chance that the label is right without HR, 0..1; None where the policy does not say."""
+    chance_after: float | None = None
+    """The same after the patches that were read; None too where these are not the first of the policy's ranking."""
+    chance_all: float | None = None
+    """The same after all patches."""
 
 
 class Predictor:
@@ -158,6 +167,7 @@ class Predictor:
     def _predictions(self, files: ImageFiles, episode: Episode) -> list[Prediction]:
         probabilities = episode.logits.softmax(1)
         best = probabilities.max(1)
+        chances = chances_of(episode.scores, episode.chances, episode.choice)
         return [
             Prediction(
                 str(path),
@@ -165,9 +175,26 @@ class Predictor:
                 float(best.values[i]),
                 tuple(episode.choice[i].nonzero().flatten().tolist()),
                 float(episode.choice[i].float().mean()),
+                *chances[i],
             )
             for i, path in enumerate(files.paths)
         ]
+
+
+class Chances(NamedTuple):
+    """`Prediction.chance_now`, `Prediction.chance_after` and `Prediction.chance_all` of an image."""
+
+    now: float | None = None
+    after: float | None = None
+    everything: float | None = None
+
+
+def chances_of(scores: Tensor, chances: Tensor | None, choice: Tensor) -> list[Chances]:
+    """The chances of each image of a batch; see `forecast` for the arguments."""
+    if chances is None:
+        return [Chances()] * len(choice)
+    said = zip(*(chance.tolist() for chance in forecast(scores, chances, choice)), strict=True)
+    return [Chances(now, None if math.isnan(after) else after, everything) for now, after, everything in said]
 
 
 def gallery_items(

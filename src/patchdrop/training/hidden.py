@@ -12,10 +12,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from patchdrop.classify.masked_cnn import MaskedCNN
 from patchdrop.data.sets import Batch, Split
+from patchdrop.episode import PatchDrop
 from patchdrop.policy.choice import sampled
 from patchdrop.read.source import from_memory
 from patchdrop.settings import TrainSettings
@@ -85,14 +86,14 @@ def _span(n: int, length: int) -> Tensor:
     return (places >= start) & (places < start + length // 2)
 
 
-def policy_masks(policy: nn.Module) -> Hide:
-    """Leave the patches that a trained policy samples; it is frozen and in evaluation mode from here on."""
-    policy.eval()
-    freeze(policy, True)
+def policy_masks(model: PatchDrop) -> Hide:
+    """Leave the patches that a trained policy samples; its model is frozen and in evaluation mode from here on."""
+    model.eval()
+    freeze(model, True)
 
     def hide(views: Views, patches: int) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            left = sampled(policy(views.low))
+            left = sampled(model.look(views.low).scores)
         return views.high, left | ~left.any(1, keepdim=True)
 
     return hide

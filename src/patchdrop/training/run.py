@@ -31,6 +31,7 @@ from patchdrop.training.ranking_stages import RankingTask
 from patchdrop.training.settling import (
     References,
     best_of,
+    give_way,
     goal_of,
     read_nothing,
     references,
@@ -133,20 +134,24 @@ def train_ranking(
     """
     folder = run.stage(task.stage)
     tries = Attempts(folder)
+    last = task.stage == active_stages(settings)[-1]
     while not settled(tries.finished()):
         number = len(tries.finished())
         tried = settings if number == 0 else retried(settings, number)
         again = task if number == 0 else start(tried)
         assert isinstance(again, RankingTask)
         outcome = train_to_end(again, run, tried, advance, stop)
-        said = settle(again.model, config, judged, goal_of(settings, task.stage == active_stages(settings)[-1]), settings.seed, judged.device)
+        said = settle(again.model, config, judged, goal_of(settings, last), settings.seed, judged.device)
         tries.add(again.model, {**outcome, **said})
         clear_state(folder)
     records = tries.finished()
     best = best_of(records)
     tries.restore(best, task.model)
     kept = {name: value for name, value in records[best].items() if name != "sha256"}
-    run.finish(task.stage, task.model, config, {**kept, "tries": [record["verdict"] for record in records]})
+    model: nn.Module = task.model
+    if last and kept["verdict"]["kind"] == "loses":
+        model, config = give_way(task.model, config, kept, judged, _earlier(run, "hr", task.stage))
+    run.finish(task.stage, model, config, {**kept, "tries": [record["verdict"] for record in records]})
     tries.clear()
 
 

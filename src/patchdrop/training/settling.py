@@ -12,21 +12,36 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from patchdrop.data.sets import Split
 from patchdrop.evaluation.outcome import Outcome, outcome_of
 from patchdrop.evaluation.settle import Goal, find_price, hear, set_outlook_right
-from patchdrop.evaluation.strategies import Stand, chosen_on, controls, from_low_alone, random_places
-from patchdrop.evaluation.verdict import EVERYTHING, NOTHING, PLACES, Played, low_is_enough, verdict
+from patchdrop.evaluation.strategies import (
+    ACTIVATION,
+    FIXED,
+    Plain,
+    Stand,
+    chosen_on,
+    controls,
+    from_low_alone,
+    random_places,
+)
+from patchdrop.evaluation.verdict import CASCADE, EVERYTHING, NOTHING, PLACES, Played, low_is_enough, verdict
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig
-from patchdrop.one_look import Advised
+from patchdrop.models import ModelConfig, copy_matching
+from patchdrop.one_look import Advised, Ruled, SharedLook
+from patchdrop.policy.budget import cut_for_mean
 from patchdrop.policy.choice import greedy
+from patchdrop.policy.network import doubts
+from patchdrop.policy.rules import RULES, Rule
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import TrainSettings
 from patchdrop.training.loop import derived_seed
 
 TRIES = 3
+CERTAIN = 30.0
+"""Logarithm of a price that no patch is worth; with the other sign every patch is."""
 MISTAKE = 10.0
 """What a wrong answer costs, in prices of all of an image's HR, before the last stage."""
 JUDGED = 2500
@@ -141,3 +156,35 @@ def settle(
 def played(outcome: Outcome) -> Played:
     """Right or wrong, and how many patches, of each image."""
     return Played(outcome.right, outcome.choice.sum(1))
+
+
+def give_way(
+    model: Advised, config: ModelConfig, record: Mapping[str, Any], found: References, high_cnn: nn.Module
+) -> tuple[SharedLook, ModelConfig]:
+    """What a run predicts with where its policy lost: the plain strategy that beat it.
+
+    Args:
+        record: what `settle` said; its verdict names the strategy.
+        high_cnn: HR-CNN, which decides where whole images are read.
+
+    Returns:
+        The model, on the device of the one given, and its description.
+    """
+    better = record["verdict"]["better"]
+    if better in (CASCADE, EVERYTHING):
+        copy_matching(high_cnn, model.classifier.high)
+    if better in (NOTHING, EVERYTHING):
+        model.policy.log_price.fill_(CERTAIN if better == NOTHING else -CERTAIN)
+        return model, config
+    mean_patches = float(record["verdict"]["mean_patches"])
+    plain = Plain.from_json(record["plain"])
+    patches = len(plain.fixed)
+    # What beats a policy by reading at random has shown that places do not matter.
+    rule = Rule(better if better in RULES else FIXED, patches)
+    each = {CASCADE: patches, ACTIVATION: plain.each}.get(rule.name, round(mean_patches))
+    rule.each.fill_(each)
+    rule.places[torch.tensor(plain.fixed)] = torch.arange(patches, 0, -1, dtype=torch.float32)
+    if rule.asks_when:
+        rule.cut.fill_(cut_for_mean(doubts(found.low.logits.float()), min(1.0, mean_patches / each)))
+    ruled = Ruled(rule.to(found.device), model.classifier)
+    return ruled.eval(), replace(config, policy=rule.name)
