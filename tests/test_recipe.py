@@ -26,7 +26,10 @@ def epochs(settings: TrainSettings) -> dict[str, int]:
     ("high", "network"),
     [
         ("32", "resnet8-w48-d"),
-        ("95", "resnet8-w48-d"),
+        ("47", "resnet8-w48-d"),
+        ("48", "resnet8-w40-d"),
+        ("32x48", "resnet8-w40-d"),
+        ("95", "resnet8-w40-d"),
         ("96", "resnet10-w32-d"),
         ("64x96", "resnet10-w32-d"),
         ("224", "resnet10-w32-d"),

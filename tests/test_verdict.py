@@ -150,7 +150,8 @@ def test_a_policy_loses_to_the_plain_strategy_that_is_worth_more_and_is_told_wha
 ) -> None:
     said = judged(played(360, 4), {**others(), name: rival}, price=0.05)
     assert (said["kind"], said["better"]) == ("loses", name)
-    start = f"{name[0].upper()}{name[1:]} is better than the policy here: right on {theirs}, while "
+    named = f"Reading {name}" if name in (NOTHING, EVERYTHING) else name.capitalize()
+    start = f"{named} is better than the policy here: right on {theirs}, while "
     assert said["sentence"].startswith(start + "the policy is right on 90.0 % with 25 % of HR. ")
     assert advice in said["sentence"]
 
@@ -176,6 +177,14 @@ def test_where_random_places_do_as_well_certainty_is_to_be_followed() -> None:
     )
     assert mcnemar(played(360, 4).right, played(354, 4).right) < 0.05
     assert judged(played(360, 4), others(random_places=played(354, 4)))["kind"] == "policy"
+
+
+def test_a_policy_that_random_places_beat_does_not_pay_even_where_it_does_not_lose_yet() -> None:
+    """Six images more of 400 are sure by McNemar's test, and not among nine strategies."""
+    said = judged(played(360, 4), others(random_places=played(366, 4)))
+    assert said["plain"][PLACES]["p_value"] < 0.05
+    assert said["plain"][PLACES]["surplus"] < SURE
+    assert said["kind"] == "certainty"
 
 
 # --- chance

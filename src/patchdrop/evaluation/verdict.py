@@ -145,7 +145,8 @@ def _kind(ours: Played, plain: Mapping[str, Played], better: str | None, patches
         return "everything"
     if better is not None:
         return "loses"
-    if mcnemar(ours.right, plain[PLACES].right) > 0.05:
+    places = plain[PLACES]
+    if ours.accuracy <= places.accuracy or mcnemar(ours.right, places.right) > 0.05:
         return "certainty"
     return "policy"
 
