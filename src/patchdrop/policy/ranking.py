@@ -31,7 +31,8 @@ REACH = 8.0
 """Log odds that all patches add in an untrained outlook, times ``softplus(0)``."""
 BELIEF = 4.0
 """Images' worth of belief in an outlook as it was trained."""
-LEAST_SLOPE = 1e-9
+LEAST_SLOPE = 1e-8
+"""Above the lowest price that there is, e^-20, so that even a single patch that brings nothing is read at that one."""
 TIE = 1e-5
 """Between two neighbours of the ranking with equal slopes, so that no threshold parts them against their order."""
 

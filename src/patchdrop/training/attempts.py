@@ -10,6 +10,7 @@ from torch import nn
 from patchdrop.errors import RunError
 from patchdrop.files import read_json, read_tensors, write_json, write_tensors
 from patchdrop.models import fill_weights
+from patchdrop.training.loop import clear_state
 
 
 class Attempts:
@@ -33,9 +34,13 @@ class Attempts:
         return found
 
     def add(self, model: nn.Module, record: dict[str, Any]) -> None:
-        """Keep a trained model and what is to be said of it."""
+        """Keep a trained model and what is to be said of it; its training state goes.
+
+        Before the record is written, because the next try would take that state for its own.
+        """
         number = len(self.finished())
         digest = write_tensors(self.folder / f"try-{number}.safetensors", model.state_dict())
+        clear_state(self.folder)
         write_json(self.folder / f"try-{number}.json", {**record, "sha256": digest})
 
     def restore(self, number: int, model: nn.Module) -> None:

@@ -7,6 +7,8 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import torch
@@ -83,10 +85,22 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
     device = device_of(settings)
     found = statistics(data.splits["fit"], settings.low_size)
     config = ModelConfig.of(settings, data.classes)
-    judged: References | None = None
+
+    @cache
+    def judged() -> References:
+        return references(run, config, data.splits["val"], device)
+
+    def low_is_enough() -> bool:
+        return not settings.insist and judged().low_is_enough(settings.tolerance)
+
     for stage in active_stages(settings):
         if run.done(stage):
             clear_state(run.stage(stage))
+            Attempts(run.stage(stage)).clear()
+            continue
+        before_ranking = settings.policy == "ranking" and "pt" in active_stages(settings)
+        if stage == "patches" and before_ranking and run.done("lr") and run.done("hr") and low_is_enough():
+            settings = replace(settings, epochs_patches=0)  # a policy that reads nothing needs no classifier of patches
             continue
 
         def earlier(name: str) -> nn.Module:
@@ -103,12 +117,11 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
         if not isinstance(task := start(settings), RankingTask):
             train_stage(task, run, config, settings, more, stop)
             continue
-        if judged is None:
-            judged = references(run, config, data.splits["val"], device)
-        if stage == "pt" and not settings.insist and judged.low_is_enough(settings.tolerance):
-            read_nothing(task.model, run, config, judged, settings, device)
+        if low_is_enough():
+            if stage == "pt":
+                read_nothing(task.model, run, config, judged(), settings, device)
             return
-        train_ranking(task, start, run, config, settings, judged, more, stop)
+        train_ranking(task, start, run, config, settings, judged(), more, stop)
     if stop():
         raise Interrupted(stop())
 
@@ -134,7 +147,7 @@ def train_ranking(
     """
     folder = run.stage(task.stage)
     tries = Attempts(folder)
-    last = task.stage == active_stages(settings)[-1]
+    last = task.stage == [stage for stage in STAGES if getattr(settings, f"epochs_{stage}") > 0][-1]
     while not settled(tries.finished()):
         number = len(tries.finished())
         tried = settings if number == 0 else retried(settings, number)
@@ -143,7 +156,6 @@ def train_ranking(
         outcome = train_to_end(again, run, tried, advance, stop)
         said = settle(again.model, config, judged, goal_of(settings, last), settings.seed, judged.device)
         tries.add(again.model, {**outcome, **said})
-        clear_state(folder)
     records = tries.finished()
     best = best_of(records)
     tries.restore(best, task.model)
