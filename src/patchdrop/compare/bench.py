@@ -108,7 +108,8 @@ class Bench:
             return self.options.patches
         if self.planned and not self.run.done(stage):
             return self.settings.target_patches or self.grid.patches / 2
-        figures = self.run.stage_config(stage)["figures"]
+        config = self.run.stage_config(stage)
+        figures = config.get("verdict", config["figures"])  # a ranking's budget in validation is not what it reads
         if "mean_patches" not in figures:
             raise RunError(f"{self.run}: stage {stage} does not say how many patches it reads; train it again")
         return float(figures["mean_patches"])

@@ -31,6 +31,7 @@ from patchdrop.training.ranking_stages import RankingTask
 from patchdrop.training.settling import (
     References,
     best_of,
+    gave_up,
     goal_of,
     read_nothing,
     references,
@@ -86,6 +87,8 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
     for stage in active_stages(settings):
         if run.done(stage):
             clear_state(run.stage(stage))
+            if stage == "pt" and not settings.insist and gave_up(run):
+                return
             continue
 
         def earlier(name: str) -> nn.Module:
@@ -139,7 +142,8 @@ def train_ranking(
         again = task if number == 0 else start(tried)
         assert isinstance(again, RankingTask)
         outcome = train_to_end(again, run, tried, advance, stop)
-        said = settle(again.model, config, judged, goal_of(settings, task.stage == active_stages(settings)[-1]), settings.seed, judged.device)
+        goal = goal_of(settings, last=task.stage == active_stages(settings)[-1])
+        said = settle(again.model, config, judged, goal, settings.seed, judged.device)
         tries.add(again.model, {**outcome, **said})
         clear_state(folder)
     records = tries.finished()

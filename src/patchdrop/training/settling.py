@@ -104,6 +104,11 @@ def read_nothing(
     run.finish("pt", model, config, {"figures": {"mean_patches": 0.0}, "seconds": 0.0, **said, "tries": []})
 
 
+def gave_up(run: RunFolder) -> bool:
+    """Whether Pt was finished without training, by `read_nothing`."""
+    return run.done("pt") and run.stage_config("pt").get("tries") == []
+
+
 def settle(
     model: Advised,
     config: ModelConfig,
