@@ -45,7 +45,7 @@ def main(folder: str, stage: str | None, threads: int, rounds: int, as_json: boo
     rows = []
     for count in (c for c in PATCHES if c <= grid.patches):
         choose = partial(at_most, budget=count, cut=ALL)
-        onnx_way = partial(play, runtime.policy, choose, read, runtime.classify, low)
+        onnx_way = partial(play, runtime.look, choose, read, low)
         rows.append({"patches": count, **timed(partial(model, low, choose, read), onnx_way, rounds)})
     document: dict[str, Any] = {"stage": stage, "classifier": config.classifier, "threads": threads, "rounds": rounds}
     document |= {"rows": rows, "provenance": provenance(run.settings().seed)}

@@ -21,13 +21,14 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchdrop.data.load import load
+from patchdrop.commands.shared import completed, with_augmentations
+from patchdrop.data.load import Data
 from patchdrop.data.load import statistics as channel_statistics
 from patchdrop.models import ModelConfig, build_stage
 from patchdrop.policy.choice import keep_all
 from patchdrop.provenance import machine, provenance
 from patchdrop.read.source import from_memory
-from patchdrop.settings import from_mapping, read_profile
+from patchdrop.settings import TrainSettings, from_mapping, read_profile
 from patchdrop.talk import errors_told
 from patchdrop.training.batches import training_views
 from patchdrop.training.loop import make_optimizer, train_step
@@ -38,8 +39,9 @@ ROUNDS = 15
 
 def main(profile: str, as_json: bool) -> None:
     """Print a line for each estimator."""
-    base = from_mapping(read_profile(profile), profile)
-    found = {name: measure(replace(base, estimator=name)) for name in ("straight-through", "self-critical", "rloo")}
+    base, data, _ = completed(replace(from_mapping(read_profile(profile), profile), policy="bernoulli"))
+    base = with_augmentations(base, data)
+    found = {name: measure(replace(base, estimator=name), data) for name in ("straight-through", "self-critical", "rloo")}
     if as_json:
         where = {"threads": torch.get_num_threads(), "profile": profile, "provenance": provenance(base.seed)}
         print(json.dumps({**where, "estimators": found}, indent=1))
@@ -49,10 +51,9 @@ def main(profile: str, as_json: bool) -> None:
         print(name, ", ".join(f"{key} {value:.3g}" for key, value in row.items()))
 
 
-def measure(settings: Any) -> dict[str, float]:
+def measure(settings: TrainSettings, data: Data) -> dict[str, float]:
     """FLOPs and median milliseconds."""
     device = torch.device("cpu")
-    data = load(settings, lambda done, total: None)
     config = ModelConfig.of(settings, data.classes)
     model = build_stage("pt", config, channel_statistics(data.splits["fit"], settings.low_size, 64))
     model = model.to(memory_format=torch.channels_last)

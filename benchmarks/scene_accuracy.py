@@ -24,7 +24,7 @@ from rasterio.transform import from_origin
 
 from patchdrop.data.load import Data, load
 from patchdrop.data.sets import low_of
-from patchdrop.episode import PatchDrop, play
+from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.metrics import wilson
 from patchdrop.files import write_json
 from patchdrop.grid import Grid
@@ -98,7 +98,7 @@ def plain_labels(run: RunFolder, stage: str, data: Data, settings: TrainSettings
     with torch.inference_mode():
         for batch in data.splits["test"].in_order(settings.batch):
             low = low_of(batch, config.low_size)
-            found = play(model.policy, greedy, from_memory(batch.high, Grid.parse(config.grid)), model.classifier, low)
+            found = model(low, greedy, from_memory(batch.high, Grid.parse(config.grid)))
             labels += found.logits.argmax(1).tolist()
     return labels
 

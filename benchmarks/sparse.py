@@ -33,7 +33,8 @@ from patchdrop.packed import gather
 from patchdrop.policy.budget import ALL, at_most
 from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
-from patchdrop.settings import from_mapping, read_profile
+from patchdrop.recipe import with_networks
+from patchdrop.settings import from_mapping, read_profile, to_mapping
 from patchdrop.talk import errors_told
 from patchdrop.timing import PLAIN, Way, measure, straight_lines
 from patchdrop.training.run import device_of
@@ -58,7 +59,7 @@ PAPER = {
 def main() -> None:
     """Print the tables, or one JSON document."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("profile", nargs="?", default="aid150")
+    parser.add_argument("profile", nargs="?", default="canvas-cpu")
     parser.add_argument("--paper", action="store_true")
     parser.add_argument("--classifiers", nargs="+", default=list(NAMES), choices=NAMES)
     parser.add_argument("--vit", help="network of vit; by default vit6-w192-p8, or vit12-w384-p14 with --paper")
@@ -72,7 +73,7 @@ def main() -> None:
     if min(*arguments.batch, arguments.rounds) < 1:
         parser.error("--batch and --rounds are at least 1")
     torch.set_num_threads(1)
-    profile = PAPER if arguments.paper else read_profile(arguments.profile)
+    profile = completed(PAPER if arguments.paper else read_profile(arguments.profile))
     vit = arguments.vit or ("vit12-w384-p14" if arguments.paper else "vit6-w192-p8")
     rows: list[dict[str, Any]] = []
     device = device_of(from_mapping({"device": arguments.device}, "--device"))
@@ -95,6 +96,11 @@ def main() -> None:
         "provenance": provenance(0),
     }
     print(json.dumps(found) if arguments.json else table(found))
+
+
+def completed(profile: dict[str, Any]) -> dict[str, Any]:
+    """A profile's settings with the networks that it leaves open."""
+    return to_mapping(with_networks(from_mapping(profile, "profile")))
 
 
 def pixels(profile: dict[str, Any], images: int) -> tuple[Tensor, Tensor]:
@@ -122,7 +128,7 @@ def ways_of(
     name: str, profile: dict[str, Any], vit: str, images: int, device: torch.device, counts: Tensor | None
 ) -> list[Way]:
     """The plain HR network of the profile, and the episodes of one classifier."""
-    fill = "mean" if name == "bagnet" else profile.get("fill", "mean")
+    fill = "mean" if name == "bagnet" else profile["fill"]
     network = vit if name == "vit" else profile["hr_network"]
     settings = from_mapping({**profile, "classifier": name, "hr_network": network, "fill": fill}, "profile")
     config = ModelConfig.of(settings, [str(i) for i in range(CLASSES)])

@@ -17,6 +17,7 @@ from typing import Any
 import patchdrop
 from patchdrop.files import write_json
 from patchdrop.provenance import provenance
+from patchdrop.runfolder import RunFolder
 from patchdrop.settings import TrainSettings, from_mapping, read_profile, to_yaml
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -28,11 +29,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def main(out: Path) -> None:
     """Classifiers once, then Pt, Ft-1 and Ft-2 with each variant."""
-    base = from_mapping(read_profile("demo"), "demo")
+    base = replace(from_mapping(read_profile("demo"), "demo"), policy="bernoulli")
     rows = []
     with tempfile.TemporaryDirectory() as scratch:
         first = Path(scratch) / "classifiers"
         patchdrop.train(replace(base, stages=("lr", "hr", "patches")), first)
+        base = RunFolder(first).settings()  # with what the profile leaves open
         for name, changes in VARIANTS.items():
             document = _run(first, Path(scratch) / "variant", replace(base, **changes))
             for row in document["rows"]:

@@ -21,6 +21,7 @@ from PIL import Image
 import patchdrop
 from patchdrop.cli import app, main
 from patchdrop.errors import CollapsedPolicyWarning, PatchDropError, RunError, UsageError
+from patchdrop.recipe import with_schedule
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TrainSettings, from_mapping, to_mapping
 from patchdrop.talk import as_line, errors_told, warnings_told
@@ -108,7 +109,7 @@ def picture(data: Path, index: int = 0) -> Path:
         (["trian", "--out", "x"], ["trian", "train"]),
         (["evaluate"], ["run"]),
         (["predict", "x"], ["images"]),
-        (["train", "--out", "x", "--batch", "0"], ["batch: 0 is out of range"]),
+        (["train", "--out", "x", "--batch", "-1"], ["batch: -1 is out of range"]),
         (["train", "--out", "x", "--batch", "many"], ["--batch", "many"]),
         (["train", "--out", "x", "--sigma", "-1"], ["sigma: -1.0 is out of range"]),
         (["train", "--out", "x", "--sigma", "nan"], ["sigma: nan is out of range"]),
@@ -158,7 +159,7 @@ def test_a_wrong_flag_or_value_is_named_and_exits_with_2(
         ("fusion: shared", ["fusion: 'shared' is not one of share, learned", "'share'"]),
         ("augment: [flip, spin]", ["augment: 'spin' is not one of"]),
         ("stages: [lr, ft3]", ["stages: 'ft3' is not one of"]),
-        ("batch: 0", ["batch: 0 is out of range"]),
+        ("batch: -1", ["batch: -1 is out of range"]),
         ("- epochs_hr", ["must hold `setting: value` lines"]),
         ("epochs_hr: [", ["is not YAML"]),
         ("a: !!python/object/apply:os.getcwd []", ["is not YAML"]),
@@ -197,7 +198,7 @@ def test_flags_win_over_the_settings_file_and_the_file_over_defaults(run: Run, d
     assert (plan["grid"], plan["high"], plan["low"]) == ("2x3", [16, 16], [8, 8])
     assert plan["stages"]["lr"]["epochs"] == 5
     assert plan["stages"]["hr"]["epochs"] == 2
-    assert plan["stages"]["pt"]["epochs"] == TrainSettings().epochs_pt
+    assert plan["stages"]["pt"]["epochs"] == with_schedule(TrainSettings(), plan["data"]["images"]["fit"]).epochs_pt
 
 
 def test_a_dry_run_states_the_plan_and_writes_nothing(run: Run, data: Path, tmp_path: Path) -> None:
@@ -267,7 +268,7 @@ def test_settings_survive_yaml_to_the_last_value() -> None:
 
 
 def test_more_patches_wanted_than_there_are_is_refused_from_python_before_data_are_looked_for(tmp_path: Path) -> None:
-    settings = TrainSettings(data=str(tmp_path / "missing"), grid="2", target_patches=4.5)
+    settings = TrainSettings(data=str(tmp_path / "missing"), high="16", low="8", grid="2", target_patches=4.5)
     with pytest.raises(UsageError, match=r"target_patches: 4\.5 is out of range, grid 2 has 4 patches; use 0 to 4"):
         patchdrop.train(settings, tmp_path / "x")
     assert not (tmp_path / "x").exists()
@@ -959,10 +960,10 @@ def test_streamed_from_disk_a_run_ends_with_the_same_bits_and_rows(
 
 
 def test_an_exit_code_reaches_the_shell(tmp_path: Path) -> None:
-    whole = [sys.executable, "-m", "patchdrop", "train", "--out", str(tmp_path / "x"), "--batch", "0"]
+    whole = [sys.executable, "-m", "patchdrop", "train", "--out", str(tmp_path / "x"), "--batch", "-1"]
     found = subprocess.run(whole, capture_output=True, text=True, timeout=120, check=False)
     assert (found.returncode, found.stdout) == (2, "")
-    assert found.stderr.startswith("error: batch: 0 is out of range")
+    assert found.stderr.startswith("error: batch: -1 is out of range")
 
 
 # --- the contract of results.json

@@ -212,7 +212,13 @@ def test_the_certainty_head_starts_at_the_probability_that_the_best_class_is_wro
 def test_costs_are_counted() -> None:
     """By hand for the first convolution and the head; the whole from the sum of a ResNet-8's layers."""
     settings = TrainSettings(
-        high="32", low="8", hr_network="resnet8-w4", lr_network="resnet8-w4", policy_network="resnet8-w4"
+        high="32",
+        low="8",
+        grid="4",
+        low_enlarge=1,
+        hr_network="resnet8-w4",
+        lr_network="resnet8-w4",
+        policy_network="resnet8-w4",
     )
     costs = forward_costs(settings, 10)
 

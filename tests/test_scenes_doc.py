@@ -14,6 +14,7 @@ import torch
 from patchdrop.cli import main
 from patchdrop.data.scenes import CLASSES
 from patchdrop.models import ModelConfig, build_stage
+from patchdrop.recipe import with_networks
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import from_mapping, read_profile
 from tiny import unsettle
@@ -27,7 +28,7 @@ def test_the_worked_examples_run_and_plan_and_prediction_agree(
 ) -> None:
     """With networks of the demo's sizes that were not trained."""
     monkeypatch.chdir(tmp_path)
-    settings = from_mapping(read_profile("demo"), "demo")
+    settings = with_networks(from_mapping(read_profile("demo"), "demo"))
     folder = RunFolder("demo")
     folder.start(settings)
     torch.manual_seed(0)

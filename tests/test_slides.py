@@ -22,6 +22,7 @@ from patchdrop.models import ModelConfig, build_stage
 from patchdrop.read.slide import SlideFile, SlideScene, slide_instead
 from patchdrop.read.tiled import Shape, TiledScene
 from patchdrop.read.transport import LocalFile
+from patchdrop.recipe import with_networks
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import from_mapping, read_profile
 from pyramids import picture, write_slide
@@ -159,7 +160,7 @@ def test_nothing_scanned_is_black_and_unseen(slide: Path) -> None:
 def test_the_worked_example_runs_as_it_stands(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With networks of the demo's sizes that were not trained."""
     monkeypatch.chdir(tmp_path)
-    settings = from_mapping(read_profile("demo"), "demo")
+    settings = with_networks(from_mapping(read_profile("demo"), "demo"))
     folder = RunFolder("demo")
     folder.start(settings)
     config = ModelConfig.of(settings, SCENE_CLASSES)

@@ -95,7 +95,7 @@ def compare_list(options: CompareOptions, settings: TrainSettings, out: str | Pa
 
 
 def _check_compare(options: CompareOptions, settings: TrainSettings) -> tuple[TrainSettings, list[Row]]:
-    settings, _ = with_sizes(settings)
+    settings, _ = with_sizes(replace(settings, insist=True))  # a table has all stages
     check_settings(settings)
     options.check(settings)
     return settings, chosen_rows(FORMS[options.table], options.rows)

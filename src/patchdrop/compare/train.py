@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -53,8 +54,9 @@ def train_rows(bench: Bench, rows: Sequence[Row], advance: Advance, stop: Stoppe
 
 
 def train_run(bench: Bench, advance: Advance, stop: Stopper) -> None:
-    """Train the run that all rows start from; as `train_rows`."""
-    train_stages(bench.settings, bench.data, bench.run, lambda stage, n: advance(f"run {stage}", n), stop)
+    """Train the run that all rows start from, with every stage of the table; as `train_rows`."""
+    settings = replace(bench.settings, insist=True)
+    train_stages(settings, bench.data, bench.run, lambda stage, n: advance(f"run {stage}", n), stop)
 
 
 def train_row(row: Row, bench: Bench, advance: Advance, stop: Stopper) -> None:

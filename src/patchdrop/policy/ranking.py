@@ -39,7 +39,16 @@ TIE = 1e-5
 
 def in_order(utilities: Tensor) -> Tensor:
     """Patches from the highest utility to the lowest: ``(B, P)`` to ``(B, P)`` int64. Of equal ones the first leads."""
-    return utilities.argsort(dim=1, descending=True, stable=True)
+    return _sorted(utilities)[1]
+
+
+def _sorted(utilities: Tensor) -> tuple[Tensor, Tensor]:
+    """Utilities from the highest to the lowest, and their patches."""
+    if torch.compiler.is_exporting():  # ONNX has no other sort than TopK, of whose equal values the first leads too
+        values, order = utilities.topk(utilities.shape[1], 1)
+    else:
+        values, order = utilities.sort(dim=1, descending=True, stable=True)
+    return values, order
 
 
 def drawn_order(utilities: Tensor) -> Tensor:
@@ -99,7 +108,9 @@ def slopes(chances: Tensor) -> Tensor:
     gain = (chances[:, None, :] - chances[:, :, None]) / torch.where(ahead, length, torch.ones_like(length))
     best = _running_max(torch.where(ahead, gain, torch.full_like(gain, -math.inf)).flip(2)).flip(2)
     ends = torch.where(ahead, best, torch.full_like(best, math.inf))
-    return -_running_max(-ends.transpose(1, 2)).diagonal(-1, 1, 2)
+    # Not by `diagonal`, which ONNX has as a product with a mask, and 0 times infinity is no number.
+    rank = torch.arange(patches, device=chances.device)
+    return -_running_max(-ends.transpose(1, 2))[:, rank + 1, rank]
 
 
 def _running_max(values: Tensor) -> Tensor:
@@ -136,20 +147,26 @@ class Outlook(nn.Module):
         self.register_buffer("scale", torch.zeros(2))
 
     def forward(self, utilities: Tensor, opinion: Tensor) -> Tensor:
-        """As set right: utilities ``(B, P)`` and LR-CNN's class logits ``(B, K)`` to log odds ``(B, P + 1)``."""
-        return _set_right(self.raw(utilities, opinion), self.offset, self.scale)
+        """As set right: utilities ``(B, P)`` and LR-CNN's class logits ``(B, K)`` to log odds ``(B, P + 1)``, float64.
+
+        What one patch adds may be the last digits of a float32.
+        """
+        return _set_right(self._odds(utilities, opinion), self.offset, self.scale)
 
     def raw(self, utilities: Tensor, opinion: Tensor) -> Tensor:
-        """As trained."""
+        """As trained, float32."""
+        return self._odds(utilities, opinion).float()
+
+    def _odds(self, utilities: Tensor, opinion: Tensor) -> Tensor:
         words = torch.cat([opinion.log_softmax(1).topk(self.words, 1).values, -doubts(opinion)], 1) / 4
-        ranked = utilities.sort(dim=1, descending=True, stable=True).values.log_softmax(1)
+        ranked = _sorted(utilities)[0].log_softmax(1)
         patches = ranked.shape[1]
         taken = ranked.exp().cumsum(1) - ranked.exp()
         place = torch.arange(patches, device=ranked.device, dtype=ranked.dtype).expand_as(ranked) / patches
         of_rank = torch.stack([(ranked + math.log(patches)) / 4, taken, place], 2)
         gains = self.gain(torch.cat([words.unsqueeze(1).expand(-1, patches, -1), of_rank], 2)).squeeze(2)
-        start = self.start(words)
-        return torch.cat([start, start + (F.softplus(gains) * (REACH / patches)).cumsum(1)], 1)
+        start = self.start(words).double()
+        return torch.cat([start, start + (F.softplus(gains) * (REACH / patches)).double().cumsum(1)], 1)
 
     @torch.no_grad()
     def fit(self, odds: Tensor, counts: Tensor, right: Tensor) -> None:
@@ -224,4 +241,4 @@ class Ranking(nn.Module):
         worth = (slopes(chances).clamp(min=LEAST_SLOPE) * utilities.shape[1]).log()
         falling = worth - TIE * torch.arange(worth.shape[1], device=worth.device, dtype=worth.dtype)
         rank = in_order(utilities).argsort(1)
-        return Seen(falling.gather(1, rank) - self.log_price, chances)
+        return Seen((falling.gather(1, rank) - self.log_price).float(), chances.float())

@@ -6,7 +6,8 @@ from the ranking; the classifier reads the first k. Then
 * the critic, `patchdrop.policy.ranking.Outlook`, learns by cross-entropy whether the class was right;
 * the ranking learns by REINFORCE with the critic as its baseline: ``(right - chance_k) grad log P(order) / k``. The
   length divides, so that an image of which much is read weighs no more than another;
-* in Ft-1 and Ft-2 the classifier learns by cross-entropy on what was read.
+* in Ft-1 and Ft-2 the classifier learns by cross-entropy on what was read, of both streams together and of the HR stream
+  alone: LR-CNN remembers its training images, and beside it the HR stream would have little left to learn from them.
 
 No price and no penalty for patches is in any of it: what reading is worth is decided at use, from the chances, so one
 policy has every operating point. Batch-norm statistics stay those of the supervised stages (`policy_stages`).
@@ -18,12 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.sets import Batch
 from patchdrop.evaluation.metrics import spread
 from patchdrop.one_look import Advised
 from patchdrop.policy.budget import above, cut_for_mean
 from patchdrop.policy.choice import shuffled
 from patchdrop.policy.ranking import Ranking, drawn_order, first, log_probability
+from patchdrop.read.source import from_memory
 from patchdrop.reward import right_probability
 from patchdrop.training.batches import training_views
 from patchdrop.training.loop import Group, derived_seed
@@ -52,6 +55,12 @@ class RankingTask(PolicyTask):
     model: Advised
 
     @property
+    def streams(self) -> TwoStream:
+        """The classifier that judges: a folded copy where it is frozen."""
+        assert isinstance(self.judge, TwoStream)
+        return self.judge
+
+    @property
     def policy(self) -> Ranking:
         """The model's policy."""
         return self.model.policy
@@ -70,7 +79,11 @@ class RankingTask(PolicyTask):
         utilities, opinion = self.model.hear(views.low)
         order = drawn_order(utilities.detach())
         counts = drawn_counts(*order.shape).to(self.device)
-        logits = self._classify(first(order, counts), views, with_gradient=True)
+        packed = from_memory(views.high, self.grid)(first(order, counts))
+        with torch.set_grad_enabled(self.trains_classifier):
+            high = self.streams.high(packed, views.low)
+            weight = self.streams.weight(packed).unsqueeze(1)
+            logits = weight * high + (1 - weight) * opinion
         right = logits.argmax(1) == views.target
         odds = self.policy.outlook.raw(utilities.detach(), opinion)
         at_count = odds.gather(1, counts.unsqueeze(1)).squeeze(1)
@@ -86,7 +99,9 @@ class RankingTask(PolicyTask):
             "outlook_loss": float(learnt.detach()),
         }
         if self.trains_classifier:
-            loss = loss + cross_entropy(logits, views.target, self.settings.label_smoothing)
+            smoothing = self.settings.label_smoothing
+            alone = cross_entropy(high, views.target, smoothing)
+            loss = loss + (cross_entropy(logits, views.target, smoothing) + alone) / 2
             figures["accuracy"] = figures["reward"]
         return loss, figures
 
