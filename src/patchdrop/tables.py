@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -84,11 +85,16 @@ def plan_table(document: dict[str, Any]) -> RenderableType:
     return Group(
         f"data: {escape(data['name'])} ({data['layout']}), {data['classes']} classes, {counts}",
         f"images skipped: {data['skipped']}",
-        f"HR {document['high']} px, LR {document['low']} px, grid {document['grid']}",
+        f"HR {_sides(document['high'])} px, LR {_sides(document['low'])} px, grid {document['grid']}",
+        *(f"--{name}: {escape(reason)}" for name, reason in document["reasons"].items()),
         networks,
         stages,
         f"in total about {_time(document['seconds'])} on this machine; FLOPs are {document['flops_unit']}",
     )
+
+
+def _sides(size: Sequence[int]) -> str:
+    return " x ".join(str(side) for side in size)
 
 
 def calibration_table(document: dict[str, Any]) -> RenderableType:
