@@ -7,7 +7,7 @@ from the ranking; the classifier reads the first k. Then
 * the ranking learns by REINFORCE with the critic as its baseline: ``(right - chance_k) grad log P(order) / k``. The
   length divides, so that an image of which much is read weighs no more than another;
 * in Ft-1 and Ft-2 the classifier learns by cross-entropy on what was read, of both streams together and of the HR
-  stream alone: LR-CNN remembers its training images, and beside it the HR stream would have little left to learn from them.
+  stream alone: LR-CNN remembers its training images, and beside it the HR stream would have little left to learn.
 
 No price and no penalty for patches is in any of it: what reading is worth is decided at use, from the chances, so one
 policy has every operating point. Batch-norm statistics stay those of the supervised stages (`policy_stages`).
