@@ -1,8 +1,8 @@
 """The ranking policy against enumeration: its gradient, its draws, its slopes, its choice at a price, its outlook.
 
-`unbiased` is the check of the gradient: the task's own loss on every ordered prefix, weighted by the probability of each
-written out, against autograd through the sum of rewards. The real loss passes it with any baseline; each broken one
-does not.
+`unbiased` is the check of the gradient: the task's own loss on every ordered prefix, weighted by the probability of
+each written out, against autograd through the sum of rewards. The real loss passes it with any baseline; each broken
+one does not.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What is filled in where nothing is named: networks by size, epochs and batch by number of images; old settings read."""
+"""What is filled in where nothing is named: networks by size, epochs and batch by images; old settings are read."""
 
 from __future__ import annotations
 
@@ -150,7 +150,9 @@ def test_settings_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_old_settings_without_a_policy_are_those_of_independent_patches_and_gone_keys_are_dropped(
     tmp_path: Path,
 ) -> None:
-    gone = "policy_fraction: 0.3\ndistill: 0.5\npt_views: 4\ncost: tariff.yaml\nreward: soft\nrate_policy_finetune: 1e-4"
+    gone = (
+        "policy_fraction: 0.3\ndistill: 0.5\npt_views: 4\ncost: tariff.yaml\nreward: soft\nrate_policy_finetune: 1e-4"
+    )
     found = read_settings(written(tmp_path, f"high: '32'\nlow: '8'\nsigma: 0.7\n{gone}\n"))
     then: dict[str, Any] = {"policy": "bernoulli", "low_stream": "ft2", "fill": "mean", "fusion": "share"}
     assert found == TrainSettings(high="32", low="8", sigma=0.7, **then)

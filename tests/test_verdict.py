@@ -31,7 +31,7 @@ IMAGES = 400
 
 
 def played(right: int, patches: float, images: int = IMAGES) -> Played:
-    """Right on the first ``right`` images; reads ``patches`` of each image on average, all of the first ones if less."""
+    """Right on the first ``right`` images; reads ``patches`` of an image on average, floor or ceil of them."""
     counts = torch.full((images,), int(patches))
     counts[: round((patches - int(patches)) * images)] += 1
     return Played(torch.arange(images) < right, counts)
