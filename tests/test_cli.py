@@ -25,6 +25,7 @@ from patchdrop.recipe import with_schedule
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TrainSettings, from_mapping, to_mapping
 from patchdrop.talk import as_line, errors_told, warnings_told
+from patchdrop.training.settling import References
 from tiny import CLASSES, tiny_flags, tiny_settings, write_folder
 from untrained import untrained_run
 
@@ -361,6 +362,67 @@ def test_unusual_geometry_trains_evaluates_and_predicts(
     assert code == 0
     (prediction,) = json.loads(out)["predictions"]
     assert prediction["hr_fraction"] == len(prediction["patches"]) / patches
+
+
+# --- all defaults
+
+
+EPOCH_EACH = [token for stage in STAGES for token in (f"--epochs-{stage}", "1")]
+
+
+def test_with_all_defaults_a_run_is_trained_judged_used_calibrated_and_exported(
+    run: Run, data: Path, tmp_path: Path
+) -> None:
+    """But for sizes, epochs, and that the policy is trained whatever three validation images say."""
+    out = tmp_path / "x"
+    asked = ["train", "--data", data, "--out", out, "--high", 16, "--low", 8, *EPOCH_EACH, "--insist"]
+
+    def document(*arguments: object) -> dict[str, Any]:
+        code, printed, err = run(*arguments, "--json")
+        assert code == 0, err
+        return only_json(printed)
+
+    trained = document(*asked)
+    plain = ("Random", "Shuffled", "Random places", "Fixed mask", "Activation map", "Detail", "Cascade")
+    assert [(row["method"], row["stage"]) for row in trained["rows"]] == [
+        ("LR-CNN", "lr"),
+        ("HR-CNN", "hr"),
+        *((method, stage) for stage in ("pt", "ft1", "ft2") for method in ("PatchDrop", *plain)),
+    ]
+    assert "PatchDrop" in (out / "report.html").read_text(encoding="utf-8")
+    assert document("evaluate", out)["rows"] == trained["rows"]
+    images = sorted((data / "test").rglob("*.png"))
+    ours = next(row for row in trained["rows"] if (row["method"], row["stage"]) == ("PatchDrop", "ft2"))
+    found = document("predict", out, *images)["predictions"]
+    counts = [len(prediction["patches"]) for prediction in found]
+    assert np.bincount(counts, minlength=17).tolist() == ours["patches_histogram"]
+    assert sum(Path(p["path"]).parent.name == p["label"] for p in found) == ours["correct"]
+    point = document("calibrate", out, "--mean-budget", 4)["chosen"]["point"]
+    assert json.loads((out / "calibration.json").read_text())["points"][point]["validation_mean_patches"] == 4
+    assert any(prediction["patches"] for prediction in document("predict", out, *images, "--calibrated")["predictions"])
+    checked = document("export", out, "--onnx", tmp_path / "onnx")["check"]
+    assert max(checked["difference"].values()) <= checked["tolerance"]
+    told = document("info", out)
+    settings = told["settings"]
+    assert list(told["stages"]) == list(STAGES)
+    assert (settings["policy"], settings["grid"], settings["batch"]) == ("ranking", "4", 8)
+    assert settings["hr_network"] and settings["lr_network"] and settings["policy_network"]
+    assert settings["augment"] == ["flip", "shift"]
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_run_that_found_lr_cnn_enough_reads_nothing_and_stays_so(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(References, "low_is_enough", lambda *_: True)
+    more = {"policy": "ranking", "policy_head": "spatial", "low_stream": "pt"}
+    for _ in range(2):
+        code, out, err = run(*flags(data, tmp_path / "x", **more), "--json")
+        assert code == 0, err
+        assert RunFolder(tmp_path / "x").stages_done() == ["lr", "hr", "patches", "pt"]
+        rows = {row["method"]: row for row in only_json(out)["rows"]}
+        assert rows["PatchDrop"]["mean_patches"] == 0
+        assert rows["PatchDrop"]["correct"] == rows["LR-CNN"]["correct"]
 
 
 # --- the run folder

@@ -40,9 +40,11 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError, TrainingError, UsageError
 from patchdrop.grid import Grid
 from patchdrop.networks import Normalise
+from patchdrop.recipe import with_networks
 from patchdrop.runfolder import RunFolder
 from patchdrop.settings import STAGES, TrainSettings, from_mapping, read_profile
 from patchdrop.training.run import Stopper
+from patchdrop.training.settling import References
 from tiny import tiny_flags, tiny_settings, write_folder
 
 GRID = Grid(4, 4)
@@ -170,6 +172,28 @@ def test_the_bagnet_table_trains_every_row(settings: TrainSettings, tmp_path: Pa
     fixed, whole = rows["Fixed-H", "ft1"], rows["BagNet, no patch drop", "ft1"]
     assert fixed["flops"] < 0.4 * fixed["flops_dense"] < 0.5 * whole["flops"]
     assert any("as asked" in line for line in found["foot"])
+
+
+def test_beside_a_ranking_policy_every_row_is_trained_in_every_stage_even_where_lr_cnn_is_enough(
+    settings: TrainSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(References, "low_is_enough", lambda *_: True)
+    rows = ("LR-CNN", "Fixed-H", "STN", "PatchDrop", "Random", "Shuffled", "Oracle", "HR-CNN + hard positives")
+    ranking = replace(settings, policy="ranking", policy_head="spatial", low_stream="pt", policy_start="shared")
+    found = commands.compare(CompareOptions(table="fmow", rows=rows), ranking, tmp_path / "out")
+    assert sorted((row["method"], row["stage"]) for row in found["rows"]) == sorted(
+        (method, stage) for method in rows for stage in ("pt", "ft1", "ft2")
+    )
+    seed, judged = tmp_path / "out" / "seed-0", {(row["method"], row["stage"]): row for row in found["rows"]}
+    for stage in ("pt", "ft1", "ft2"):
+        ours = RunFolder(seed / "run").stage_config(stage)
+        assert (ours["policy"], json.loads((seed / "stn" / stage / "config.json").read_text())["policy"]) == (
+            "ranking",
+            "bernoulli",
+        )
+        wanted = ours["verdict"]["mean_patches"]  # what the policy reads of val, not the budget it is validated at
+        assert judged["Fixed-H", stage]["mean_patches"] == round(wanted)
+        assert judged["STN", stage]["mean_patches"] == pytest.approx(wanted, abs=1)
 
 
 # --- going on
@@ -320,11 +344,12 @@ def test_without_a_folder_nothing_is_compared(capsys: pytest.CaptureFixture[str]
 def test_the_list_without_data_names_the_rows_and_with_data_what_each_takes(
     capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path
 ) -> None:
-    app.config = ()
-    assert main(["compare", "--table", "bagnet", "--list", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert [row["row"] for row in found["rows"]] == [row.method for row in FORMS["bagnet"].rows]
-    assert "work" not in found
+    for table, profile in PROFILES:
+        app.config = ()
+        assert main(["compare", "--table", table, "--profile", profile, "--list", "--json"]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert [row["row"] for row in found["rows"]] == [row.method for row in FORMS[table].rows]
+        assert "work" not in found
     flags = [*tiny_flags(**SHORT), "--data", str(data), "--out", str(tmp_path / "out")]
     app.config = ()
     assert main(["compare", "--table", "fmow", "--list", "--json", "--rows", "KD", "Stochastic", "SRGAN", *flags]) == 0
@@ -345,7 +370,7 @@ def test_the_list_without_data_names_the_rows_and_with_data_what_each_takes(
 def test_a_tables_profile_has_settings_of_that_table_and_networks_that_take_its_images(
     table: str, profile: str
 ) -> None:
-    settings = from_mapping(read_profile(PROFILES[table, profile]), profile)
+    settings = with_networks(from_mapping(read_profile(PROFILES[table, profile]), profile))
     CompareOptions(table=table, profile=profile).check(settings)  # type: ignore[arg-type]
     check_settings(settings)
     costs = forward_costs(settings, 10)

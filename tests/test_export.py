@@ -23,6 +23,7 @@ from patchdrop.episode import PatchDrop
 from patchdrop.export import Graphs, Runtime, check, to_graphs
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
+from patchdrop.one_look import Advised
 from patchdrop.runfolder import RunFolder
 from patchdrop.serve.predictor import Predictor
 from tiny import CLASSES, tiny_images, tiny_settings, unsettle, write_folder
@@ -97,6 +98,22 @@ def test_bagnet_exports_without_a_line_of_its_own() -> None:
     model = unsettle(build_stage("pt", config))
     assert isinstance(model, PatchDrop)
     found = check(model, Runtime(to_graphs(model, config), 1), Grid(4, 4), *images(16))
+    assert max(found.values()) > 0
+
+
+@pytest.mark.parametrize("start", ["lr", "shared"])
+def test_a_ranking_policy_exports_with_all_that_it_hears(start: str) -> None:
+    settings = tiny_settings(policy="ranking", low_stream="pt", policy_start=start)
+    config = ModelConfig.of(settings, CLASSES)
+    torch.manual_seed(0)
+    model = unsettle(build_stage("ft2", config))
+    assert isinstance(model, Advised)
+    torch.nn.init.normal_(model.policy.outlook.offset)  # chances that fall here and there
+    high, low = images(16)
+    with torch.inference_mode():
+        chosen = (model.look(low).scores >= 0).sum(1)
+    assert len(chosen.unique()) > 1
+    found = check(model, Runtime(to_graphs(model, config), 1), Grid(4, 4), high, low)
     assert max(found.values()) > 0
 
 

@@ -1,8 +1,8 @@
 """The ranking policy against enumeration: its gradient, its draws, its slopes, its choice at a price, its outlook.
 
-`unbiased` is the check of the gradient: the task's own loss on every ordered prefix, weighted by the probability of each
-written out, against autograd through the sum of rewards. The real loss passes it with any baseline; each broken one
-does not.
+`unbiased` is the check of the gradient: the task's own loss on every ordered prefix, weighted by the probability of
+each written out, against autograd through the sum of rewards. The real loss passes it with any baseline; each broken
+one does not.
 """
 
 from __future__ import annotations
@@ -521,17 +521,29 @@ def test_a_look_and_a_classification_pass_lr_through_each_network_once(
     assert (policys, lows) == ([in_policy], [in_classifier])
 
 
-def test_no_gradient_of_the_outlook_reaches_the_ranking_or_lr_cnn() -> None:
-    for start in ("lr", "shared"):
-        model = advised(start)
-        task = RankingTask("pt", model, FIT, VAL, tiny_settings(**RANKING, policy_start=start), CPU)
-        batch = next(iter(task.batches(0, 0)))
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(ranking_stages, "log_probability", lambda u, o, k: u.sum(1) * 0)
-            loss, _ = task.loss(batch, 0.5)
-            loss.backward()  # type: ignore[no-untyped-call]
-        moved = {name for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
-        assert moved and all(name.startswith("policy.outlook.") for name in moved), moved
+def gradients(start: str, chance: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+    """Of a step's loss with another log-probability of the order, where they are not 0."""
+    model = advised(start)
+    task = RankingTask("pt", model, FIT, VAL, tiny_settings(**RANKING, policy_start=start), CPU)
+    batch = next(iter(task.batches(0, 0)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranking_stages, "log_probability", chance)
+        torch.manual_seed(0)
+        loss, _ = task.loss(batch, 0.5)
+    loss.backward()  # type: ignore[no-untyped-call]
+    return {name: p.grad for name, p in model.named_parameters() if p.grad is not None and bool(p.grad.any())}
+
+
+@pytest.mark.parametrize("start", ["lr", "shared"])
+def test_the_outlook_learns_from_what_came_true_alone_and_the_ranking_from_its_own_loss_alone(start: str) -> None:
+    without = gradients(start, lambda u, o, k: u.sum(1) * 0)
+    assert without and all(name.startswith("policy.outlook.") for name in without)
+    both = gradients(start, log_probability)
+    assert all(torch.equal(both[name], without[name]) for name in without)
+    others = both.keys() - without.keys()
+    assert "policy.utility.head.weight" in others
+    assert all(name.startswith("policy.utility.") for name in others)
+    assert any(name.startswith("policy.utility.network.") for name in others) is (start == "lr")
 
 
 def test_a_shared_network_stays_as_lr_cnn_through_training_and_the_rest_of_the_policy_moves(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ bright squares where the marks are.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,16 +18,22 @@ from patchdrop.classify.high import HighClassifier
 from patchdrop.classify.low import LowCNN
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.sets import MemorySource, Split
+from patchdrop.evaluation.dial import policy_scores
+from patchdrop.evaluation.outcome import outcome_of
+from patchdrop.evaluation.settle import Goal, find_price, hear, set_outlook_right
 from patchdrop.grid import Grid, boxes
+from patchdrop.models import ModelConfig
 from patchdrop.networks import Normalise
 from patchdrop.one_look import Advised
 from patchdrop.packed import Packed
+from patchdrop.policy.choice import greedy
 from patchdrop.policy.network import Policy
 from patchdrop.policy.ranking import Ranking
 from patchdrop.settings import TrainSettings
 from patchdrop.training.loop import train
 from patchdrop.training.ranking_stages import RankingTask
 
+CPU = torch.device("cpu")
 GRID = Grid(4, 4)
 SIDE = 16
 CLASSES = 4
@@ -77,14 +84,78 @@ def marked(count: int, marks: int, seed: int) -> Split:
     return Split(MemorySource(*tensors, [str(i) for i in range(count)]), torch.arange(count))
 
 
-def learnt(folder: Path, seed: int, marks: int, needed: int, sure: bool) -> tuple[RankingTask, dict[str, float]]:
+@dataclass(frozen=True)
+class Toy:
+    """What an image needs, and how long it takes to find out.
+
+    Attributes:
+        marks: marked patches of an image.
+        needed: marked patches that have to be read.
+        sure: whether LR-CNN knows the class already.
+        reads: least and most mean number of patches of a policy that has learnt it.
+        tolerance: points of accuracy that it may give up.
+    """
+
+    marks: int
+    needed: int
+    sure: bool
+    reads: tuple[float, float]
+    tolerance: float = 0.5
+    images: int = 512
+    epochs: int = 8
+    batch: int = 32
+
+
+TOYS = {
+    "one certain patch": Toy(1, 1, False, (1, 1.05)),
+    "any three of sixteen": Toy(16, 3, False, (3, 3.05)),
+    # A mark too few is of no use, so that three of six are learnt slowest, and the last half point is the dearest.
+    "three of six": Toy(6, 3, False, (3, 4.5), tolerance=1.0, images=1024, epochs=10, batch=64),
+    "none": Toy(1, 1, True, (0, 0)),
+    "all": Toy(16, 16, False, (16, 16)),
+}
+
+
+def learnt(folder: Path, toy: Toy, seed: int) -> tuple[float, float]:
+    """Accuracy and mean number of patches on fresh images of a policy that was trained and settled."""
     settings = TrainSettings(
-        high=str(SIDE), low=str(SIDE), grid="4", seed=seed, batch=64, epochs_pt=10, rate_policy=1e-2, augment=()
-    )
+        high=str(SIDE), low=str(SIDE), grid="4", seed=seed, batch=toy.batch, epochs_pt=toy.epochs, augment=(),
+        rate_policy=1e-2,
+    )  # fmt: skip
     torch.manual_seed(seed)
     policy = Ranking(Policy("resnet8-w4", GRID, (SIDE, SIDE), normalise()), CLASSES)
-    model = Advised(policy, TwoStream(Counts(needed), Word(sure), "learned"), shared=False)
-    fit, val = marked(1024, marks, 2 * seed + 1), marked(256, marks, 2 * seed + 2)
-    task = RankingTask("pt", model, fit, val, settings, torch.device("cpu"))
-    outcome = train(task, folder, seed, lambda _: None, lambda _: None, lambda: 0, 5.0, "muon")
-    return task, outcome["figures"]
+    model = Advised(policy, TwoStream(Counts(toy.needed), Word(toy.sure), "learned"), shared=False)
+    fit, val, fresh = (
+        marked(count, toy.marks, 3 * seed + part) for part, count in ((1, toy.images), (2, 256), (3, 256))
+    )
+    task = RankingTask("pt", model, fit, val, settings, CPU)
+    train(task, folder, seed, lambda _: None, lambda _: None, lambda: 0, 5.0, "muon")
+    model.eval()
+    config = ModelConfig.of(settings, [str(c) for c in range(CLASSES)])
+    policy.log_price.fill_(0)
+    heard = hear(model, config, val, CPU)
+    set_outlook_right(model, heard)
+    best = float(heard.right.double().mean(0)[[0, -1]].max())
+    find_price(model, config, val, policy_scores(model, config, val, CPU), Goal(tolerance=toy.tolerance), best, CPU)
+    found = outcome_of(model, config, GRID, fresh, lambda scores, _: greedy(scores), CPU)
+    return float(found.right.double().mean()), float(found.choice.sum(1).double().mean())
+
+
+def solve(folder: Path, name: str, seed: int) -> None:
+    toy = TOYS[name]
+    accuracy, mean_patches = learnt(folder, toy, seed)
+    assert accuracy >= 0.97, (accuracy, mean_patches)
+    assert toy.reads[0] <= mean_patches <= toy.reads[1], (accuracy, mean_patches)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("name", TOYS)
+def test_a_policy_learns_which_patches_are_needed_and_how_many(tmp_path: Path, name: str, seed: int) -> None:
+    solve(tmp_path, name, seed)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(2, 10))
+@pytest.mark.parametrize("name", TOYS)
+def test_whatever_the_seed(tmp_path: Path, name: str, seed: int) -> None:
+    solve(tmp_path, name, seed)

@@ -1,4 +1,4 @@
-"""What is filled in where nothing is named: networks by size, epochs and batch by number of images; old settings read."""
+"""What is filled in where nothing is named: networks by size, epochs and batch by images; old settings are read."""
 
 from __future__ import annotations
 

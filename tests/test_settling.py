@@ -1,7 +1,7 @@
 """What follows a ranking policy's training: operating point, verdict, another try where it loses, a stop in between.
 
-Runs are of `tiny`. Where a try has to lose, its verdict is overwritten (`Verdicts`), or its policy is trained the wrong way
-round on a toy where that matters.
+Runs are of `tiny`. Where a try has to lose, its verdict is overwritten (`Verdicts`), or its policy is trained the wrong
+way round on a toy where that matters.
 """
 
 from __future__ import annotations
@@ -148,9 +148,8 @@ def test_tries_have_seeds_of_their_own_and_the_last_does_not_start_as_lr_cnn() -
 
 def test_which_try_is_kept_and_when_it_is_enough() -> None:
     def records(*kinds: str, rewards: Sequence[float] = ()) -> list[dict[str, Any]]:
-        return [
-            {"verdict": {"kind": k, "reward": r}} for k, r in zip(kinds, rewards or (0.0,) * len(kinds), strict=True)
-        ]
+        paid = rewards or (0.0,) * len(kinds)
+        return [{"verdict": {"kind": k, "reward": r}} for k, r in zip(kinds, paid, strict=True)]
 
     assert not settled([]) and not settled(records("loses")) and not settled(records("loses", "loses"))
     assert settled(records("loses", "loses", "loses")) and settled(records("nothing")) and settled(records("policy"))
@@ -161,8 +160,8 @@ def test_which_try_is_kept_and_when_it_is_enough() -> None:
 def toy(folder: Path, monkeypatch: pytest.MonkeyPatch, broken_tries: int) -> tuple[dict[str, Any], int]:
     """The config of a stage whose first tries are trained with the advantage's sign turned, and how many were started.
 
-    Half of the patches hold the class, and one patch an image is read. Who ranks by the opposite of what was learnt needs
-    nine of them.
+    Half of the patches hold the class, and one patch an image is read. Who ranks by the opposite of what was learnt
+    needs nine of them.
     """
     settings = tiny_settings(
         **{**RANKING, "low": "16", "fusion": "learned", "augment": (), "batch": 32, "target_patches": 1.0},
@@ -384,9 +383,8 @@ def plain_colours(count: int, seed: int) -> Split:
     noise = np.random.default_rng(seed).integers(-10, 10, (count, 16, 16, 3))
     images = (COLOURS[targets][:, None, None] + noise).clip(0, 255).astype(np.uint8)
     high = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    return Split(
-        MemorySource(high, None, torch.from_numpy(targets), [str(i) for i in range(count)]), torch.arange(count)
-    )
+    source = MemorySource(high, None, torch.from_numpy(targets), [str(i) for i in range(count)])
+    return Split(source, torch.arange(count))
 
 
 def test_where_lr_shows_all_the_run_ends_after_two_stages_with_a_policy_that_reads_nothing(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ IMAGES = 400
 
 
 def played(right: int, patches: float, images: int = IMAGES) -> Played:
-    """Right on the first ``right`` images; reads ``patches`` of each image on average, all of the first ones if less."""
+    """Right on the first ``right`` images; reads ``patches`` of an image on average, floor or ceil of them."""
     counts = torch.full((images,), int(patches))
     counts[: round((patches - int(patches)) * images)] += 1
     return Played(torch.arange(images) < right, counts)
@@ -226,6 +226,13 @@ def test_three_images_more_of_ten_do_not_condemn_a_policy_and_nine_do(more: int,
 def test_lr_is_enough_up_to_the_tolerance(low: int, enough: bool) -> None:
     """HR-CNN is right on all 400 images, so that the tolerance of half a point is two of them."""
     assert low_is_enough(torch.arange(400) < low, torch.ones(400, dtype=torch.bool), 0.5) is enough
+
+
+def test_the_border_is_met_whatever_floats_make_of_it() -> None:
+    right = torch.ones(1000, dtype=torch.bool)
+    for wrong in range(1, 40):  # tenths of a point
+        assert low_is_enough(torch.arange(1000) >= wrong, right, wrong / 10), wrong
+        assert not low_is_enough(torch.arange(1000) > wrong, right, wrong / 10), wrong
 
 
 def test_lr_is_enough_where_it_is_better_or_the_tolerance_is_all() -> None:

@@ -39,8 +39,11 @@ def completed(settings: TrainSettings) -> tuple[TrainSettings, Data, dict[str, s
     """Settings with all that is filled in from the data, the data, and the reasons for sizes that are proposed.
 
     Raises:
-        UsageError: settings contradict each other; this is said before images are decoded.
+        UsageError: settings contradict each other; this is said before images are decoded, and where sizes and grid
+            are named before data are looked for.
     """
+    if settings.high and settings.low and settings.grid:
+        check_settings(with_networks(settings))
     settings, reasons = with_sizes(settings)
     check_settings(settings)
     use_threads(settings)
