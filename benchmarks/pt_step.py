@@ -41,7 +41,9 @@ def main(profile: str, as_json: bool) -> None:
     """Print a line for each estimator."""
     base, data, _ = completed(replace(from_mapping(read_profile(profile), profile), policy="bernoulli"))
     base = with_augmentations(base, data)
-    found = {name: measure(replace(base, estimator=name), data) for name in ("straight-through", "self-critical", "rloo")}
+    found = {
+        name: measure(replace(base, estimator=name), data) for name in ("straight-through", "self-critical", "rloo")
+    }
     if as_json:
         where = {"threads": torch.get_num_threads(), "profile": profile, "provenance": provenance(base.seed)}
         print(json.dumps({**where, "estimators": found}, indent=1))

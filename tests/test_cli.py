@@ -373,9 +373,9 @@ EPOCH_EACH = [token for stage in STAGES for token in (f"--epochs-{stage}", "1")]
 def test_with_all_defaults_a_run_is_trained_judged_used_calibrated_and_exported(
     run: Run, data: Path, tmp_path: Path
 ) -> None:
-    """But for sizes, epochs, and that the policy is trained whatever three validation images say."""
+    """But for sizes, grid, epochs, and that the policy is trained whatever three validation images say."""
     out = tmp_path / "x"
-    asked = ["train", "--data", data, "--out", out, "--high", 16, "--low", 8, *EPOCH_EACH, "--insist"]
+    asked = ["train", "--data", data, "--out", out, "--high", 16, "--low", 8, "--grid", 4, *EPOCH_EACH, "--insist"]
 
     def document(*arguments: object) -> dict[str, Any]:
         code, printed, err = run(*arguments, "--json")

@@ -178,12 +178,13 @@ def unbiased(world: World, k: int, baseline: int = 0, broken: Broken | None = No
     task = task_of(world, baseline)
     leaf = world.utilities.expand(images, -1).clone().requires_grad_()
 
-    def classify(choice: Tensor, views: object, with_gradient: bool) -> Tensor:
+    def both(choice: Tensor, views: object, opinion: Tensor) -> tuple[Tensor, Tensor]:
         right = world.after(choice)
-        return torch.stack([~right, right], 1).float()
+        logits = torch.stack([~right, right], 1).float()
+        return logits, logits
 
     task.model.hear = lambda low: (leaf, torch.zeros(images, len(CLASSES), dtype=torch.float64))  # type: ignore[method-assign]
-    task._classify = classify  # type: ignore[method-assign]
+    task._both = both  # type: ignore[method-assign]
     batch = Batch(torch.zeros(images, 3, 16, 16, dtype=torch.uint8), None, torch.ones(images, dtype=torch.int64))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking_stages, "drawn_order", lambda utilities: orders)
@@ -378,7 +379,7 @@ def test_it_hears_the_utilities_in_their_order_and_not_where_they_are() -> None:
         here = outlook(utilities, opinion)
         assert torch.equal(outlook(utilities[:, torch.randperm(16)], opinion), here)
         torch.testing.assert_close(outlook(utilities + 3, opinion), here, rtol=1e-4, atol=1e-4)
-        assert torch.equal(here, outlook.raw(utilities, opinion))  # nothing is set right yet
+        assert torch.equal(here.float(), outlook.raw(utilities, opinion))  # nothing is set right yet
 
 
 def came_true(images: int, counts: Tensor, offset: Tensor, scale: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:

@@ -66,8 +66,8 @@ def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> f
     decide = policy if shared else 3 * policy
     with_low = two_streams(stage, settings.low_stream)
     low = lr if with_low else 0
-    if settings.policy == "ranking":  # LR-CNN's word is the policy's, and in its one pass the classifier's
-        judging = decide + (0 if shared else lr) + lr + hr
+    if settings.policy == "ranking":  # LR-CNN's word, heard once, serves policy and classifier
+        judging = decide + (0 if shared else lr) + hr
         return judging if stage == "pt" else judging + 2 * hr
     patches = Grid.parse(settings.grid).patches
     plays = {

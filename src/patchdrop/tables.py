@@ -86,7 +86,7 @@ def plan_table(document: dict[str, Any]) -> RenderableType:
         f"data: {escape(data['name'])} ({data['layout']}), {data['classes']} classes, {counts}",
         f"images skipped: {data['skipped']}",
         f"HR {_sides(document['high'])} px, LR {_sides(document['low'])} px, grid {document['grid']}",
-        *(f"--{name}: {escape(reason)}" for name, reason in document["reasons"].items()),
+        *(f"{name}: {escape(reason)}" for name, reason in document["reasons"].items()),
         networks,
         stages,
         f"in total about {_time(document['seconds'])} on this machine; FLOPs are {document['flops_unit']}",

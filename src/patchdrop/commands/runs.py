@@ -80,9 +80,9 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
             settings = as_recorded(settings, run.settings())
             run.start(settings)
         settings, data, reasons = completed(settings)
-        for name, reason in reasons.items():
-            say(f"{name} {getattr(settings, name)}: {reason}")
         costs = stage_costs(settings, data)
+        for name, reason in reasons.items():
+            say(f"{name} {getattr(settings, name, '')}".rstrip() + f": {reason}")
         settings = with_augmentations(settings, data)
         run.start(settings)  # only now, so that a mistyped path or network leaves no trace
         run.log({"event": "start", **provenance(settings.seed)})

@@ -23,16 +23,18 @@ EXACT_PATCHES = 10
 
 
 def with_sizes(settings: TrainSettings) -> tuple[TrainSettings, dict[str, str]]:
-    """Settings whose sizes, grid and networks are named, and the reasons for those that are proposed; warns."""
+    """Settings whose sizes, grid and networks are named, and the reasons for those that are proposed.
+
+    Among the reasons may be a ``warning``: HR larger than the images are.
+    """
     if not settings.data:
         return with_networks(settings), {}
     largest = LARGEST_ON_CPU if device_of(settings).type == "cpu" else LARGEST_ON_GPU
     named = {name: getattr(settings, name) for name in ("high", "low", "grid")}
     found = propose_for(settings.data, settings.layout, largest, **named)
-    if found.warning is not None:
-        say(f"warning: {found.warning}")
     settings = replace(settings, high=found.high, low=found.low, grid=found.grid)
-    return with_networks(settings), dict(found.reasons)
+    warned = {} if found.warning is None else {"warning": found.warning}
+    return with_networks(settings), {**found.reasons, **warned}
 
 
 def completed(settings: TrainSettings) -> tuple[TrainSettings, Data, dict[str, str]]:

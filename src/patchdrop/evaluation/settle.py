@@ -99,7 +99,7 @@ def set_outlook_right(model: Advised, heard: Heard) -> float:
     device = outlook.offset.device
     odds = outlook.raw(heard.utilities.to(device), heard.opinion.to(device)).cpu()
     fold = torch.arange(len(odds)) % FOLDS
-    said = torch.zeros(heard.right.shape)
+    said = torch.zeros(heard.right.shape, dtype=torch.float64)
     for part in range(min(FOLDS, len(odds))):
         outlook.fit(odds[fold != part], heard.counts, heard.right[fold != part])
         inside = fold == part

@@ -154,8 +154,8 @@ class Outlook(nn.Module):
         return _set_right(self._odds(utilities, opinion), self.offset, self.scale)
 
     def raw(self, utilities: Tensor, opinion: Tensor) -> Tensor:
-        """As trained, float32."""
-        return self._odds(utilities, opinion).float()
+        """As trained, in the type of the utilities."""
+        return self._odds(utilities, opinion).to(utilities.dtype)
 
     def _odds(self, utilities: Tensor, opinion: Tensor) -> Tensor:
         words = torch.cat([opinion.log_softmax(1).topk(self.words, 1).values, -doubts(opinion)], 1) / 4

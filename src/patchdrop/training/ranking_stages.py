@@ -28,7 +28,7 @@ from patchdrop.policy.choice import shuffled
 from patchdrop.policy.ranking import Ranking, drawn_order, first, log_probability
 from patchdrop.read.source import from_memory
 from patchdrop.reward import right_probability
-from patchdrop.training.batches import training_views
+from patchdrop.training.batches import Views, training_views
 from patchdrop.training.loop import Group, derived_seed
 from patchdrop.training.objectives import cross_entropy
 from patchdrop.training.policy_stages import PolicyTask
@@ -79,11 +79,7 @@ class RankingTask(PolicyTask):
         utilities, opinion = self.model.hear(views.low)
         order = drawn_order(utilities.detach())
         counts = drawn_counts(*order.shape).to(self.device)
-        packed = from_memory(views.high, self.grid)(first(order, counts))
-        with torch.set_grad_enabled(self.trains_classifier):
-            high = self.streams.high(packed, views.low)
-            weight = self.streams.weight(packed).unsqueeze(1)
-            logits = weight * high + (1 - weight) * opinion
+        logits, high = self._both(first(order, counts), views, opinion)
         right = logits.argmax(1) == views.target
         odds = self.policy.outlook.raw(utilities.detach(), opinion)
         at_count = odds.gather(1, counts.unsqueeze(1)).squeeze(1)
@@ -104,6 +100,14 @@ class RankingTask(PolicyTask):
             loss = loss + (cross_entropy(logits, views.target, smoothing) + alone) / 2
             figures["accuracy"] = figures["reward"]
         return loss, figures
+
+    def _both(self, choice: Tensor, views: Views, opinion: Tensor) -> tuple[Tensor, Tensor]:
+        """Class logits of both streams together, and of the HR stream alone; of images that each read a patch."""
+        packed = from_memory(views.high, self.grid)(choice)
+        with torch.set_grad_enabled(self.trains_classifier):
+            high: Tensor = self.streams.high(packed, views.low)
+            weight = self.streams.weight(packed).unsqueeze(1)
+            return weight * high + (1 - weight) * opinion, high
 
     def validate(self, progress: float) -> dict[str, float]:
         """A mean budget spent on the validation split, with the Shuffled control.
