@@ -22,7 +22,7 @@ from patchdrop.commands import exporting
 from patchdrop.episode import PatchDrop
 from patchdrop.export import Graphs, Runtime, check, to_graphs
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig, build_stage
+from patchdrop.models import ModelConfig, build_stage, copy_matching
 from patchdrop.one_look import Advised
 from patchdrop.policy.budget import cut_for_mean
 from patchdrop.runfolder import RunFolder
@@ -109,6 +109,8 @@ def test_a_ranking_policy_exports_with_all_that_it_hears(start: str) -> None:
     torch.manual_seed(0)
     model = unsettle(build_stage("ft2", config))
     assert isinstance(model, Advised)
+    if start == "shared":
+        copy_matching(model.policy.utility.network, model.classifier.low.network)
     torch.nn.init.normal_(model.policy.outlook.offset)  # chances that fall here and there
     high, low = images(16)
     with torch.no_grad():
