@@ -205,11 +205,11 @@ def test_equals_hardly_ever_lose_by_chance_however_few_the_images() -> None:
     """Nine strategies as good as the policy, each on images of its own luck."""
     for images in (10, 40, 400):
         lost = 0
-        for seed in range(100):
+        for seed in range(60):
             draws = [Played(random_right(0.8, images, 10 * seed + i), torch.full((images,), 4)) for i in range(10)]
             names = (NOTHING, EVERYTHING, CASCADE, PLACES, "a", "b", "c", "d", "e")
             lost += judged(draws[0], dict(zip(names, draws[1:], strict=True)))["kind"] == "loses"
-        assert lost <= (0 if images == 10 else 6), images
+        assert lost <= (0 if images == 10 else 4), images
 
 
 @pytest.mark.parametrize(("more", "loses"), [(3, False), (9, True)])
