@@ -302,7 +302,8 @@ def read_settings(path: Path) -> TrainSettings:
     values = read_yaml(path)
     if "policy" not in values:  # before there was a choice
         then = {"policy": "bernoulli", "low_stream": "ft2", "fill": "mean", "fusion": "share"}
-        values = {**then, **{name: value for name, value in values.items() if name not in GONE}}
+        gone = {*GONE, *(("estimator",) if values.get("estimator") == "nested" else ())}
+        values = {**then, **{name: value for name, value in values.items() if name not in gone}}
     return from_mapping(values, str(path))
 
 

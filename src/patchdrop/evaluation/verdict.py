@@ -141,7 +141,7 @@ def low_is_enough(low: Tensor, high: Tensor, tolerance: float) -> bool:
 def _kind(ours: Played, plain: Mapping[str, Played], better: str | None, patches: int, tolerance: float) -> Kind:
     if low_is_enough(plain[NOTHING].right, plain[EVERYTHING].right, tolerance) and ours.mean_patches < 0.5:
         return "nothing"
-    if ours.mean_patches > NEARLY_ALL * patches:
+    if ours.mean_patches > NEARLY_ALL * patches and better in (None, EVERYTHING):
         return "everything"
     if better is not None:
         return "loses"
