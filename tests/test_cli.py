@@ -419,7 +419,7 @@ def test_a_run_that_found_lr_cnn_enough_reads_nothing_and_stays_so(
     for _ in range(2):
         code, out, err = run(*flags(data, tmp_path / "x", **more), "--json")
         assert code == 0, err
-        assert RunFolder(tmp_path / "x").stages_done() == ["lr", "hr", "patches", "pt"]
+        assert RunFolder(tmp_path / "x").stages_done() == ["lr", "hr", "pt"]
         rows = {row["method"]: row for row in only_json(out)["rows"]}
         assert rows["PatchDrop"]["mean_patches"] == 0
         assert rows["PatchDrop"]["correct"] == rows["LR-CNN"]["correct"]

@@ -18,7 +18,7 @@ from patchdrop.errors import UsageError, first_line
 Stage = Literal["lr", "hr", "patches", "pt", "ft1", "ft2"]
 _PROFILES = Path(__file__).parent / "profiles"
 STAGES: tuple[Stage, ...] = get_args(Stage)
-FREE_SETTINGS = ("stages", "device", "workers", "memory_gb", "save_minutes", "data", "layout", "cache")
+FREE_SETTINGS = ("stages", "insist", "device", "workers", "memory_gb", "save_minutes", "data", "layout", "cache")
 """These may differ from call to call without making it another run."""
 GONE = {
     "policy_fraction": "validation images serve instead",
