@@ -21,9 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from patchdrop.classify.two_stream import TwoStream
+from patchdrop.commands.shared import check_settings
 from patchdrop.data.load import Data
 from patchdrop.data.sets import MemorySource, Split
-from patchdrop.errors import Interrupted, RunError
+from patchdrop.errors import Interrupted, RunError, UsageError
 from patchdrop.evaluation import settle as settle_module
 from patchdrop.evaluation.calibrate import Measured
 from patchdrop.evaluation.outcome import outcome_of
@@ -541,3 +542,18 @@ def test_policies_are_settled_by_images_evenly_spread_over_validation(
         assert torch.equal(outcome.logits, alone.logits)
     monkeypatch.setattr(settling, "JUDGED", 5)
     assert references(run, config, val, CPU).split.index.tolist() == [0, 2, 4, 7, 9]
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"target_patches": 4.0, "mistake": 5.0},
+        {"target_patches": 4.0, "tolerance": 2.0},
+        {"mistake": 5.0, "tolerance": 2.0},
+    ],
+)
+def test_two_operating_points_at_once_are_refused(asked: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match="different operating points; give one"):
+        check_settings(tiny_settings(**asked))
+    for name, value in asked.items():
+        check_settings(tiny_settings(**{name: value}))

@@ -72,6 +72,7 @@ def check_settings(settings: TrainSettings) -> None:
             f"target_patches: {settings.target_patches:g} is out of range, grid {grid} has {grid.patches} patches; "
             f"use 0 to {grid.patches}"
         )
+    _check_goal(settings)
     if settings.estimator == "exact" and grid.patches > EXACT_PATCHES:
         raise UsageError(
             f"estimator: exact takes all 2^P masks, grid {grid} has {grid.patches} patches; use a grid of at most "
@@ -92,6 +93,18 @@ def check_settings(settings: TrainSettings) -> None:
         _check_shared(settings)
     if settings.pretrained:
         check_pretrained((settings.hr_network, settings.lr_network, settings.policy_network))
+
+
+def _check_goal(settings: TrainSettings) -> None:
+    """Raise UsageError where more than one operating point is asked for."""
+    given = {
+        "--target-patches": settings.target_patches > 0,
+        "--mistake": settings.mistake > 0,
+        "--tolerance": settings.tolerance != TrainSettings.tolerance,
+    }
+    asked = [flag for flag, is_given in given.items() if is_given]
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(asked)} ask for different operating points; give one")
 
 
 def _check_shared(settings: TrainSettings) -> None:
