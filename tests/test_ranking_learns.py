@@ -19,9 +19,8 @@ from patchdrop.classify.high import HighClassifier
 from patchdrop.classify.low import LowCNN
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.sets import MemorySource, Split
-from patchdrop.evaluation.dial import policy_scores
 from patchdrop.evaluation.outcome import outcome_of
-from patchdrop.evaluation.settle import Goal, find_price, hear, set_outlook_right
+from patchdrop.evaluation.settle import Goal, find_price, hear, set_outlook_right, tried_counts
 from patchdrop.grid import Grid, boxes
 from patchdrop.models import ModelConfig
 from patchdrop.networks import Normalise
@@ -134,10 +133,11 @@ def learnt(folder: Path, toy: Toy, seed: int) -> tuple[float, float]:
     model.eval()
     config = ModelConfig.of(settings, [str(c) for c in range(CLASSES)])
     policy.log_price.fill_(0)
-    heard = hear(model, config, val, CPU)
+    heard = hear(model, config, val, CPU, tried_counts(GRID.patches))
     set_outlook_right(model, heard)
-    best = float(heard.right.double().mean(0)[[0, -1]].max())
-    find_price(model, config, val, policy_scores(model, config, val, CPU), Goal(tolerance=toy.tolerance), best, CPU)
+    with torch.no_grad():
+        scores, chances = model.policy.weigh(heard.utilities, heard.opinion)
+    find_price(model, scores, chances, heard, Goal(tolerance=toy.tolerance))
     found = outcome_of(model, config, GRID, fresh, lambda scores, _: greedy(scores), CPU)
     return float(found.right.double().mean()), float(found.choice.sum(1).double().mean())
 

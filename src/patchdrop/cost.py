@@ -59,8 +59,11 @@ def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> f
     hr, lr, policy = costs["hr"].flops, costs["lr"].flops, costs["policy"].flops
     if stage == "lr":
         return 3 * lr
-    if stage in ("hr", "patches"):
+    taught = hr if settings.policy == "ranking" else 0.0  # what HR-CNN says of the whole image
+    if stage == "hr":
         return 3 * hr
+    if stage == "patches":
+        return 3 * hr + taught
     shared = settings.policy_start == "shared"
     # A policy that stands on LR-CNN trains its head alone, whose cost is nothing beside the network's.
     decide = policy if shared else 3 * policy
@@ -68,7 +71,7 @@ def step_flops(stage: str, costs: dict[str, Cost], settings: TrainSettings) -> f
     low = lr if with_low else 0
     if settings.policy == "ranking":  # LR-CNN's word, heard once, serves policy and classifier
         judging = decide + (0 if shared else lr) + hr
-        return judging if stage == "pt" else judging + 2 * hr
+        return judging if stage == "pt" else judging + 2 * hr + taught
     patches = Grid.parse(settings.grid).patches
     plays = {
         "self-critical": 2,

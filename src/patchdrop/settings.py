@@ -112,10 +112,10 @@ class TrainSettings:
     low_stream: Literal["ft2", "ft1", "pt"] = "pt"
     """The stage from which on LR-CNN is the classifier's second stream; the paper's is ``ft2``. From ``pt`` on, a
     classifier that knows nothing of an image without a patch (``canvas``, ``patch-set``, ``vit``) has LR-CNN's word."""
-    fusion: Literal["share", "learned", "capped"] = "learned"
-    """Two streams: weight HR by S/P (the paper), by ``1 - (1 - S/P)^k`` with a learned k, or by that times a learned
-    cap, for a classifier that is worse alone than beside LR-CNN even where it reads every patch. Both are learnt in Ft
-    and stay at their starts, k = 3 and a cap of 0.6, in Pt, which trains the policy alone."""
+    fusion: Literal["share", "learned", "capped"] = "capped"
+    """Two streams: weight HR by S/P (the paper), by ``1 - (1 - S/P)^k``, or by that times a cap, so that LR-CNN has its
+    say where every patch is read too. With ``policy: ranking`` k and the cap are set on validation images, before Pt
+    and after each stage; with ``bernoulli`` they are learnt in Ft and stay at their starts, 3 and 0.6, in Pt."""
 
     # --- training
     stages: tuple[Stage, ...] = STAGES

@@ -1,4 +1,4 @@
-"""Ft-2: the HR classifier on the chosen patches and the LR classifier on the LR image, weighted by S.
+"""The HR classifier on the chosen patches and the LR classifier on the LR image, weighted by S.
 
 Two identities hold to the bit: no patch chosen is the LR classifier, and then the HR network does not run; every patch
 chosen is the HR classifier, unless the fusion is ``capped``. The weights apply to the class logits.
@@ -7,6 +7,7 @@ chosen is the HR classifier, unless the fusion is ``capped``. The weights apply 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchdrop.classify.high import HighClassifier, SparseClassifier
@@ -14,6 +15,8 @@ from patchdrop.classify.low import LowCNN
 from patchdrop.packed import Packed
 
 CAP = 0.6
+BELIEF = 4.0
+"""Images' worth of belief in weights as they were before `TwoStream.fit`."""
 
 
 class TwoStream(nn.Module):
@@ -21,8 +24,8 @@ class TwoStream(nn.Module):
 
     ``fusion="share"``: w = S/P (the paper). ``fusion="learned"``: w = 1 - (1 - S/P)^k with k > 0 learned from a
     start of 3, so that a few patches can move the prediction; k = 1 is the paper's.
-    ``fusion="capped"``: w = c (1 - (1 - S/P)^k) with 0 < c < 1 learned as well, from a start of `CAP`. For an HR
-    classifier that lacks what LR shows, as BagNet lacks the arrangement: with every patch read LR has its say still.
+    ``fusion="capped"``: w = c (1 - (1 - S/P)^k) with 0 < c < 1 learned as well, from a start of `CAP`: with every patch
+    read LR-CNN has its say still, as two classifiers together are right more often than the better one.
     """
 
     def __init__(self, high: HighClassifier, low: LowCNN, fusion: str = "share") -> None:
@@ -80,3 +83,48 @@ class TwoStream(nn.Module):
         unread = (1 - share).clamp(min=1e-6)
         weight = torch.where(share >= 1, torch.ones_like(share), 1 - unread ** self.log_power.exp())
         return weight if self.cap is None else self.cap.sigmoid() * weight
+
+    @property
+    def learnable(self) -> list[nn.Parameter]:
+        """What the weights depend on: k and c, where there are any."""
+        return [p for p in (self.log_power, self.cap) if p is not None]
+
+    def fit(self, share: Tensor, high: Tensor, low: Tensor, target: Tensor) -> None:
+        """Set k and c by the classes of images that no network was trained on.
+
+        By the largest likelihood, of fused logits that all have one temperature, against a penalty worth `BELIEF`
+        images. Training images would not do: LR-CNN remembers them, and its word on others is worth less.
+
+        Args:
+            share: S/P of each of M numbers of patches, above 0: ``(M,)``.
+            high: class logits of the HR stream ``(n, M, K)``.
+            low: class logits of LR-CNN ``(n, K)``.
+            target: classes ``(n,)``.
+        """
+        learnable = self.learnable
+        if not learnable or not len(target):
+            return
+        before = [p.detach().clone() for p in learnable]
+        heat = torch.zeros((), device=high.device, requires_grad=True)
+        high, low, share = high.float(), low.float().unsqueeze(1), share.to(high)
+        classes = target.unsqueeze(1).expand(-1, len(share)).flatten()
+        search = torch.optim.LBFGS([*learnable, heat], max_iter=50, line_search_fn="strong_wolfe")
+
+        def loss() -> Tensor:
+            search.zero_grad()
+            weight = self.weight_at(share).unsqueeze(1)
+            fused = (weight * high + (1 - weight) * low) * heat.exp()
+            wrong = F.cross_entropy(fused.flatten(0, 1), classes, reduction="sum") / len(share)
+            moved = torch.stack([(p - b).square() for p, b in zip(learnable, before, strict=True)]).sum()
+            value: Tensor = wrong + BELIEF * moved / 2
+            value.backward()  # type: ignore[no-untyped-call]
+            return value
+
+        asked = [p.requires_grad for p in learnable]
+        for parameter in learnable:
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            search.step(loss)  # type: ignore[no-untyped-call]
+        for parameter, before_fit in zip(learnable, asked, strict=True):
+            parameter.requires_grad_(before_fit)
+            parameter.grad = None

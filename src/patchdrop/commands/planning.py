@@ -13,7 +13,7 @@ from patchdrop.models import ModelConfig, build_stage
 from patchdrop.settings import TrainSettings
 from patchdrop.training import run as training
 from patchdrop.training.orientation import CAREFUL
-from patchdrop.training.run import active_stages, device_of, make_task, on_device, stage_steps
+from patchdrop.training.run import active_stages, device_of, make_task, on_device, stage_steps, teacher_of
 
 
 def plan(settings: TrainSettings) -> dict[str, Any]:
@@ -59,7 +59,8 @@ def seconds_a_step(settings: TrainSettings, data: Data, stage: str) -> float:
     config = ModelConfig.of(settings, data.classes)
     found = statistics(data.splits["fit"], settings.low_size, images=64)
     model = on_device(build_stage(stage, config, found), device)
-    task = make_task(stage, model, data, settings, device)
+    teacher = teacher_of(stage, settings, lambda name: build_stage(name, config, found), device)
+    task = make_task(stage, model, data, settings, device, teacher)
     return training.seconds_a_step(task, settings.optimizer, settings.precision)
 
 

@@ -22,6 +22,7 @@ from patchdrop.training.run import (
     on_device,
     seconds_a_step,
     starting_model,
+    teacher_of,
     train_stage,
     train_stages,
 )
@@ -96,7 +97,8 @@ def plan(bench: Bench, rows: Sequence[Row], measured: bool) -> list[Work]:
         model = on_device(
             starting_model(stage, bench.settings, bench.config(), bench.statistics, bench.earlier), bench.device
         )
-        task = make_task(stage, model, bench.data, bench.settings, bench.device)
+        teacher = teacher_of(stage, bench.settings, bench.earlier, bench.device)
+        task = make_task(stage, model, bench.data, bench.settings, bench.device, teacher)
         found.append(_work("run", task, bench.run, bench.settings, measured))
     for row in rows:
         for stage in row.trains(bench):

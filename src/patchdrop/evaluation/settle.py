@@ -1,36 +1,43 @@
-"""After a stage of a ranking policy is trained: its outlook is set right, and its operating point found.
+"""After a stage of a ranking policy is trained: fusion and outlook are set right, and its operating point found.
 
-Both on validation images, which no network was trained on. A classifier that remembers its training images is right on
-them after fewer patches than it will be on others, so what a policy learns there of *how many* is too hopeful.
+All on validation images, which no network was trained on. Classifiers that remember their training images are right on
+them after fewer patches than they will be on others, so what is learnt there of *how many* is too hopeful, and LR-CNN's
+word seems worth more than it is.
 
 The operating point is a price of HR in wrong answers. By default it is the highest one at which the policy is as often
-right, within a tolerance, as the best of LR-CNN, HR-CNN and its own classifier on all of HR.
+right, within a tolerance, as with whatever it reads.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.isotonic import isotonic_regression
 from torch import Tensor
 
+from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.sets import Split, low_of
-from patchdrop.evaluation.calibrate import cuts_on, measure
+from patchdrop.evaluation.calibrate import cuts_on
 from patchdrop.evaluation.metrics import calibration_error
 from patchdrop.models import ModelConfig
 from patchdrop.one_look import Advised
 from patchdrop.packed import gather
 from patchdrop.policy.budget import cut_for_mean
-from patchdrop.policy.ranking import first, in_order
+from patchdrop.policy.ranking import Outlook, first, in_order
 
 BATCH = 64
 TRIED = 17
 """Numbers of patches, from none to all, after which the class is looked at."""
 FOLDS = 5
+STEPS = (0, 50, 100, 200, 400, 800)
+"""Steps for which an outlook may learn on; the number is found by cross-validation."""
+RATE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Goal:
     Attributes:
         target_patches: patches an image on average.
         mistake: what a wrong answer costs, in prices of all of an image's HR.
-        tolerance: points of accuracy below the best that reading everything, or nothing, reaches.
+        tolerance: points of accuracy below the best that the policy has, whatever it reads.
     """
 
     target_patches: float = 0.0
@@ -50,16 +57,24 @@ class Goal:
 
 @dataclass(frozen=True)
 class Heard:
-    """What a policy hears of every image of a split, and whether the class was right after so many patches."""
+    """What policy and classifier say of every image of a split as its ranking is followed."""
 
     utilities: Tensor
     """``(n, P)``."""
     opinion: Tensor
     """LR-CNN's class logits ``(n, K)``."""
     counts: Tensor
-    """Numbers of patches that were tried, from 0 to P: ``(M,)`` int64."""
-    right: Tensor
-    """``(n, M)`` bool."""
+    """Numbers of patches that were tried, rising: ``(M,)`` int64."""
+    high: Tensor
+    """Class logits of the HR stream after so many patches ``(n, M, K)``; 0 after none."""
+    target: Tensor
+    """``(n,)``."""
+
+    def right(self, streams: TwoStream) -> Tensor:
+        """Whether the class of both streams together is right after so many patches: ``(n, M)`` bool."""
+        weight = streams.weight_at(self.counts / streams.high.grid.patches).detach().cpu().unsqueeze(1)
+        fused = weight * self.high + (1 - weight) * self.opinion.unsqueeze(1)
+        return fused.argmax(2) == self.target.unsqueeze(1)
 
 
 def tried_counts(patches: int) -> Tensor:
@@ -69,11 +84,15 @@ def tried_counts(patches: int) -> Tensor:
     return torch.tensor(sorted({round(patches * (step / (TRIED - 1)) ** 2) for step in range(TRIED)}))
 
 
-@torch.inference_mode()
-def hear(model: Advised, config: ModelConfig, split: Split, device: torch.device) -> Heard:
-    """A ranking policy on a split: its ranking as it is used, followed from no patch to all of them."""
-    counts = tried_counts(model.policy.utility.grid.patches)
-    parts: list[tuple[Tensor, Tensor, Tensor]] = []
+def few_counts(patches: int) -> Tensor:
+    """Some numbers of patches from 1 to P, each a quarter of the next: ``(M,)`` int64."""
+    return torch.tensor(sorted({max(1, patches >> shift) for shift in (0, 2, 4, 6, 8)}))
+
+
+@torch.no_grad()
+def hear(model: Advised, config: ModelConfig, split: Split, device: torch.device, counts: Tensor) -> Heard:
+    """A ranking policy on a split: its ranking as it is used, followed for each of ``counts (M,)``, rising."""
+    parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for batch in split.in_order(BATCH):
         low, high = low_of(batch, config.low_size).to(device), batch.high.to(device)
         utilities, opinion = model.hear(low)
@@ -81,49 +100,88 @@ def hear(model: Advised, config: ModelConfig, split: Split, device: torch.device
         found = []
         for count in counts.tolist():
             choice = first(order, torch.full((len(low),), count, device=device))
-            logits = model.classifier.join(opinion, gather(high, choice, model.policy.utility.grid), low)
-            found.append(logits.argmax(1).cpu() == batch.target)
-        parts.append((utilities.float().cpu(), opinion.float().cpu(), torch.stack(found, 1)))
-    utilities, opinion, right = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Heard(utilities, opinion, counts, right)
+            packed = gather(high, choice, model.policy.utility.grid)
+            found.append(model.classifier.high(packed, low) if count else torch.zeros_like(opinion))
+        logits = torch.stack(found, 1).float().cpu()
+        parts.append((utilities.float().cpu(), opinion.float().cpu(), logits, batch.target))
+    utilities, opinion, logits, target = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Heard(utilities, opinion, counts, logits, target)
 
 
-@torch.no_grad()
+def set_fusion_right(streams: TwoStream, heard: Heard) -> None:
+    """Fit the weights of the two streams to validation images (`TwoStream.fit`)."""
+    read = heard.counts > 0
+    share = heard.counts[read] / streams.high.grid.patches
+    device = next(streams.parameters()).device
+    streams.fit(share.to(device), heard.high[:, read].to(device), heard.opinion.to(device), heard.target.to(device))
+
+
+class _Learner:
+    """Fits a copy of an outlook to some of the images: `Outlook.fit`, then all of its weights by a few steps."""
+
+    def __init__(self, outlook: Outlook, heard: Heard, right: Tensor, images: Tensor) -> None:
+        device = outlook.offset.device
+        self.outlook = copy.deepcopy(outlook)
+        self.utilities, self.opinion = heard.utilities[images].to(device), heard.opinion[images].to(device)
+        self.counts, self.right = heard.counts.to(device), right[images].double().to(device)
+        with torch.no_grad():
+            odds = self.outlook.raw(self.utilities, self.opinion)
+        self.outlook.fit(odds.cpu(), heard.counts, right[images])
+        self.optimizer = torch.optim.Adam([p.requires_grad_(True) for p in self.outlook.parameters()], RATE)
+        self.steps = 0
+
+    def go_on(self, steps: int) -> None:
+        """Learn until so many steps are done in all."""
+        for _ in range(steps - self.steps if len(self.right) else 0):
+            odds = self.outlook(self.utilities, self.opinion)[:, self.counts]
+            loss = F.binary_cross_entropy_with_logits(odds, self.right)
+            self.optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+        self.steps = steps
+
+
 def set_outlook_right(model: Advised, heard: Heard) -> float:
     """Fit the outlook to validation images; returns its calibration error on images it was not fitted to.
 
-    That error is the mean distance between what was said and how often it came true (`calibration_error`), over
-    `FOLDS` parts of the images, each judged by a fit to the others.
+    For how many steps it learns on from where training left it, `FOLDS` parts of the images decide, each judged by a
+    fit to the others. The error is the mean distance between what was said of them and how often it came true
+    (`calibration_error`).
     """
     outlook = model.policy.outlook
+    right = heard.right(model.classifier)
+    fold = torch.arange(len(right)) % FOLDS
+    with torch.enable_grad():
+        learners = [_Learner(outlook, heard, right, fold != part) for part in range(min(FOLDS, len(right)))]
+        best, least, error = 0, math.inf, 0.0
+        for steps in STEPS:
+            said = torch.zeros(right.shape, dtype=torch.float64)
+            for part, learner in enumerate(learners):
+                learner.go_on(steps)
+                said[fold == part] = _odds(learner.outlook, heard, fold == part)
+            loss = float(F.binary_cross_entropy_with_logits(said, right.double()))
+            if loss >= least:
+                break
+            best, least, error = steps, loss, calibration_error(said.sigmoid().flatten(), right.flatten())
+        every = _Learner(outlook, heard, right, fold >= 0)
+        every.go_on(best)
+    outlook.load_state_dict(every.outlook.state_dict())
+    return error
+
+
+@torch.no_grad()
+def _odds(outlook: Outlook, heard: Heard, images: Tensor) -> Tensor:
     device = outlook.offset.device
-    odds = outlook.raw(heard.utilities.to(device), heard.opinion.to(device)).cpu()
-    fold = torch.arange(len(odds)) % FOLDS
-    said = torch.zeros(heard.right.shape, dtype=torch.float64)
-    for part in range(min(FOLDS, len(odds))):
-        outlook.fit(odds[fold != part], heard.counts, heard.right[fold != part])
-        inside = fold == part
-        found = outlook(heard.utilities[inside].to(device), heard.opinion[inside].to(device)).sigmoid().cpu()
-        said[inside] = found[:, heard.counts]
-    outlook.fit(odds, heard.counts, heard.right)
-    return calibration_error(said.flatten(), heard.right.flatten())
+    found: Tensor = outlook(heard.utilities[images].to(device), heard.opinion[images].to(device))
+    return found[:, heard.counts.to(device)].cpu()
 
 
-def find_price(
-    model: Advised,
-    config: ModelConfig,
-    split: Split,
-    scores: Tensor,
-    goal: Goal,
-    best: float,
-    device: torch.device,
-    advance: Callable[[int], None] = lambda images: None,
-) -> None:
+def find_price(model: Advised, scores: Tensor, chances: Tensor, heard: Heard, goal: Goal) -> None:
     """Set the policy's price so that its greedy choice meets a goal on a split.
 
     Args:
         scores: the policy's patch logits on the split ``(n, P)``, at the price that it has.
-        best: accuracy that the goal's tolerance is counted from, 0 to 1.
+        chances: its chances of being right ``(n, P + 1)``.
     """
     price = model.policy.log_price
     if goal.target_patches:
@@ -132,19 +190,32 @@ def find_price(
         price.fill_(-math.log(goal.mistake))
     else:
         cuts = cuts_on(scores)
-        measured = measure(model, config, split, cuts, device, advance)
-        price += cuts[cheapest_within(measured.accuracy, best, goal.tolerance / 100)]
+        counts = [(scores >= cut).sum(1) for cut in cuts]
+        found = likely_accuracy(counts, chances, heard.counts, heard.right(model.classifier))
+        price += cuts[cheapest_within(found, goal.tolerance / 100)]
     price.clamp_(-20, 20)
 
 
-def cheapest_within(accuracy: Sequence[float], best: float, tolerance: float) -> int:
-    """The cheapest of points from cheap to dear whose accuracy is at least ``best - tolerance``.
+def likely_accuracy(counts: Sequence[Tensor], chances: Tensor, tried: Tensor, right: Tensor) -> list[float]:
+    """Accuracy, 0 to 1, of points from cheap to dear: the mean of what is expected and what was seen.
 
-    Where none comes up to ``best``, the best of them takes its place. Some hundred images are up or down by chance, so
-    the points are compared by the rising curve nearest to them.
+    Half a point of some hundred images is a few, which are right or wrong by chance: of what was seen, the nearest
+    rising curve counts. What is expected has hardly any chance in it, but may be wrong.
 
     Args:
-        accuracy: of each point, 0 to 1, as ``best`` and ``tolerance``.
+        counts: patches that each image has at a point, ``(n,)`` int64 for each.
+        chances: of being right ``(n, P + 1)``.
+        tried: numbers of patches ``(M,)`` after which there is a `right`, of which the nearest stands for others.
+        right: ``(n, M)`` bool.
     """
-    rising = isotonic_regression(np.asarray(accuracy, dtype=np.float64))
-    return int(np.searchsorted(rising, min(best, rising[-1]) - tolerance - 1e-9))
+    patches = torch.arange(chances.shape[1])
+    nearest = (patches.unsqueeze(1) - tried).abs().argmin(1)
+    expected = [float(chances.double().gather(1, k.unsqueeze(1)).mean()) for k in counts]
+    seen = [float(right.gather(1, nearest[k].unsqueeze(1)).double().mean()) for k in counts]
+    return [(e + float(s)) / 2 for e, s in zip(expected, isotonic_regression(np.array(seen)), strict=True)]
+
+
+def cheapest_within(accuracy: Sequence[float], tolerance: float) -> int:
+    """The first of points from cheap to dear whose accuracy is within ``tolerance`` of the best one's."""
+    wanted = max(accuracy) - tolerance - 1e-9
+    return next(point for point, found in enumerate(accuracy) if found >= wanted)

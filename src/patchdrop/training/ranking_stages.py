@@ -6,8 +6,10 @@ from the ranking; the classifier reads the first k. Then
 * the critic, `patchdrop.policy.ranking.Outlook`, learns by cross-entropy whether the class was right;
 * the ranking learns by REINFORCE with the critic as its baseline: ``(right - chance_k) grad log P(order) / k``. The
   length divides, so that an image of which much is read weighs no more than another;
-* in Ft-1 and Ft-2 the classifier learns by cross-entropy on what was read, of both streams together and of the HR
-  stream alone: LR-CNN remembers its training images, and beside it the HR stream would have little left to learn.
+* in Ft-1 and Ft-2 the classifier learns on what was read: by cross-entropy of both streams together, and the HR stream
+  alone by that and by what HR-CNN, which sees the whole image, says of it (`Teacher`). LR-CNN remembers its training
+  images, and beside it alone the HR stream would have little left to learn. How much each stream counts is no part of
+  this, it is set on validation images (`patchdrop.evaluation.settle`).
 
 No price and no penalty for patches is in any of it: what reading is worth is decided at use, from the chances, so one
 policy has every operating point. Batch-norm statistics stay those of the supervised stages (`policy_stages`).
@@ -20,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchdrop.classify.two_stream import TwoStream
-from patchdrop.data.sets import Batch
+from patchdrop.data.sets import Batch, Split
 from patchdrop.evaluation.metrics import spread
 from patchdrop.one_look import Advised
 from patchdrop.policy.budget import above, cut_for_mean
@@ -28,9 +30,10 @@ from patchdrop.policy.choice import shuffled
 from patchdrop.policy.ranking import Ranking, drawn_order, first, log_probability
 from patchdrop.read.source import from_memory
 from patchdrop.reward import right_probability
+from patchdrop.settings import TrainSettings
 from patchdrop.training.batches import Views, training_views
 from patchdrop.training.loop import Group, derived_seed
-from patchdrop.training.objectives import cross_entropy
+from patchdrop.training.objectives import Teacher, classifier_loss, cross_entropy
 from patchdrop.training.policy_stages import PolicyTask
 
 SHARE = 0.25
@@ -53,6 +56,21 @@ class RankingTask(PolicyTask):
     """One of the stages ``pt``, ``ft1``, ``ft2`` of a ranking policy."""
 
     model: Advised
+
+    def __init__(
+        self,
+        stage: str,
+        model: Advised,
+        fit: Split,
+        val: Split,
+        settings: TrainSettings,
+        device: torch.device,
+        teacher: Teacher | None = None,
+    ) -> None:
+        super().__init__(stage, model, fit, val, settings, device)
+        self.teacher = teacher
+        for parameter in model.classifier.learnable:
+            parameter.requires_grad_(False)
 
     @property
     def streams(self) -> TwoStream:
@@ -96,7 +114,7 @@ class RankingTask(PolicyTask):
         }
         if self.trains_classifier:
             smoothing = self.settings.label_smoothing
-            alone = cross_entropy(high, views.target, smoothing)
+            alone = classifier_loss(high, views, smoothing, self.teacher)
             loss = loss + (cross_entropy(logits, views.target, smoothing) + alone) / 2
             figures["accuracy"] = figures["reward"]
         return loss, figures

@@ -20,6 +20,7 @@ from patchdrop.data.load import Data, Statistics, statistics
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError, UsageError
 from patchdrop.files import write_json
+from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage, copy_matching
 from patchdrop.one_look import Advised
 from patchdrop.runfolder import RunFolder
@@ -28,6 +29,7 @@ from patchdrop.talk import warnings_told
 from patchdrop.training.attempts import Attempts
 from patchdrop.training.batches import steps_in
 from patchdrop.training.loop import Task, clear_state, derived_seed, make_optimizer, saved_step, train, train_step
+from patchdrop.training.objectives import Teacher
 from patchdrop.training.policy_stages import PolicyTask
 from patchdrop.training.ranking_stages import RankingTask
 from patchdrop.training.settling import (
@@ -40,9 +42,12 @@ from patchdrop.training.settling import (
     retried,
     settle,
     settled,
+    weigh_streams,
 )
 from patchdrop.training.supervised import ClassifierTask
 
+TAUGHT = 0.5
+"""HR-CNN's share in what a classifier of a few patches learns from; the labels have the rest."""
 Advance = Callable[[str, int], None]
 Earlier = Callable[[str], nn.Module]
 """The trained model of an earlier stage, one of its own at each call."""
@@ -109,7 +114,10 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
         def start(tried: TrainSettings) -> Task:
             torch.manual_seed(derived_seed(tried.seed, stage, "weights"))  # noqa: B023
             model = on_device(starting_model(stage, tried, config, found, earlier), device)  # noqa: B023
-            return make_task(stage, model, data, tried, device)  # noqa: B023
+            if stage == "pt" and isinstance(model, Advised):  # noqa: B023
+                weigh_streams(model, config, judged())
+            teacher = teacher_of(stage, tried, earlier, device)  # noqa: B023
+            return make_task(stage, model, data, tried, device, teacher)  # noqa: B023
 
         def more(steps: int) -> None:
             advance(stage, steps)  # noqa: B023
@@ -240,15 +248,23 @@ def make_task(
     data: Data,
     settings: TrainSettings,
     device: torch.device,
+    teacher: Teacher | None = None,
 ) -> Task:
     """The task that trains a stage's model."""
     fit, val = data.splits["fit"], data.splits["val"]
     if stage in ("lr", "hr", "patches"):
-        return ClassifierTask(stage, model, fit, val, settings, device)
+        return ClassifierTask(stage, model, fit, val, settings, device, teacher=teacher)
     assert isinstance(model, PatchDrop)
     if isinstance(model, Advised):
-        return RankingTask(stage, model, fit, val, settings, device)
+        return RankingTask(stage, model, fit, val, settings, device, teacher)
     return PolicyTask(stage, model, fit, val, settings, device)
+
+
+def teacher_of(stage: str, settings: TrainSettings, earlier: Earlier, device: torch.device) -> Teacher | None:
+    """HR-CNN, where a classifier of a few patches learns from it beside a ranking policy."""
+    if settings.policy != "ranking" or stage not in ("patches", "ft1", "ft2"):
+        return None
+    return Teacher(on_device(earlier("hr"), device), Grid.parse(settings.grid), TAUGHT)
 
 
 def starting_model(

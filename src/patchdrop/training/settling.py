@@ -16,7 +16,15 @@ from torch import nn
 
 from patchdrop.data.sets import Split
 from patchdrop.evaluation.outcome import Outcome, outcome_of
-from patchdrop.evaluation.settle import Goal, find_price, hear, set_outlook_right
+from patchdrop.evaluation.settle import (
+    Goal,
+    few_counts,
+    find_price,
+    hear,
+    set_fusion_right,
+    set_outlook_right,
+    tried_counts,
+)
 from patchdrop.evaluation.strategies import (
     ACTIVATION,
     FIXED,
@@ -119,6 +127,13 @@ def read_nothing(
     run.finish("pt", model, config, {"figures": {"mean_patches": 0.0}, "seconds": 0.0, **said, "tries": []})
 
 
+def weigh_streams(model: Advised, config: ModelConfig, found: References) -> None:
+    """Set the fusion before a policy is trained for what both streams say together."""
+    model.eval()
+    counts = few_counts(Grid.parse(config.grid).patches)
+    set_fusion_right(model.classifier, hear(model, config, found.split, found.device, counts))
+
+
 def settle(
     model: Advised,
     config: ModelConfig,
@@ -127,7 +142,7 @@ def settle(
     seed: int,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Set outlook and price of a trained policy, and compare it with what needs none.
+    """Set fusion, outlook and price of a trained policy, and compare it with what needs none.
 
     Returns:
         What the stage's ``config.json`` says of it: ``calibration_error``, ``verdict``, and what the yardsticks need to
@@ -135,14 +150,13 @@ def settle(
     """
     model.eval()
     model.policy.log_price.fill_(0)
-    heard = hear(model, config, found.split, device)
+    grid = Grid.parse(config.grid)
+    heard = hear(model, config, found.split, device, tried_counts(grid.patches))
+    set_fusion_right(model.classifier, heard)
     error = set_outlook_right(model, heard)
     with torch.inference_mode():
-        scores = model.policy.weigh(heard.utilities.to(device), heard.opinion.to(device)).scores.cpu()
-    everything = float(heard.right[:, -1].double().mean())
-    best = max(played(found.low).accuracy, played(found.high).accuracy, everything)
-    find_price(model, config, found.split, scores, goal, best, device)
-    grid = Grid.parse(config.grid)
+        scores, chances = model.policy.weigh(heard.utilities.to(device), heard.opinion.to(device))
+    find_price(model, scores.cpu(), chances.cpu(), heard, goal)
     ours = outcome_of(model, config, grid, found.split, lambda s, _: greedy(s), device)
     stand = Stand(model, config, found.split, ours, found.low, found.high, seed, device)
     plain, rivals = chosen_on(stand)
