@@ -334,3 +334,84 @@ def test_every_patch_weight_gets_a_finite_gradient(fusion: str) -> None:
     assert weight.grad is not None
     assert bool(weight.grad.isfinite().all())
     assert bool((weight.grad != 0).all())
+
+
+# --- setting the weights by images that no network was trained on
+
+
+def words(seed: int, images: int, high_noise: float, low_noise: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of an HR stream after 4 and 16 patches, of LR-CNN, and classes; noise hides the class."""
+    generator = torch.Generator().manual_seed(seed)
+    target = torch.randint(CLASSES, (images,), generator=generator)
+    truth = torch.nn.functional.one_hot(target, CLASSES).float()
+    high = truth.unsqueeze(1) + high_noise * torch.randn(images, 2, CLASSES, generator=generator)
+    low = truth + low_noise * torch.randn(images, CLASSES, generator=generator)
+    return high, low, target
+
+
+def fitted(fusion: str, images: int, high_noise: float, low_noise: float) -> tuple[TwoStream, TwoStream]:
+    """Two streams before and after the fit."""
+    setup = set_up(*GEOMETRIES[0])
+    before, after = two_stream(setup, fusion), two_stream(setup, fusion)
+    high, low, target = words(1, images, high_noise, low_noise)
+    after.fit(torch.tensor([0.25, 1.0]), high, low, target)
+    return before, after
+
+
+@pytest.mark.parametrize(("high_noise", "low_noise"), [(0.5, 0.5), (0.4, 0.8), (0.8, 0.4)])
+def test_fitted_weights_are_right_on_fresh_images_nearly_as_often_as_the_best_there_are(
+    high_noise: float, low_noise: float
+) -> None:
+    _, model = fitted("capped", 2000, high_noise, low_noise)
+    high, low, target = words(2, 4000, high_noise, low_noise)
+
+    def accuracy(weight: float, number: int) -> float:
+        fused = weight * high[:, number] + (1 - weight) * low
+        return float((fused.argmax(1) == target).double().mean())
+
+    for number, share in enumerate((0.25, 1.0)):
+        best = max(accuracy(step / 50, number) for step in range(51))
+        found = float(model.weight_at(torch.tensor(share)).detach())
+        assert 0 < found < 1
+        assert accuracy(found, number) > best - 0.005
+        # Noise of equal variance wants weights in the proportion of the precisions.
+        precise = low_noise**2 / (low_noise**2 + high_noise**2)
+        assert found == pytest.approx(precise, abs=0.12)
+
+
+def test_a_handful_of_images_hardly_moves_the_weights() -> None:
+    before, few = fitted("capped", 4, 0.3, 2.0)
+    _, many = fitted("capped", 2000, 0.3, 2.0)
+    share = torch.tensor([0.25, 1.0])
+    moved_by_few = (few.weight_at(share) - before.weight_at(share)).abs().max()
+    moved_by_many = (many.weight_at(share) - before.weight_at(share)).abs().max()
+    assert float(moved_by_few) < 0.15 < 0.25 < float(moved_by_many)
+
+
+def test_fitting_moves_the_weights_alone_and_leaves_what_learns_as_it_was() -> None:
+    for fusion, moved in (("share", set()), ("learned", {"log_power"}), ("capped", {"log_power", "cap"})):
+        setup = set_up(*GEOMETRIES[0])
+        model = two_stream(setup, fusion)
+        model.requires_grad_(False)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        model.fit(torch.tensor([0.25, 1.0]), *words(1, 300, 0.4, 1.0))
+        after = model.state_dict()
+        assert {name for name in after if not torch.equal(after[name], before[name])} == moved
+        assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
+    model.fit(torch.tensor([0.25, 1.0]), *words(1, 0, 0.4, 1.0))  # no images, nothing to go by
+    assert torch.equal(model.state_dict()["cap"], after["cap"])
+
+
+@pytest.mark.parametrize("kept", ["none", "some", "all"])
+def test_what_the_streams_say_apart_adds_up_to_what_they_say_together(kept: str) -> None:
+    setup = set_up(*GEOMETRIES[0])
+    model = two_stream(setup, "capped")
+    choice = {"none": torch.zeros_like(setup.choice), "some": setup.choice, "all": torch.ones_like(setup.choice)}[kept]
+    packed = packed_of(setup, choice)
+    opinion = model.low(setup.lows)
+    said = model.apart(opinion, packed, setup.lows)
+    assert torch.equal(said.fused, model(packed, setup.lows))
+    assert torch.equal(said.zoomed, choice.any(1))
+    weight = model.weight(packed).unsqueeze(1)[said.zoomed]
+    torch.testing.assert_close(weight * said.high + (1 - weight) * opinion[said.zoomed], said.fused[said.zoomed])
+    assert torch.equal(said.fused[~said.zoomed], opinion[~said.zoomed])

@@ -12,7 +12,7 @@ from patchdrop.models import ModelConfig, build_stage
 from patchdrop.policy.ranking import HIDDEN
 from patchdrop.settings import TrainSettings
 from patchdrop.training.loop import make_optimizer, train_step
-from patchdrop.training.run import make_task
+from patchdrop.training.run import make_task, teacher_of
 from tiny import CLASSES, SIDE, tiny_data, tiny_settings
 
 STEM = 2 * 9 * 3 * 4
@@ -28,7 +28,9 @@ def counted(stage: str, settings: TrainSettings) -> float:
     data = tiny_data()
     config = ModelConfig.of(settings, data.classes)
     model = build_stage(stage, config, statistics(data.splits["fit"], settings.low_size))
-    task = make_task(stage, model, data, settings, torch.device("cpu"))
+    device = torch.device("cpu")
+    teacher = teacher_of(stage, settings, lambda name: build_stage(name, config), device)
+    task = make_task(stage, model, data, settings, device, teacher)
     # Muon multiplies matrices too; what the optimizer does is the same for any batch and not part of the formula.
     optimizer = make_optimizer(task.groups(), "adamw")
     task.train_mode()
@@ -43,9 +45,12 @@ def formula(stage: str, settings: TrainSettings) -> float:
     return step_flops(stage, forward_costs(settings, len(CLASSES)), settings)
 
 
+@pytest.mark.parametrize("policy", ["ranking", "bernoulli"])
 @pytest.mark.parametrize(("stage", "stem"), [("lr", LR_STEM), ("hr", HR_STEM), ("patches", HR_STEM)])
-def test_a_step_of_a_classifier_costs_what_the_formula_says_but_for_its_first_layer(stage: str, stem: int) -> None:
-    settings = tiny_settings()
+def test_a_step_of_a_classifier_costs_what_the_formula_says_but_for_its_first_layer(
+    stage: str, stem: int, policy: str
+) -> None:
+    settings = tiny_settings(policy=policy, low_stream="pt")
     assert formula(stage, settings) == counted(stage, settings) + stem
 
 

@@ -576,4 +576,8 @@ def test_setting_right_takes_away_what_the_outlook_was_off_on_images_it_was_not_
     draw = torch.rand(500, 17, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     off = draw < (odds / 2 - 1).sigmoid()
     before = calibration_error(odds.sigmoid().flatten(), off.flatten())
-    assert set_outlook_right(model, Heard(utilities, opinion, counts, off)) < 0.02 < 0.1 < before
+    # The HR stream alone decides; its class is the right one, 0, where the draw says so.
+    high = torch.stack([off.float(), 0.5 * torch.ones(500, 17), torch.zeros(500, 17)], 2)
+    heard = Heard(utilities, torch.zeros_like(opinion), counts, high, torch.zeros(500, dtype=torch.int64))
+    assert torch.equal(heard.right(model.classifier)[:, 1:], off[:, 1:])
+    assert set_outlook_right(model, heard) < 0.02 < 0.1 < before

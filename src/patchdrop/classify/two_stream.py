@@ -6,6 +6,8 @@ chosen is the HR classifier, unless the fusion is ``capped``. The weights apply 
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +19,17 @@ from patchdrop.packed import Packed
 CAP = 0.6
 BELIEF = 4.0
 """Images' worth of belief in weights as they were before `TwoStream.fit`."""
+
+
+class Streams(NamedTuple):
+    """What both streams say of B images, Z of which have patches."""
+
+    fused: Tensor
+    """Class logits ``(B, K)``."""
+    high: Tensor
+    """Class logits of the HR stream alone ``(Z, K)``."""
+    zoomed: Tensor
+    """Which images have patches: ``(B,)`` bool, Z of them."""
 
 
 class TwoStream(nn.Module):
@@ -43,16 +56,20 @@ class TwoStream(nn.Module):
         """The same from class logits ``(B, K)`` of LR-CNN."""
         if torch.compiler.is_exporting():
             return self._in_a_graph(packed, low, logits)
+        return self.apart(logits, packed, low).fused
+
+    def apart(self, logits: Tensor, packed: Packed, low: Tensor) -> Streams:
+        """As `join`, with what the HR stream says by itself."""
         zoomed = packed.counts > 0
         if not bool(zoomed.any()):
-            return logits
+            return Streams(logits, logits[:0], zoomed)
         weight = self.weight(packed)[zoomed].unsqueeze(1)
         seen = packed if bool(zoomed.all()) else packed.of_images(zoomed)
         high: Tensor = self.high(seen, low[zoomed])
         fused: Tensor = weight * high + (1 - weight) * logits[zoomed]
-        if bool(zoomed.all()):
-            return fused
-        return logits.index_put((zoomed.nonzero(as_tuple=True)[0],), fused.to(logits.dtype))
+        if not bool(zoomed.all()):
+            fused = logits.index_put((zoomed.nonzero(as_tuple=True)[0],), fused.to(logits.dtype))
+        return Streams(fused, high, zoomed)
 
     def _in_a_graph(self, packed: Packed, low: Tensor, logits: Tensor) -> Tensor:
         """The same for `torch.export`, which cannot leave images out: all of them reach the HR network, or none."""
@@ -116,7 +133,7 @@ class TwoStream(nn.Module):
             fused = (weight * high + (1 - weight) * low) * heat.exp()
             wrong = F.cross_entropy(fused.flatten(0, 1), classes, reduction="sum") / len(share)
             moved = torch.stack([(p - b).square() for p, b in zip(learnable, before, strict=True)]).sum()
-            value: Tensor = wrong + BELIEF * moved / 2
+            value: Tensor = wrong + BELIEF * (moved + heat.square()) / 2
             value.backward()  # type: ignore[no-untyped-call]
             return value
 

@@ -18,6 +18,7 @@ from torch import nn
 from patchdrop.classify.masked_cnn import MaskedCNN
 from patchdrop.classify.pcn import PartiallyCoupled
 from patchdrop.classify.super_resolution import Discriminator, Generator, SuperResolution, SuperResolved
+from patchdrop.classify.two_stream import TwoStream
 from patchdrop.compare.bench import POLICY_STAGES, Bench
 from patchdrop.compare.options import share_of
 from patchdrop.data.load import statistics
@@ -25,6 +26,7 @@ from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.strategies import ACTIVATION, CASCADE, DETAIL, FIXED
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
+from patchdrop.one_look import Advised
 from patchdrop.policy.baselines import Blind, fixed_columns, fixed_rows, stochastic
 from patchdrop.policy.choice import Choose, greedy, sampled, top
 from patchdrop.policy.stn import relaxed_top
@@ -35,7 +37,8 @@ from patchdrop.training.couple import CoupledTask
 from patchdrop.training.hidden import HiddenTask, Hide, cut_out, policy_masks
 from patchdrop.training.loop import Task
 from patchdrop.training.objectives import Teacher
-from patchdrop.training.run import make_task, on_device, starting_model
+from patchdrop.training.policy_stages import keep_weights
+from patchdrop.training.run import make_task, on_device, starting_model, teacher_of
 from patchdrop.training.super_resolution import GeneratorTask, SuperResolvedTask
 from patchdrop.training.supervised import ClassifierTask
 
@@ -178,9 +181,19 @@ def _choosing(row: Row, bench: Bench, stage: str) -> Task:
     assert isinstance(model, PatchDrop)
     if chooser.policy is not None:
         model = PatchDrop(chooser.policy(bench.grid, patches), model.classifier)
+    _weigh_as_the_run(model, bench, stage)
     on_device(model, bench.device)
     fit, val = bench.data.splits["fit"], bench.data.splits["val"]
-    return ChooserTask(stage, model, chooser.learns(patches), fit, val, settings, bench.device)
+    teacher = teacher_of(stage, bench.settings, bench.earlier, bench.device)
+    return ChooserTask(stage, model, chooser.learns(patches), fit, val, settings, bench.device, teacher)
+
+
+def _weigh_as_the_run(model: PatchDrop, bench: Bench, stage: str) -> None:
+    """Both streams count as much as in the run's stage, where validation images have set how much that is."""
+    ours = bench.earlier(stage)
+    if isinstance(ours, Advised) and isinstance(model.classifier, TwoStream):
+        for theirs, fitted in zip(model.classifier.learnable, ours.classifier.learnable, strict=True):
+            theirs.data.copy_(fitted.data)
 
 
 # --- what weights are loaded into
@@ -334,7 +347,12 @@ def _bernoulli(row: Row, bench: Bench, stage: str) -> Task:
         return row.model(bench, name) if name in POLICY_STAGES else bench.earlier(name)
 
     model = starting_model(stage, settings, row.config(bench), bench.statistics, earlier)
-    return make_task(stage, on_device(model, bench.device), bench.data, settings, bench.device)
+    assert isinstance(model, PatchDrop)
+    _weigh_as_the_run(model, bench, stage)
+    task = make_task(stage, on_device(model, bench.device), bench.data, settings, bench.device)
+    if bench.settings.policy == "ranking":
+        keep_weights(model)
+    return task
 
 
 CONTROLS = (

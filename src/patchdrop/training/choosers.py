@@ -1,9 +1,9 @@
 """Pt, Ft-1 and Ft-2 of the choosers that PatchDrop is compared with: no reward, S is given.
 
 What trains, at which rates, for how many epochs, on which augmented images and with which frozen batch-norm
-statistics is `PolicyTask`'s. Only the loss differs: the classifier's cross-entropy on the chooser's own masks. A blind
-chooser (`policy.baselines`) has nothing to learn, so its Pt has no steps, and Ft-1 and Ft-2 train the classifier alone.
-STN (`policy.stn`) learns from the same loss through its relaxation, in Pt too.
+statistics is `PolicyTask`'s. Only the loss differs: the classifier's on the chooser's own masks, as it is in the run's
+stage. A blind chooser (`policy.baselines`) has nothing to learn, so its Pt has no steps, and Ft-1 and Ft-2 train the
+classifier alone. STN (`policy.stn`) learns from the same loss through its relaxation, in Pt too.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.sets import Batch, Split
 from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.metrics import spread
@@ -18,8 +19,8 @@ from patchdrop.policy.choice import Choose
 from patchdrop.reward import right_probability
 from patchdrop.settings import TrainSettings
 from patchdrop.training.batches import training_views
-from patchdrop.training.objectives import cross_entropy
-from patchdrop.training.policy_stages import PolicyTask
+from patchdrop.training.objectives import Teacher, cross_entropy, streams_loss
+from patchdrop.training.policy_stages import PolicyTask, keep_weights
 
 
 class ChooserTask(PolicyTask):
@@ -28,6 +29,7 @@ class ChooserTask(PolicyTask):
     Args:
         choose: the policy's scores ``(B, P)`` to a choice: bool (`greedy`, `sampled`, `top`), or float with a gradient
             (`relaxed_top`). What it draws comes from torch's own generator, which the loop seeds.
+        teacher: as `RankingTask` has in the same stage.
     """
 
     def __init__(
@@ -39,21 +41,30 @@ class ChooserTask(PolicyTask):
         val: Split,
         settings: TrainSettings,
         device: torch.device,
+        teacher: Teacher | None = None,
     ) -> None:
         super().__init__(stage, model, fit, val, settings, device)
         self.choose = choose
+        self.teacher = teacher
+        if teacher is not None:
+            keep_weights(model)
         self.memory = {}
         if not any(group.parameters for group in self.groups()):
             self.epochs = 0
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy of the classifier on the chosen patches."""
+        """The classifier's loss on the chosen patches."""
         views = training_views(batch, self.settings, self.device)
         choice = self.choose(self.model.look(views.low).scores)
-        logits = self._classify(choice, views, with_gradient=True)
+        smoothing = self.settings.label_smoothing
+        if self.teacher is not None and isinstance(self.judge, TwoStream):
+            said = self.judge.apart(self.judge.low(views.low), self._packed(choice, views), views.low)
+            logits, loss = said.fused, streams_loss(said, views, smoothing, self.teacher)
+        else:
+            logits = self._classify(choice, views, with_gradient=True)
+            loss = cross_entropy(logits, views.target, smoothing)
         right = (logits.argmax(1) == views.target).float().mean()
         figures = {"accuracy": float(right), "patches": float(choice.detach().sum(1).float().mean())}
-        loss = cross_entropy(logits, views.target, self.settings.label_smoothing)
         if not loss.requires_grad:
             # No image of the batch kept a patch, so in Ft-2 nothing ran that trains: the gradient is 0.
             loss = loss + 0 * torch.stack([p.sum() for group in self.groups() for p in group.parameters]).sum()

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchdrop.classify.two_stream import Streams
 from patchdrop.grid import Grid
 from patchdrop.read.source import from_memory
 from patchdrop.training.batches import Views
@@ -73,6 +74,18 @@ def classifier_loss(logits: Tensor, views: Views, smoothing: float, teacher: Tea
         return cross_entropy(logits, views.target, smoothing)
     taught = teacher.logits(views)
     return distillation_loss(logits, taught, views.target, teacher.weight, teacher.temperature, smoothing)
+
+
+def streams_loss(streams: Streams, views: Views, smoothing: float, teacher: Teacher | None) -> Tensor:
+    """The mean of both streams' cross-entropy together and of the HR stream's `classifier_loss` by itself.
+
+    LR-CNN remembers its training images; beside it alone the HR stream would have little left to learn.
+    """
+    together = cross_entropy(streams.fused, views.target, smoothing)
+    if not len(streams.high):
+        return together
+    seen = Views(*(part[streams.zoomed] for part in views))
+    return (together + classifier_loss(streams.high, seen, smoothing, teacher)) / 2
 
 
 def freeze(module: nn.Module, frozen: bool) -> None:

@@ -138,16 +138,22 @@ class PolicyTask:
         return self.model.look(views.low).scores
 
     def _classify(self, choice: Tensor, views: Views, with_gradient: bool) -> Tensor:
-        read = from_memory(views.high, self.grid)
+        packed = self._packed(choice, views)
         if choice.is_floating_point():
-            packed = read(torch.ones_like(choice, dtype=torch.bool))
-            weighted = Packed(packed.pixels, packed.image, packed.patch, packed.batch, choice.flatten())
             with weights_out_of_graph(self.judge, not with_gradient):
-                relaxed: Tensor = self.judge(weighted, views.low)
+                relaxed: Tensor = self.judge(packed, views.low)
             return relaxed
         with torch.set_grad_enabled(with_gradient and self.trains_classifier):
-            logits: Tensor = self.judge(read(choice), views.low)
+            logits: Tensor = self.judge(packed, views.low)
         return logits
+
+    def _packed(self, choice: Tensor, views: Views) -> Packed:
+        """What is read: the chosen patches, or all of them with weights where these are numbers."""
+        read = from_memory(views.high, self.grid)
+        if not choice.is_floating_point():
+            return read(choice)
+        packed = read(torch.ones_like(choice, dtype=torch.bool))
+        return Packed(packed.pixels, packed.image, packed.patch, packed.batch, choice.flatten())
 
     def _reward(self, choice: Tensor, class_logits: Tensor, target: Tensor) -> Tensor:
         if self.estimator.relaxed:
@@ -218,6 +224,13 @@ class PolicyTask:
                 CollapsedPolicyWarning,
                 stacklevel=2,
             )
+
+
+def keep_weights(model: PatchDrop) -> None:
+    """Leave the weights of the two streams as they are: validation images have set them."""
+    if isinstance(model.classifier, TwoStream):
+        for parameter in model.classifier.learnable:
+            parameter.requires_grad_(False)
 
 
 @contextmanager

@@ -7,8 +7,7 @@ from the ranking; the classifier reads the first k. Then
 * the ranking learns by REINFORCE with the critic as its baseline: ``(right - chance_k) grad log P(order) / k``. The
   length divides, so that an image of which much is read weighs no more than another;
 * in Ft-1 and Ft-2 the classifier learns on what was read: by cross-entropy of both streams together, and the HR stream
-  alone by that and by what HR-CNN, which sees the whole image, says of it (`Teacher`). LR-CNN remembers its training
-  images, and beside it alone the HR stream would have little left to learn. How much each stream counts is no part of
+  alone by that and by what HR-CNN, which sees the whole image, says of it. How much each stream counts is no part of
   this, it is set on validation images (`patchdrop.evaluation.settle`).
 
 No price and no penalty for patches is in any of it: what reading is worth is decided at use, from the chances, so one
@@ -31,10 +30,10 @@ from patchdrop.policy.ranking import Ranking, drawn_order, first, log_probabilit
 from patchdrop.read.source import from_memory
 from patchdrop.reward import right_probability
 from patchdrop.settings import TrainSettings
-from patchdrop.training.batches import Views, training_views
+from patchdrop.training.batches import training_views
 from patchdrop.training.loop import Group, derived_seed
-from patchdrop.training.objectives import Teacher, classifier_loss, cross_entropy
-from patchdrop.training.policy_stages import PolicyTask
+from patchdrop.training.objectives import Teacher, streams_loss
+from patchdrop.training.policy_stages import PolicyTask, keep_weights
 
 SHARE = 0.25
 """Of all patches, spent on validation images where no number of patches is asked for."""
@@ -69,8 +68,7 @@ class RankingTask(PolicyTask):
     ) -> None:
         super().__init__(stage, model, fit, val, settings, device)
         self.teacher = teacher
-        for parameter in model.classifier.learnable:
-            parameter.requires_grad_(False)
+        keep_weights(model)
 
     @property
     def streams(self) -> TwoStream:
@@ -97,8 +95,10 @@ class RankingTask(PolicyTask):
         utilities, opinion = self.model.hear(views.low)
         order = drawn_order(utilities.detach())
         counts = drawn_counts(*order.shape).to(self.device)
-        logits, high = self._both(first(order, counts), views, opinion)
-        right = logits.argmax(1) == views.target
+        packed = from_memory(views.high, self.grid)(first(order, counts))
+        with torch.set_grad_enabled(self.trains_classifier):
+            said = self.streams.apart(opinion, packed, views.low)
+        right = said.fused.argmax(1) == views.target
         odds = self.policy.outlook.raw(utilities.detach(), opinion)
         at_count = odds.gather(1, counts.unsqueeze(1)).squeeze(1)
         low_right = opinion.argmax(1) == views.target
@@ -113,19 +113,9 @@ class RankingTask(PolicyTask):
             "outlook_loss": float(learnt.detach()),
         }
         if self.trains_classifier:
-            smoothing = self.settings.label_smoothing
-            alone = classifier_loss(high, views, smoothing, self.teacher)
-            loss = loss + (cross_entropy(logits, views.target, smoothing) + alone) / 2
+            loss = loss + streams_loss(said, views, self.settings.label_smoothing, self.teacher)
             figures["accuracy"] = figures["reward"]
         return loss, figures
-
-    def _both(self, choice: Tensor, views: Views, opinion: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits of both streams together, and of the HR stream alone; of images that each read a patch."""
-        packed = from_memory(views.high, self.grid)(choice)
-        with torch.set_grad_enabled(self.trains_classifier):
-            high: Tensor = self.streams.high(packed, views.low)
-            weight = self.streams.weight(packed).unsqueeze(1)
-            return weight * high + (1 - weight) * opinion, high
 
     def validate(self, progress: float) -> dict[str, float]:
         """A mean budget spent on the validation split, with the Shuffled control.
