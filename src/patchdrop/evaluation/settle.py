@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.isotonic import isotonic_regression
 from torch import Tensor
+from torch.func import functional_call, stack_module_state
 
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.sets import Split, low_of
@@ -35,9 +36,11 @@ BATCH = 64
 TRIED = 17
 """Numbers of patches, from none to all, after which the class is looked at."""
 FOLDS = 5
-STEPS = (0, 50, 100, 200, 400, 800)
+STEPS = (0, 15, 30, 60, 120, 250)
 """Steps for which an outlook may learn on; the number is found by cross-validation."""
-RATE = 1e-3
+RATE = 3e-3
+ROWS = 8192
+"""Patches of the images that an outlook learns from in a step."""
 
 
 @dataclass(frozen=True)
@@ -116,64 +119,64 @@ def set_fusion_right(streams: TwoStream, heard: Heard) -> None:
     streams.fit(share.to(device), heard.high[:, read].to(device), heard.opinion.to(device), heard.target.to(device))
 
 
-class _Learner:
-    """Fits a copy of an outlook to some of the images: `Outlook.fit`, then all of its weights by a few steps."""
-
-    def __init__(self, outlook: Outlook, heard: Heard, right: Tensor, images: Tensor) -> None:
-        device = outlook.offset.device
-        self.outlook = copy.deepcopy(outlook)
-        self.utilities, self.opinion = heard.utilities[images].to(device), heard.opinion[images].to(device)
-        self.counts, self.right = heard.counts.to(device), right[images].double().to(device)
-        with torch.no_grad():
-            odds = self.outlook.raw(self.utilities, self.opinion)
-        self.outlook.fit(odds.cpu(), heard.counts, right[images])
-        self.optimizer = torch.optim.Adam([p.requires_grad_(True) for p in self.outlook.parameters()], RATE)
-        self.steps = 0
-
-    def go_on(self, steps: int) -> None:
-        """Learn until so many steps are done in all."""
-        for _ in range(steps - self.steps if len(self.right) else 0):
-            odds = self.outlook(self.utilities, self.opinion)[:, self.counts]
-            loss = F.binary_cross_entropy_with_logits(odds, self.right)
-            self.optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-        self.steps = steps
-
-
 def set_outlook_right(model: Advised, heard: Heard) -> float:
     """Fit the outlook to validation images; returns its calibration error on images it was not fitted to.
 
-    For how many steps it learns on from where training left it, `FOLDS` parts of the images decide, each judged by a
-    fit to the others. The error is the mean distance between what was said of them and how often it came true
-    (`calibration_error`).
+    `Outlook.fit`, then some steps of all weights from where training left them. How many, `FOLDS` parts of the images
+    decide, each judged by a fit to the others. The error is the mean distance between what was said of them and how
+    often it came true (`calibration_error`).
     """
     outlook = model.policy.outlook
+    device = outlook.offset.device
     right = heard.right(model.classifier)
-    fold = torch.arange(len(right)) % FOLDS
-    with torch.enable_grad():
-        learners = [_Learner(outlook, heard, right, fold != part) for part in range(min(FOLDS, len(right)))]
-        best, least, error = 0, math.inf, 0.0
-        for steps in STEPS:
-            said = torch.zeros(right.shape, dtype=torch.float64)
-            for part, learner in enumerate(learners):
-                learner.go_on(steps)
-                said[fold == part] = _odds(learner.outlook, heard, fold == part)
-            loss = float(F.binary_cross_entropy_with_logits(said, right.double()))
-            if loss >= least:
+    part = torch.arange(len(right)) % FOLDS
+    learns = torch.stack([*(part != fold for fold in range(min(FOLDS, len(right)))), part >= 0])
+    unseen = ~learns[:-1]
+    fits = [_fitted(outlook, heard, right, images) for images in learns]
+    weights, buffers = stack_module_state(fits)
+    utilities, opinion = heard.utilities.to(device), heard.opinion.to(device)
+    counts, truth, learns = heard.counts.to(device), right.double().to(device), learns.to(device)
+
+    def wrong(images: Tensor) -> tuple[Tensor, Tensor]:
+        """Log odds of some images by each fit ``(folds + 1, n, M)``, and their cross-entropy."""
+        inputs = (utilities[images], opinion[images])
+        odds = torch.vmap(lambda w, b: functional_call(outlook, (w, b), inputs))(weights, buffers)[:, :, counts]
+        came_true = truth[images].expand(len(fits), -1, -1)
+        return odds, F.binary_cross_entropy_with_logits(odds, came_true, reduction="none")
+
+    every = torch.arange(len(right), device=device)
+    order = torch.randperm(len(right), generator=torch.Generator().manual_seed(0)).to(device)
+    batches = torch.split(order, max(1, ROWS // utilities.shape[1]))
+    optimizer = torch.optim.Adam(list(weights.values()), RATE)
+    least, error, best = math.inf, 0.0, {}
+    for step in range(STEPS[-1] + 1):
+        if step in STEPS:
+            with torch.no_grad():
+                odds, loss = wrong(every)
+            judged = float(loss[:-1][unseen].mean())
+            if judged >= least:
                 break
-            best, least, error = steps, loss, calibration_error(said.sigmoid().flatten(), right.flatten())
-        every = _Learner(outlook, heard, right, fold >= 0)
-        every.go_on(best)
-    outlook.load_state_dict(every.outlook.state_dict())
+            least, best = judged, {name: weight[-1].detach().clone() for name, weight in weights.items()}
+            said = odds[:-1][unseen].sigmoid().cpu().flatten()
+            error = calibration_error(said, right.expand(len(unseen), -1, -1)[unseen].flatten())
+        images = batches[step % len(batches)]
+        with torch.enable_grad():
+            loss = (wrong(images)[1] * learns[:, images].unsqueeze(2)).sum() / (len(images) * right.shape[1])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    outlook.load_state_dict({**fits[-1].state_dict(), **best})
     return error
 
 
 @torch.no_grad()
-def _odds(outlook: Outlook, heard: Heard, images: Tensor) -> Tensor:
+def _fitted(outlook: Outlook, heard: Heard, right: Tensor, images: Tensor) -> Outlook:
+    """A copy of an outlook whose offset and scale are fitted to some of the images."""
     device = outlook.offset.device
-    found: Tensor = outlook(heard.utilities[images].to(device), heard.opinion[images].to(device))
-    return found[:, heard.counts.to(device)].cpu()
+    found = copy.deepcopy(outlook)
+    odds = outlook.raw(heard.utilities[images].to(device), heard.opinion[images].to(device))
+    found.fit(odds.cpu(), heard.counts, right[images])
+    return found
 
 
 def find_price(model: Advised, scores: Tensor, chances: Tensor, heard: Heard, goal: Goal) -> None:
