@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
 from patchdrop.classify.two_stream import TwoStream
-from patchdrop.evaluation.outcome import Outcome
+from patchdrop.evaluation.outcome import Outcome, outcome_of
 from patchdrop.evaluation.verdict import CASCADE, EVERYTHING, NOTHING
+from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
 from patchdrop.one_look import Advised, Ruled
 from patchdrop.policy.choice import greedy
@@ -19,7 +21,7 @@ from tiny import CLASSES, tiny_settings, unsettle
 LOW = torch.zeros(3, 3, 2, 2)
 DOUBTFUL_FIRST = torch.tensor([[0.1, 0.0], [3.0, 0.0], [9.0, 0.0]])
 """Class logits of three images, ever surer of the first class; log odds of being wrong -0.1, -3 and -9."""
-SETTINGS = tiny_settings(policy="ranking", low_stream="pt", fusion="learned", fill="low")
+SETTINGS = tiny_settings(policy="ranking", low_stream="pt", fusion="capped", fill="low")
 
 
 def unseen(low: Tensor) -> Tensor:
@@ -81,6 +83,7 @@ def lost_to(better: str) -> tuple[Advised, ModelConfig, object, ModelConfig]:
     given, described = give_way(model, config, record, References(VAL, low, low, CPU), high)
     if better in (CASCADE, EVERYTHING):
         assert isinstance(given.classifier, TwoStream)
+        assert float(given.classifier.weight_at(torch.ones(())).detach()) == 1.0
         weights = dict(given.classifier.high.named_parameters())
         assert all(torch.equal(weights[name], value) for name, value in high.named_parameters())
     return model, config, given, described
@@ -94,6 +97,15 @@ def test_a_policy_that_lost_to_nothing_reads_nothing_and_one_that_lost_to_everyt
         assert described == config
         with torch.no_grad():
             assert greedy(given.look(low).scores).sum(1).tolist() == [count] * 5
+
+
+def test_a_run_that_reads_everything_says_how_often_hr_cnn_is_right() -> None:
+    _, config, given, _ = lost_to(EVERYTHING)
+    assert isinstance(given, Advised)
+    everything = outcome_of(given, config, Grid.parse(config.grid), VAL, lambda s, _: greedy(s), CPU)
+    assert everything.chances is not None
+    measured = float(everything.right.double().mean())
+    assert float(everything.chances[:, -1].mean()) == pytest.approx(measured, abs=0.15)
 
 
 def test_a_policy_that_lost_to_a_cascade_becomes_it_with_hr_cnns_weights_and_its_share_of_images() -> None:

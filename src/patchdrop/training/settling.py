@@ -187,8 +187,13 @@ def give_way(
     better = record["verdict"]["better"]
     if better in (CASCADE, EVERYTHING):
         copy_matching(high_cnn, model.classifier.high)
+        if model.classifier.cap is not None:
+            model.classifier.cap.data.fill_(CERTAIN)  # where every patch is read HR-CNN alone decides
     if better in (NOTHING, EVERYTHING):
         model.policy.log_price.fill_(CERTAIN if better == NOTHING else -CERTAIN)
+        if better == EVERYTHING:  # another classifier, other chances
+            counts = tried_counts(Grid.parse(config.grid).patches)
+            set_outlook_right(model, hear(model, config, found.split, found.device, counts))
         return model, config
     mean_patches = float(record["verdict"]["mean_patches"])
     plain = Plain.from_json(record["plain"])
