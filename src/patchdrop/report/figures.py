@@ -103,11 +103,17 @@ def side_name(ax: Axes, text: str) -> None:
     ax.set_xlabel(text, fontsize=px(12), color=theme.MUTED, labelpad=px(8))
 
 
+OWN = ("PatchDrop", "LR-CNN", "HR-CNN")
+
+
 def accuracy_against_share(rows: Sequence[Row], width: int = 640, height: int = 440) -> Figure:
     """Accuracy against the share of HR read, with 95 % intervals; a chord joins LR-CNN and HR-CNN.
 
-    Methods of one stage read equally much, so all but PatchDrop are moved a few pixels to the right.
+    Of what PatchDrop is compared with, the last stage's points are shown, moved a few pixels to the right: all of them
+    read equally much.
     """
+    last = next((row["stage"] for row in reversed(rows) if row["method"] == "PatchDrop"), None)
+    rows = [row for row in rows if row["method"] in OWN or row["stage"] == last]
     wide = width > 500
     margins = Margins(left=56, right=28, top=56 if wide else 88, bottom=56)
     figure, (ax,) = canvas(width, height, margins)
@@ -117,7 +123,7 @@ def accuracy_against_share(rows: Sequence[Row], width: int = 640, height: int = 
         ax.plot(x, y, color="#9aa5b1", linewidth=1.2, dashes=(4, 4))
     methods = list(dict.fromkeys([*theme.METHODS, *(row["method"] for row in rows)]))
     shown = [method for method in methods if any(row["method"] == method for row in rows)]
-    moved = [method for method in shown if method not in ("PatchDrop", "LR-CNN", "HR-CNN")]
+    moved = [method for method in shown if method not in OWN]
     for method in shown:
         aside = 9 * (1 + moved.index(method)) if method in moved else 0
         points(ax, [row for row in rows if row["method"] == method], method, aside)
@@ -164,12 +170,15 @@ def points(ax: Axes, rows: Sequence[Row], method: str, aside: int, label: str = 
 
 
 def name_points(ax: Axes, rows: Sequence[Row], near: float) -> None:
-    """PatchDrop's stages, each written left of its point; names within ``near`` percent in x are moved up.
+    """PatchDrop's stages, each written left of its point; of points within ``near`` percent in x, left of all of them.
 
-    Other methods' points lie to the right; next to the left edge there is room above only.
+    Such names are moved up until they do not meet. Other methods' points lie to the right; next to the left edge there
+    is room above only.
     """
     low, high = ax.get_ylim()
-    places = [(at(row)[0], 100 * row["accuracy"]) for row in rows]
+    places = [
+        (min(at(other)[0] for other in rows if abs(at(other)[0] - at(row)[0]) < near), at(row)[1]) for row in rows
+    ]
     for row, place in zip(rows, apart(places, near=near, gap=(high - low) / 20), strict=True):
         beside = place[0] > 6
         ax.annotate(
