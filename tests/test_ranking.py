@@ -17,7 +17,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchdrop.classify.two_stream import TwoStream
+from patchdrop.classify.two_stream import Streams, TwoStream
 from patchdrop.data.sets import Batch
 from patchdrop.evaluation.metrics import calibration_error
 from patchdrop.evaluation.settle import Heard, set_outlook_right
@@ -25,7 +25,7 @@ from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage, copy_matching
 from patchdrop.networks import Normalise
 from patchdrop.one_look import Advised
-from patchdrop.packed import gather
+from patchdrop.packed import Packed, gather
 from patchdrop.policy.budget import ALL, NONE, above, at_most
 from patchdrop.policy.choice import greedy, keep_all
 from patchdrop.policy.network import Policy
@@ -183,13 +183,15 @@ def bias(world: World, k: int, baseline: int = 0, broken: Broken | None = None) 
     task = task_of(world, baseline)
     leaf = world.utilities.expand(images, -1).clone().requires_grad_()
 
-    def both(choice: Tensor, views: object, opinion: Tensor) -> tuple[Tensor, Tensor]:
+    def apart(opinion: Tensor, packed: Packed, low: Tensor) -> Streams:
+        choice = torch.zeros(packed.batch, len(world.utilities), dtype=torch.bool)
+        choice[packed.image, packed.patch] = True
         right = world.after(choice)
         logits = torch.stack([~right, right], 1).float()
-        return logits, logits
+        return Streams(logits, logits, torch.ones(images, dtype=torch.bool))
 
     task.model.hear = lambda low: (leaf, torch.zeros(images, len(CLASSES), dtype=torch.float64))  # type: ignore[method-assign]
-    task._both = both  # type: ignore[method-assign]
+    task.streams.apart = apart  # type: ignore[method-assign]
     batch = Batch(torch.zeros(images, 3, 16, 16, dtype=torch.uint8), None, torch.ones(images, dtype=torch.int64))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking_stages, "drawn_order", lambda utilities: orders)

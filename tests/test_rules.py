@@ -79,13 +79,18 @@ def lost_to(better: str) -> tuple[Advised, ModelConfig, object, ModelConfig]:
     n = len(VAL)
     logits = torch.arange(n * len(CLASSES)).float().view(n, -1).sin() * 4
     low = Outcome(torch.zeros(n, 16), torch.zeros(n, 16).bool(), logits, VAL.targets)
-    record = {"verdict": {"better": better, "mean_patches": 4.0}, "plain": {"fixed": list(range(16)), "each": 8}}
-    given, described = give_way(model, config, record, References(VAL, low, low, CPU), high)
+    record = {
+        "verdict": {"better": better, "mean_patches": 4.0},
+        "plain": {"fixed": list(range(16)), "each": 8},
+        "calibration_error": 0.5,
+    }
+    model.train()  # as one that was not trained in this process
+    given, described, _ = give_way(model, config, record, References(VAL, low, low, CPU), high)
     if better in (CASCADE, EVERYTHING):
         assert isinstance(given.classifier, TwoStream)
         assert float(given.classifier.weight_at(torch.ones(())).detach()) == 1.0
-        weights = dict(given.classifier.high.named_parameters())
-        assert all(torch.equal(weights[name], value) for name, value in high.named_parameters())
+        weights = given.classifier.high.state_dict()
+        assert all(torch.equal(weights[name], value) for name, value in high.state_dict().items())
     return model, config, given, described
 
 

@@ -121,7 +121,9 @@ def test_a_policy_that_loses_is_trained_again_at_most_twice_and_the_best_is_kept
     verdicts = Verdicts(folder, *said)
     monkeypatch.setattr(run_module, "settle", verdicts)
     # A last stage gives way to what beat it; here the policies are to be seen.
-    monkeypatch.setattr(run_module, "give_way", lambda model, config, *_: (model, config))
+    monkeypatch.setattr(
+        run_module, "give_way", lambda model, config, record, *_: (model, config, record["calibration_error"])
+    )
     run = run_stages(folder, ranking_settings(epochs_pt=1))
     config = run.stage_config("pt")
     assert [verdict["kind"] for verdict in config["tries"]] == [verdict["kind"] for verdict in said]

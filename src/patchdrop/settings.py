@@ -157,8 +157,8 @@ class TrainSettings:
     sigma: float = 0.5
     """Penalty for a wrong class; the start value when ``target_patches`` moves it."""
     tolerance: float = 0.5
-    """Points of accuracy that may be lost against reading everything (or nothing, where that is better) for the sake
-    of reading less; the operating point of ``policy: ranking`` is found by it on the validation split."""
+    """Points of accuracy that may be lost, against the best that the policy has however much it reads, for the sake of
+    reading less; the operating point of ``policy: ranking`` is found by it on the validation split."""
     target_patches: float = 0.0
     """If above 0, this many patches an image on average in place of ``tolerance``; for ``policy: bernoulli`` sigma is
     moved between 0.1 and 20 towards it."""

@@ -97,6 +97,7 @@ class TwoStream(nn.Module):
         if self.log_power is None:
             return share
         # The clamp keeps the gradient of 0^k finite; `where` restores the identity at S = P exactly.
+        share = share.to(self.log_power.device)
         unread = (1 - share).clamp(min=1e-6)
         weight = torch.where(share >= 1, torch.ones_like(share), 1 - unread ** self.log_power.exp())
         return weight if self.cap is None else self.cap.sigmoid() * weight

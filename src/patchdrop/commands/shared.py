@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from patchdrop.cost import Cost, forward_costs
-from patchdrop.data.load import Data, load
+from patchdrop.data.load import Data, check_classes, load
 from patchdrop.data.propose import LARGEST_ON_CPU, LARGEST_ON_GPU, propose_for
 from patchdrop.errors import PatchDropError, RunError, UsageError, first_line
 from patchdrop.grid import Grid, patch_size
@@ -50,6 +50,7 @@ def completed(settings: TrainSettings) -> tuple[TrainSettings, Data, dict[str, s
     check_settings(settings)
     use_threads(settings)
     data = load_with_bar(settings)
+    check_classes(data, settings.data)
     return with_schedule(settings, len(data.splits["fit"])), data, reasons
 
 

@@ -26,7 +26,6 @@ from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.strategies import ACTIVATION, CASCADE, DETAIL, FIXED
 from patchdrop.grid import Grid
 from patchdrop.models import ModelConfig, build_stage
-from patchdrop.one_look import Advised
 from patchdrop.policy.baselines import Blind, fixed_columns, fixed_rows, stochastic
 from patchdrop.policy.choice import Choose, greedy, sampled, top
 from patchdrop.policy.stn import relaxed_top
@@ -190,10 +189,11 @@ def _choosing(row: Row, bench: Bench, stage: str) -> Task:
 
 def _weigh_as_the_run(model: PatchDrop, bench: Bench, stage: str) -> None:
     """Both streams count as much as in the run's stage, where validation images have set how much that is."""
-    ours = bench.earlier(stage)
-    if isinstance(ours, Advised) and isinstance(model.classifier, TwoStream):
-        for theirs, fitted in zip(model.classifier.learnable, ours.classifier.learnable, strict=True):
-            theirs.data.copy_(fitted.data)
+    if not isinstance(model.classifier, TwoStream) or not bench.run.done(stage):
+        return
+    fitted = bench.run.stage_config(stage).get("stream_weights", [])  # none in a run of the paper's policy
+    for parameter, value in zip(model.classifier.learnable, fitted, strict=False):
+        parameter.data.fill_(value)
 
 
 # --- what weights are loaded into

@@ -71,7 +71,7 @@ def load(settings: TrainSettings, progress: Progress, only: str | None = None) -
         return Data(parts.name, parts.layout, parts.classes, whole, parts.skipped, parts.read)
     if "train" not in parts.sources:
         raise DataError(f"{settings.data}: has no train split, so nothing can be trained on it")
-    splits = _split(parts.sources, settings, parts.groups, parts.classes)
+    splits = _split(parts.sources, settings, parts.groups)
     return Data(parts.name, parts.layout, parts.classes, splits, parts.skipped, parts.read)
 
 
@@ -172,25 +172,28 @@ def _name(root: Path, record: Record) -> str:
     return record.path.relative_to(root).as_posix() if record.path.is_relative_to(root) else record.path.name
 
 
-def _check_classes(train: Source, classes: Sequence[str], where: str) -> None:
-    counts = torch.bincount(train.targets, minlength=len(classes)).tolist()
-    single = [name for name, count in zip(classes, counts, strict=True) if count == 1]
+def check_classes(data: Data, where: str) -> None:
+    """Refuse to train on classes with a single image, which either teaches or judges.
+
+    Raises:
+        DataError: there are some; they are named.
+    """
+    parts = [data.splits[name] for name in ("fit", "val")]
+    targets = torch.cat([split.targets for split in parts])
+    counts = torch.bincount(targets, minlength=len(data.classes)).tolist()
+    single = [name for name, count in zip(data.classes, counts, strict=True) if count == 1]
     if single:
         named = ", ".join(single[:5]) + (" and others" if len(single) > 5 else "")
         raise DataError(
-            f"{where}: {len(single)} of {len(classes)} classes have a single training image ({named}), too few to "
-            "learn from and to judge by; add images or leave such classes out"
+            f"{where}: {len(single)} of {len(data.classes)} classes have a single image in train and val ({named}), "
+            "too few to learn from and to judge by; add images or leave such classes out"
         )
 
 
 def _split(
-    sources: Mapping[str, Source],
-    settings: TrainSettings,
-    groups: Mapping[str, int] | None,
-    classes: Sequence[str],
+    sources: Mapping[str, Source], settings: TrainSettings, groups: Mapping[str, int] | None
 ) -> dict[str, Split]:
     train = sources["train"]
-    _check_classes(train, classes, settings.data)
     group = list(range(len(train.targets))) if groups is None else [groups[name] for name in train.names]
     fit = list(range(len(train.targets)))
     splits: dict[str, Split] = {}

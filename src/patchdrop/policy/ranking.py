@@ -126,8 +126,9 @@ class Outlook(nn.Module):
     """Log odds of being right after the first k patches of a ranking, k = 0..P.
 
     It hears no more of an image than LR-CNN's word for its best classes and the utilities in their order, so that it
-    cannot tell one training image from another. As trained it never falls in k; `fit` sets it right on images that no
-    network was trained on, where a few patches may be worse than none.
+    cannot tell one training image from another. As trained it never falls in k. On images that no network was trained
+    on `fit` sets it right, as a few patches may be worse than none there, and its weights learn on
+    (`patchdrop.evaluation.settle`).
 
     Attributes:
         offset: what is added to the log odds after k patches, ``(P + 1,)``.
@@ -154,7 +155,7 @@ class Outlook(nn.Module):
         return _set_right(self._odds(utilities, opinion), self.offset, self.scale)
 
     def raw(self, utilities: Tensor, opinion: Tensor) -> Tensor:
-        """As trained, in the type of the utilities."""
+        """Without offset and scale, as it learns in training, in the type of the utilities."""
         return self._odds(utilities, opinion).to(utilities.dtype)
 
     def _odds(self, utilities: Tensor, opinion: Tensor) -> Tensor:

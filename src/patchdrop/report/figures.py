@@ -103,17 +103,11 @@ def side_name(ax: Axes, text: str) -> None:
     ax.set_xlabel(text, fontsize=px(12), color=theme.MUTED, labelpad=px(8))
 
 
-OWN = ("PatchDrop", "LR-CNN", "HR-CNN")
-
-
 def accuracy_against_share(rows: Sequence[Row], width: int = 640, height: int = 440) -> Figure:
     """Accuracy against the share of HR read, with 95 % intervals; a chord joins LR-CNN and HR-CNN.
 
-    Of what PatchDrop is compared with, the last stage's points are shown, moved a few pixels to the right: all of them
-    read equally much.
+    Methods of one stage read equally much, so all but PatchDrop are moved a few pixels to the right.
     """
-    last = next((row["stage"] for row in reversed(rows) if row["method"] == "PatchDrop"), None)
-    rows = [row for row in rows if row["method"] in OWN or row["stage"] == last]
     wide = width > 500
     margins = Margins(left=56, right=28, top=56 if wide else 88, bottom=56)
     figure, (ax,) = canvas(width, height, margins)
@@ -123,7 +117,7 @@ def accuracy_against_share(rows: Sequence[Row], width: int = 640, height: int = 
         ax.plot(x, y, color="#9aa5b1", linewidth=1.2, dashes=(4, 4))
     methods = list(dict.fromkeys([*theme.METHODS, *(row["method"] for row in rows)]))
     shown = [method for method in methods if any(row["method"] == method for row in rows)]
-    moved = [method for method in shown if method not in OWN]
+    moved = [method for method in shown if method not in theme.OWN]
     for method in shown:
         aside = 9 * (1 + moved.index(method)) if method in moved else 0
         points(ax, [row for row in rows if row["method"] == method], method, aside)

@@ -99,7 +99,7 @@ def save(folder: Path, file: str, png: bytes) -> None:
 def draw_charts(results: dict[str, Any], validation: list[theme.Row]) -> dict[str, Picture]:
     """Every chart there are numbers for, by its name on the page, which is also its file's."""
     charts = {}
-    rows = words.brief(results["rows"])
+    rows = words.charted(results["rows"])
     if rows:
         alt = "Accuracy against share of HR read. " + words.points(rows)
         charts["accuracy"] = chart("accuracy", figures.accuracy_against_share(rows), alt)

@@ -56,6 +56,8 @@ CLASS_COLOURS = (
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 POLICY_STAGES = {"pt": "Pt", "ft1": "Ft-1", "ft2": "Ft-2"}
+OWN = ("PatchDrop", "LR-CNN", "HR-CNN")
+"""What is not a yardstick."""
 STAGES = {"lr": "LR-CNN", "hr": "HR-CNN", "patches": "HR-CNN on patches", **POLICY_STAGES}
 
 

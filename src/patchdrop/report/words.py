@@ -189,6 +189,12 @@ def brief(rows: list[Row]) -> list[Row]:
     return [row for row in rows if row not in staged or row["method"] in (*ALWAYS, best)]
 
 
+def charted(rows: list[Row]) -> list[Row]:
+    """What the main chart shows: of `brief`, PatchDrop's stages, the classifiers, and the last stage's yardsticks."""
+    last = next((row["stage"] for row in reversed(rows) if row["method"] == "PatchDrop"), None)
+    return [row for row in brief(rows) if row["method"] in theme.OWN or row["stage"] == last]
+
+
 def judged(results: dict[str, Any]) -> list[Row]:
     """The figures that the verdict rests on: the policy's, then those of the plain strategies, best first."""
     verdict, patches = results.get("verdict"), results["patches"]

@@ -272,6 +272,11 @@ def _resume(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> _Stat
         index, slot = name.split("/")
         loaded["state"].setdefault(int(index), {})[slot] = tensor
     optimizer.load_state_dict(loaded)
+    if any(slot.ndim and slot.shape != p.shape for p, slots in optimizer.state.items() for slot in slots.values()):
+        raise RunError(
+            f"{folder}: was stopped by a version that trained other weights; remove its state.json to train that stage "
+            "again"
+        )
     task.memory.update(manifest["memory"])
     score = manifest["best_score"]
     return _State(

@@ -84,7 +84,8 @@ def streams_loss(streams: Streams, views: Views, smoothing: float, teacher: Teac
     together = cross_entropy(streams.fused, views.target, smoothing)
     if not len(streams.high):
         return together
-    seen = Views(*(part[streams.zoomed] for part in views))
+    all_zoomed = len(streams.high) == len(views.target)
+    seen = views if all_zoomed else Views(*(part[streams.zoomed] for part in views))
     return (together + classifier_loss(streams.high, seen, smoothing, teacher)) / 2
 
 

@@ -4,7 +4,7 @@
 |---|---|---|
 | pt  | policy | HR classifier, frozen |
 | ft1 | policy and HR classifier | HR classifier |
-| ft2 | policy, HR classifier (and the learned fusion) | two streams, LR classifier frozen |
+| ft2 | policy, HR classifier, weights of both streams | two streams, LR classifier frozen |
 
 With ``low_stream`` there are two streams from an earlier stage on.
 
@@ -219,7 +219,7 @@ class PolicyTask:
         if len(choice) >= 100 and same > COLLAPSED * len(choice):
             warnings.warn(
                 f"stage {self.stage}: {same} of {len(choice)} images have the same mask, the policy hardly looks. "
-                "Set --target-patches to the number you want to spend, more --epochs-patches, --fusion learned, "
+                "Set --target-patches to the number you want to spend, more --epochs-patches, "
                 "or --policy ranking",
                 CollapsedPolicyWarning,
                 stacklevel=2,

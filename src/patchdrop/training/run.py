@@ -114,7 +114,7 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
         def start(tried: TrainSettings) -> Task:
             torch.manual_seed(derived_seed(tried.seed, stage, "weights"))  # noqa: B023
             model = on_device(starting_model(stage, tried, config, found, earlier), device)  # noqa: B023
-            if stage == "pt" and isinstance(model, Advised):  # noqa: B023
+            if stage == "pt" and isinstance(model, Advised) and not low_is_enough():  # noqa: B023
                 weigh_streams(model, config, judged())
             teacher = teacher_of(stage, tried, earlier, device)  # noqa: B023
             return make_task(stage, model, data, tried, device, teacher)  # noqa: B023
@@ -170,7 +170,8 @@ def train_ranking(
     kept = {name: value for name, value in records[best].items() if name != "sha256"}
     model: nn.Module = task.model
     if last and kept["verdict"]["kind"] == "loses":
-        model, config = give_way(task.model, config, kept, judged, _earlier(run, "hr", task.stage))
+        high_cnn = _earlier(run, "hr", task.stage)
+        model, config, kept["calibration_error"] = give_way(task.model, config, kept, judged, high_cnn)
     run.finish(task.stage, model, config, {**kept, "tries": [record["verdict"] for record in records]})
     tries.clear()
 

@@ -145,8 +145,8 @@ def settle(
     """Set fusion, outlook and price of a trained policy, and compare it with what needs none.
 
     Returns:
-        What the stage's ``config.json`` says of it: ``calibration_error``, ``verdict``, and what the yardsticks need to
-        be played again.
+        What the stage's ``config.json`` says of it: ``calibration_error``, ``verdict``, what the yardsticks need to be
+        played again, and the ``stream_weights``, as `TwoStream.learnable` holds them.
     """
     model.eval()
     model.policy.log_price.fill_(0)
@@ -164,7 +164,8 @@ def settle(
     rivals |= {**controls(stand), **from_low_alone(stand)}
     price = float(model.policy.log_price.double().exp())
     said = verdict(played(ours), {n: played(o) for n, o in rivals.items()}, price, grid.patches, goal.tolerance)
-    return {"calibration_error": error, "verdict": said, "plain": plain.to_json()}
+    weights = [float(parameter.detach()) for parameter in model.classifier.learnable]
+    return {"calibration_error": error, "stream_weights": weights, "verdict": said, "plain": plain.to_json()}
 
 
 def played(outcome: Outcome) -> Played:
@@ -174,7 +175,7 @@ def played(outcome: Outcome) -> Played:
 
 def give_way(
     model: Advised, config: ModelConfig, record: Mapping[str, Any], found: References, high_cnn: nn.Module
-) -> tuple[SharedLook, ModelConfig]:
+) -> tuple[SharedLook, ModelConfig, float]:
     """What a run predicts with where its policy lost: the plain strategy that beat it.
 
     Args:
@@ -182,8 +183,10 @@ def give_way(
         high_cnn: HR-CNN, which decides where whole images are read.
 
     Returns:
-        The model, on the device of the one given, and its description.
+        The model, on the device of the one given, its description, and the calibration error of its chances.
     """
+    model.eval()
+    error = float(record["calibration_error"])
     better = record["verdict"]["better"]
     if better in (CASCADE, EVERYTHING):
         copy_matching(high_cnn, model.classifier.high)
@@ -193,8 +196,8 @@ def give_way(
         model.policy.log_price.fill_(CERTAIN if better == NOTHING else -CERTAIN)
         if better == EVERYTHING:  # another classifier, other chances
             counts = tried_counts(Grid.parse(config.grid).patches)
-            set_outlook_right(model, hear(model, config, found.split, found.device, counts))
-        return model, config
+            error = set_outlook_right(model, hear(model, config, found.split, found.device, counts))
+        return model, config, error
     mean_patches = float(record["verdict"]["mean_patches"])
     plain = Plain.from_json(record["plain"])
     patches = len(plain.fixed)
@@ -206,4 +209,4 @@ def give_way(
     if rule.asks_when:
         rule.cut.fill_(cut_for_mean(doubts(found.low.logits.float()), min(1.0, mean_patches / each)))
     ruled = Ruled(rule.to(found.device), model.classifier)
-    return ruled.eval(), replace(config, policy=rule.name)
+    return ruled.eval(), replace(config, policy=rule.name), error
