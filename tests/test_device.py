@@ -126,11 +126,13 @@ def test_a_policy_trains_and_is_validated_on_a_gpu(estimator: str) -> None:
 
 
 @needs_gpu
+@pytest.mark.parametrize("policy", ["ranking", "bernoulli"])
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_commands_run_on_a_gpu(tmp_path: Path, run: Run, precision: str) -> None:
+def test_the_commands_run_on_a_gpu(tmp_path: Path, run: Run, precision: str, policy: str) -> None:
     data, out = write_folder(tmp_path / "data"), tmp_path / "run"
-    flags: dict[str, Any] = {"device": "cuda", "precision": precision, "classifier": "canvas"}
-    assert run("train", *tiny_flags(data=str(data), **flags), "--out", out)[0] == 0
+    flags: dict[str, Any] = {"device": "cuda", "precision": precision, "classifier": "canvas", "policy": policy}
+    ranks = {"low_stream": "pt", "fusion": "capped"} if policy == "ranking" else {}
+    assert run("train", *tiny_flags(data=str(data), **flags, **ranks), "--insist", "--out", out)[0] in (0, 5)
     assert run("evaluate", out, "--data", data)[0] == 0
     code, text, _ = run("bench", out, "--device", "cuda", "--batch", "1", "--rounds", "2", "--json")
     assert code == 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.evaluation import settle
@@ -106,6 +107,17 @@ def test_right_is_of_both_streams_and_of_lr_cnn_alone_before_any_patch() -> None
     right = heard.right(streams())
     assert torch.equal(right[:, 0], heard.opinion.argmax(1) == 0)
     assert bool(right[:, 4:].all())
+
+
+@pytest.mark.parametrize("fusion", ["share", "learned", "capped"])
+def test_what_both_streams_say_on_a_gpu_is_counted_where_it_was_heard(fusion: str) -> None:
+    """By tensors that have devices and no values, so that it needs no GPU: mixing devices raises."""
+    with FakeTensorMode():
+        heard = Heard(
+            torch.rand(6, PATCHES), torch.rand(6, CLASSES), torch.arange(17), torch.rand(6, 17, CLASSES),
+            torch.zeros(6, dtype=torch.int64),
+        )  # fmt: skip
+        assert heard.right(streams(fusion).to("cuda")).device.type == "cpu"
 
 
 def test_fusion_is_set_by_the_images_that_read_something() -> None:
