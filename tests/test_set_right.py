@@ -117,7 +117,9 @@ def test_what_both_streams_say_on_a_gpu_is_counted_where_it_was_heard(fusion: st
             torch.rand(6, PATCHES), torch.rand(6, CLASSES), torch.arange(17), torch.rand(6, 17, CLASSES),
             torch.zeros(6, dtype=torch.int64),
         )  # fmt: skip
-        assert heard.right(streams(fusion).to("cuda")).device.type == "cpu"
+        with torch.device("cuda"):
+            there = streams(fusion)
+        assert heard.right(there).device.type == "cpu"
 
 
 def test_fusion_is_set_by_the_images_that_read_something() -> None:
