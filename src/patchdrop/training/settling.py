@@ -162,7 +162,8 @@ def settle(
     plain, rivals = chosen_on(stand)
     rivals |= {NOTHING: found.low, EVERYTHING: found.high, PLACES: random_places(stand)}
     rivals |= {**controls(stand), **from_low_alone(stand)}
-    price = float(model.policy.log_price.double().exp())
+    # Above P nothing is read, whatever the price: no patch brings more than one right answer.
+    price = min(float(model.policy.log_price.double().exp()), grid.patches)
     said = verdict(played(ours), {n: played(o) for n, o in rivals.items()}, price, grid.patches, goal.tolerance)
     weights = [float(parameter.detach()) for parameter in model.classifier.learnable]
     return {"calibration_error": error, "stream_weights": weights, "verdict": said, "plain": plain.to_json()}
