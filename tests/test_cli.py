@@ -1140,3 +1140,15 @@ def test_the_report_is_written(trained: Path) -> None:
     assert "PatchDrop" in page
     assert not list(trained.rglob("*.tmp"))
     assert not list(trained.rglob("state*"))
+
+
+def test_a_class_with_a_single_image_is_refused_before_anything_is_written(tmp_path: Path, refused: Refused) -> None:
+    data = write_folder(tmp_path / "data")
+    image = next((data / "train" / CLASSES[0]).iterdir())
+    for split in ("train", "test"):
+        (data / split / "lonely").mkdir()
+        shutil.copy(image, data / split / "lonely" / "000.png")
+    for more in ((), ("--dry-run",)):
+        message = refused(3, "train", *tiny_flags(data=str(data)), "--out", tmp_path / "run", *more)
+        assert "1 of 4 classes have a single image in train and val (lonely)" in message
+    assert not (tmp_path / "run").exists()

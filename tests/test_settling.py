@@ -560,3 +560,19 @@ def test_two_operating_points_at_once_are_refused(asked: dict[str, float]) -> No
         check_settings(tiny_settings(**asked))
     for name, value in asked.items():
         check_settings(tiny_settings(**{name: value}))
+
+
+def test_a_stage_stopped_by_a_version_that_trained_other_weights_is_refused(
+    tmp_path: Path, classifiers: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the weights of both streams were learnt: the optimizer's state has another order."""
+    settings = ranking_settings(epochs_ft1=1, epochs_ft2=0)
+    run = run_stages(copied(classifiers, tmp_path / "run"), replace(settings, stages=("pt",)))
+    with monkeypatch.context() as before:
+        before.setattr(ranking_stages, "keep_weights", lambda model: None)
+        with pytest.raises(Interrupted):
+            run_stages(run.path, settings, stop_at=("ft1", 1))
+    with pytest.raises(RunError, match=r"remove its state\.json to train that stage again"):
+        run_stages(run.path, settings)
+    (run.stage("ft1") / "state.json").unlink()
+    assert run_stages(run.path, settings).done("ft1")

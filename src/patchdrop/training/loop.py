@@ -272,7 +272,7 @@ def _resume(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> _Stat
         index, slot = name.split("/")
         loaded["state"].setdefault(int(index), {})[slot] = tensor
     optimizer.load_state_dict(loaded)
-    if any(slot.ndim and slot.shape != p.shape for p, slots in optimizer.state.items() for slot in slots.values()):
+    if not all(_belong(p, slots) for p, slots in optimizer.state.items()):
         raise RunError(
             f"{folder}: was stopped by a version that trained other weights; remove its state.json to train that stage "
             "again"
@@ -287,6 +287,11 @@ def _resume(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> _Stat
         manifest["seconds"],
         _under("best/", tensors),
     )
+
+
+def _belong(parameter: object, slots: Mapping[str, Tensor]) -> bool:
+    """Whether an optimizer's state is of this parameter; of a number, where the optimizer has fewer parameters."""
+    return isinstance(parameter, Tensor) and all(not s.ndim or s.shape == parameter.shape for s in slots.values())
 
 
 def saved_step(folder: Path) -> int:
