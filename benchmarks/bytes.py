@@ -39,14 +39,14 @@ import range_server
 from patchdrop.data.low import area_average
 from patchdrop.files import read_json, write_json
 from patchdrop.grid import Grid
-from patchdrop.provenance import provenance
-from patchdrop.read.http import HttpFile
 from patchdrop.read.images import read_image
-from patchdrop.read.ledger import Cost, Ledger
 from patchdrop.read.tiled import Shape, TiledScene
-from patchdrop.read.tiles import Box, covering
-from patchdrop.read.transport import LocalFile
+from patchdrop.runs.provenance import provenance
 from patchdrop.scenes.walk import one_ahead
+from patchdrop.tiff.tiles import Box, covering
+from patchdrop.transport.http import HttpFile
+from patchdrop.transport.ledger import Cost, Ledger
+from patchdrop.transport.ranges import LocalFile
 from range_server import Asked
 from tiny import tiny_settings
 from untrained import untrained_run

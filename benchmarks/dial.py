@@ -36,9 +36,9 @@ from patchdrop.files import write_json
 from patchdrop.grid import Grid
 from patchdrop.policy.budget import ALL, above, at_most, cut_for_mean
 from patchdrop.policy.choice import Choose, greedy
-from patchdrop.provenance import provenance
-from patchdrop.runfolder import RunFolder
-from patchdrop.talk import errors_told
+from patchdrop.runs.folder import RunFolder
+from patchdrop.runs.provenance import provenance
+from patchdrop.terminal.talk import errors_told
 
 CONFIDENCE = 0.95
 CPU = torch.device("cpu")

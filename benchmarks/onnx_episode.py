@@ -19,17 +19,17 @@ from typing import Any
 
 import torch
 
+from patchdrop.costs.times import PATCHES, WARM_UP
 from patchdrop.data.low import area_average
 from patchdrop.episode import PatchDrop, play
 from patchdrop.evaluation.dial import policy_stage
-from patchdrop.export import Runtime, to_graphs
 from patchdrop.grid import Grid
 from patchdrop.policy.budget import ALL, at_most
-from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
-from patchdrop.runfolder import RunFolder
-from patchdrop.talk import errors_told
-from patchdrop.timing import PATCHES, WARM_UP
+from patchdrop.runs.folder import RunFolder
+from patchdrop.runs.provenance import provenance
+from patchdrop.serve.export import Runtime, to_graphs
+from patchdrop.terminal.talk import errors_told
 
 
 def main(folder: str, stage: str | None, threads: int, rounds: int, as_json: bool) -> None:

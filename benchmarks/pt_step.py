@@ -24,12 +24,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from patchdrop.commands.shared import completed, with_augmentations
 from patchdrop.data.load import Data
 from patchdrop.data.load import statistics as channel_statistics
-from patchdrop.models import ModelConfig, build_stage
+from patchdrop.models.build import ModelConfig, build_stage
 from patchdrop.policy.choice import keep_all
-from patchdrop.provenance import machine, provenance
 from patchdrop.read.source import from_memory
-from patchdrop.settings import TrainSettings, from_mapping, read_profile
-from patchdrop.talk import errors_told
+from patchdrop.runs.provenance import machine, provenance
+from patchdrop.settings.flat import TrainSettings, from_mapping, read_profile
+from patchdrop.terminal.talk import errors_told
 from patchdrop.training.batches import training_views
 from patchdrop.training.loop import make_optimizer, train_step
 from patchdrop.training.run import make_task

@@ -29,16 +29,16 @@ from patchdrop.evaluation.metrics import wilson
 from patchdrop.files import write_json
 from patchdrop.grid import Grid
 from patchdrop.policy.choice import greedy
-from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
-from patchdrop.runfolder import RunFolder
+from patchdrop.runs.folder import RunFolder
+from patchdrop.runs.provenance import provenance
 from patchdrop.scenes.listing import Source
 from patchdrop.scenes.model import Choosing
 from patchdrop.scenes.plan import Terms, plan
 from patchdrop.scenes.predict import Results, predict
 from patchdrop.scenes.walk import Reading
-from patchdrop.settings import TrainSettings
-from patchdrop.talk import errors_told
+from patchdrop.settings.flat import TrainSettings
+from patchdrop.terminal.talk import errors_told
 from range_server import RangeServer, range_server
 
 CODECS: dict[str, dict[str, Any]] = {

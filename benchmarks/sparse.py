@@ -23,20 +23,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from patchdrop.costs.times import PLAIN, Way, measure, straight_lines
 from patchdrop.data.low import area_average
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import UsageError
 from patchdrop.files import read_json
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig, build_stage
+from patchdrop.models.build import ModelConfig, build_stage
 from patchdrop.packed import gather
 from patchdrop.policy.budget import ALL, at_most
-from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
-from patchdrop.recipe import with_networks
-from patchdrop.settings import from_mapping, read_profile, to_mapping
-from patchdrop.talk import errors_told
-from patchdrop.timing import PLAIN, Way, measure, straight_lines
+from patchdrop.runs.provenance import provenance
+from patchdrop.settings.defaults import with_networks
+from patchdrop.settings.flat import from_mapping, read_profile, to_mapping
+from patchdrop.terminal.talk import errors_told
 from patchdrop.training.run import device_of
 
 IMAGES = 64

@@ -16,9 +16,9 @@ from typing import Any
 
 import patchdrop
 from patchdrop.files import write_json
-from patchdrop.provenance import provenance
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import TrainSettings, from_mapping, read_profile, to_yaml
+from patchdrop.runs.folder import RunFolder
+from patchdrop.runs.provenance import provenance
+from patchdrop.settings.flat import TrainSettings, from_mapping, read_profile, to_yaml
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "straight-through": {"estimator": "straight-through"},

@@ -15,9 +15,9 @@ from typing import Any
 
 import patchdrop
 from patchdrop.files import write_json
-from patchdrop.provenance import provenance
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import from_mapping, read_profile
+from patchdrop.runs.folder import RunFolder
+from patchdrop.runs.provenance import provenance
+from patchdrop.settings.flat import from_mapping, read_profile
 
 EPOCHS = 4
 VARIANTS: tuple[tuple[str, float], ...] = (("muon", 0.02), ("muon", 0.01), ("adamw", 0.006), ("adamw", 0.002))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from patchdrop.data.load import statistics
-from patchdrop.models import ModelConfig, build_stage
-from patchdrop.settings import TrainSettings
+from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.loop import Task, train
 from tiny import CLASSES, tiny_data, unsettle
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patchdrop.data.augment import augment
 from patchdrop.data.low import area_average
-from patchdrop.settings import Augmentation
+from patchdrop.settings.flat import Augmentation
 
 NAMES: tuple[str, ...] = tuple(name for name in get_args(Augmentation) if name != "auto")
 

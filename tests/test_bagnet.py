@@ -13,15 +13,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from patchdrop import commands
 from patchdrop.classify.bagnet import BagNet
 from patchdrop.classify.two_stream import TwoStream
-from patchdrop.cost import forward_costs
+from patchdrop.costs.flops import forward_costs
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError
 from patchdrop.files import read_json, write_json
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig
-from patchdrop.networks import Normalise
+from patchdrop.models.build import ModelConfig
+from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed, gather
-from patchdrop.runfolder import RunFolder
+from patchdrop.runs.folder import RunFolder
 from patchdrop.training.policy_stages import PolicyTask
 from patchdrop.training.supervised import ClassifierTask
 from rows import CPU, FIT, VAL, bits, same_bits, tiny_model, trained

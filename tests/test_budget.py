@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchdrop.dial import Dial, Target
 from patchdrop.errors import UsageError
 from patchdrop.policy.budget import ALL, NONE, above, at_most, cut_for_mean, logit_of, probability_of
 from patchdrop.policy.choice import greedy
+from patchdrop.settings.dial import Dial, Target
 
 
 def logits(n: int = 200, patches: int = 16, seed: int = 0) -> Tensor:

@@ -16,7 +16,7 @@ from patchdrop.classify.two_stream import CAP, TwoStream
 from patchdrop.data.low import area_average
 from patchdrop.episode import PatchDrop, play
 from patchdrop.grid import Grid
-from patchdrop.networks import Normalise
+from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed, gather
 from patchdrop.policy.choice import greedy, keep_all
 from patchdrop.policy.network import Policy

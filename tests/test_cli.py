@@ -21,10 +21,10 @@ from PIL import Image
 import patchdrop
 from patchdrop.cli import app, main
 from patchdrop.errors import CollapsedPolicyWarning, PatchDropError, RunError, UsageError
-from patchdrop.recipe import with_schedule
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import STAGES, TrainSettings, from_mapping, to_mapping
-from patchdrop.talk import as_line, errors_told, warnings_told
+from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.defaults import with_schedule
+from patchdrop.settings.flat import STAGES, TrainSettings, from_mapping, to_mapping
+from patchdrop.terminal.talk import as_line, errors_told, warnings_told
 from patchdrop.training.settling import References
 from tiny import CLASSES, tiny_flags, tiny_settings, write_folder
 from untrained import untrained_run
@@ -255,13 +255,13 @@ def test_of_a_networks_own_error_one_line_is_said(
     def fail(*_: object) -> None:
         raise AssertionError(*([said] if said else []))
 
-    monkeypatch.setattr("patchdrop.networks.ResNet.forward", fail)
+    monkeypatch.setattr("patchdrop.networks.build.ResNet.forward", fail)
     assert refused(2, *flags(data, tmp_path / "x")).endswith(f"px images: {line}")
 
 
 def test_settings_survive_yaml_to_the_last_value() -> None:
     settings = TrainSettings(high="96x160", augment=("erase",), stages=("lr", "ft2"), rate_policy=1e-3 / 3)
-    again = from_mapping(yaml.safe_load(patchdrop.settings.to_yaml(settings)), "here")
+    again = from_mapping(yaml.safe_load(patchdrop.settings.flat.to_yaml(settings)), "here")
     assert again == settings
     assert to_mapping(again) == to_mapping(settings)
     with pytest.raises(UsageError, match=r"stages: 'ft9' is not one of .*did you mean 'ft2'"):

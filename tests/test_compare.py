@@ -30,19 +30,19 @@ from patchdrop.compare.bench import Bench
 from patchdrop.compare.costs import Player, flops, pixels_read, times_in_turns
 from patchdrop.compare.form import seed_form
 from patchdrop.compare.judge import oracle, spread_over_classes
-from patchdrop.compare.options import PROFILES, CompareOptions, Price, share_of, to_yaml
 from patchdrop.compare.results import markdown_table, over_seeds
 from patchdrop.compare.rows import CHOOSERS, PLAIN
 from patchdrop.compare.side_by_side import _end
 from patchdrop.compare.table import FORMS
-from patchdrop.cost import forward_costs
+from patchdrop.costs.flops import forward_costs
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError, TrainingError, UsageError
 from patchdrop.grid import Grid
-from patchdrop.networks import Normalise
-from patchdrop.recipe import with_networks
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import STAGES, TrainSettings, from_mapping, read_profile
+from patchdrop.networks.build import Normalise
+from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.comparison import PROFILES, CompareOptions, Price, share_of, to_yaml
+from patchdrop.settings.defaults import with_networks
+from patchdrop.settings.flat import STAGES, TrainSettings, from_mapping, read_profile
 from patchdrop.training.run import Stopper
 from patchdrop.training.settling import References
 from tiny import tiny_flags, tiny_settings, write_folder

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchdrop.cost import forward_costs, step_flops
+from patchdrop.costs.flops import forward_costs, step_flops
 from patchdrop.data.load import statistics
-from patchdrop.models import ModelConfig, build_stage
+from patchdrop.models.build import ModelConfig, build_stage
 from patchdrop.policy.ranking import HIDDEN
-from patchdrop.settings import TrainSettings
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.loop import make_optimizer, train_step
 from patchdrop.training.run import make_task, teacher_of
 from tiny import CLASSES, SIDE, tiny_data, tiny_settings

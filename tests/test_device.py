@@ -15,7 +15,7 @@ from patchdrop.data.sets import Batch
 from patchdrop.episode import PatchDrop
 from patchdrop.grid import Grid
 from patchdrop.packed import gather
-from patchdrop.settings import TrainSettings
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.batches import plain_views
 from patchdrop.training.loop import make_optimizer, train_step
 from patchdrop.training.policy_stages import PolicyTask

@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from patchdrop.cli import main
-from patchdrop.dial import Target
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.evaluation.calibrate import Measured, bytes_read, cost, cuts_on, drawn, milliseconds, pick
-from patchdrop.models import ModelConfig
-from patchdrop.settings import STAGES
+from patchdrop.models.build import ModelConfig
+from patchdrop.settings.dial import Target
+from patchdrop.settings.flat import STAGES
 from tiny import CLASSES, tiny_flags, tiny_settings, write_folder
 
 Ask = Callable[..., Any]

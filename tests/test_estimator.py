@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from patchdrop.policy.choice import greedy, mixed
-from patchdrop.reward import gain, reward, soft_reward
+from patchdrop.policy.reward import gain, reward, soft_reward
 from patchdrop.training.estimator import (
     Exact,
     LeaveOneOut,
@@ -31,7 +31,7 @@ SIGMA = 0.5
 Loss = Callable[[Tensor, Tensor, Tensor, float], Tensor]
 """logits ``(1, P)``, choices ``(K, 1, P)``, rewards ``(K, 1)``, alpha -> scalar."""
 Pay = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""As `patchdrop.reward.reward`."""
+"""As `patchdrop.policy.reward.reward`."""
 
 
 def every_choice(patches: int) -> Tensor:

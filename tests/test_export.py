@@ -16,16 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from patchdrop import export as exporter
 from patchdrop.cli import main
 from patchdrop.commands import exporting
 from patchdrop.episode import PatchDrop
-from patchdrop.export import Graphs, Runtime, check, to_graphs
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig, build_stage, copy_matching
-from patchdrop.one_look import Advised
+from patchdrop.models.build import ModelConfig, build_stage, copy_matching
+from patchdrop.models.one_look import Advised
 from patchdrop.policy.budget import cut_for_mean
-from patchdrop.runfolder import RunFolder
+from patchdrop.runs.folder import RunFolder
+from patchdrop.serve import export as exporter
+from patchdrop.serve.export import Graphs, Runtime, check, to_graphs
 from patchdrop.serve.predictor import Predictor
 from tiny import CLASSES, tiny_images, tiny_settings, unsettle, write_folder
 

@@ -23,8 +23,8 @@ import patchdrop
 from patchdrop import files
 from patchdrop.errors import RunError
 from patchdrop.files import read_json, read_tensors, write_bytes, write_json, write_tensors, writing
-from patchdrop.models import ModelConfig, build_stage, fill_weights
-from patchdrop.runfolder import RunFolder
+from patchdrop.models.build import ModelConfig, build_stage, fill_weights
+from patchdrop.runs.folder import RunFolder
 from tiny import CLASSES, tiny_settings
 
 SOURCE = Path(patchdrop.__file__).parent

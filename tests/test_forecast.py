@@ -19,7 +19,7 @@ from patchdrop.evaluation.verdict import EVERYTHING, NOTHING, PLACES, Played, la
 from patchdrop.policy.budget import above, at_most
 from patchdrop.policy.choice import greedy
 from patchdrop.policy.ranking import forecast
-from patchdrop.runfolder import RunFolder
+from patchdrop.runs.folder import RunFolder
 from patchdrop.serve.predictor import chances_of
 from untrained import untrained_run
 

@@ -16,13 +16,14 @@ from rasterio.transform import from_origin
 
 from patchdrop.grid import Grid, boxes
 from patchdrop.packed import gather
-from patchdrop.read import tiff, tiled
-from patchdrop.read.ledger import Ledger
-from patchdrop.read.resample import area_resampled
-from patchdrop.read.tiff import Georeference
+from patchdrop.read import tiled
 from patchdrop.read.tiled import Shape, TiledScene
-from patchdrop.read.transport import LocalFile
 from patchdrop.scenes.places import Places
+from patchdrop.tiff import directory as tiff
+from patchdrop.tiff.directory import Georeference
+from patchdrop.tiff.resample import area_resampled
+from patchdrop.transport.ledger import Ledger
+from patchdrop.transport.ranges import LocalFile
 from pyramids import UTM, picture, write_cog, write_painted
 from range_server import RangeServer, range_server
 

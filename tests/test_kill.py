@@ -19,8 +19,8 @@ from pathlib import Path
 import pytest
 
 from patchdrop.cli import main
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import STAGES
+from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.flat import STAGES
 from tiny import tiny_flags, write_folder
 
 PATIENCE = 300

@@ -19,34 +19,35 @@ LAYERS: list[tuple[str, ...]] = [
     # itself; parts of one layer do not know each other.
     ("__main__",),
     ("cli",),
-    ("commands", "tables", "scenes"),  # tables: documents in, nothing of ours
-    ("config_file",),
+    ("commands", "scenes"),
     ("compare",),
-    ("serve", "training", "cost", "timing", "export"),
+    ("serve", "training", "costs"),
     ("report", "evaluation"),
-    ("runfolder",),
+    ("runs",),
     ("models",),
-    ("one_look",),
     ("episode",),
-    ("classify", "reward"),  # classify enlarges LR as the policy does
+    ("classify",),  # above policy: it enlarges LR as the policy does
     ("policy", "data", "tariffs"),
     ("read",),  # below data: labelled windows of scenes are read as serving reads them
-    ("networks", "packed", "files", "provenance", "talk"),
-    ("recipe",),
-    ("grid", "settings", "dial", "residual"),
+    ("tiff",),
+    ("transport",),
+    ("networks", "packed", "files", "terminal"),
+    ("settings",),
+    ("grid",),
     ("errors", "version"),
 ]
 ALWAYS_FREE_OF_TORCH = (
-    "settings",
+    "settings.flat",
+    "settings.comparison",
+    "settings.config_file",
+    "settings.defaults",
+    "settings.dial",
     "errors",
     "version",
     "cli",
-    "config_file",
     "__main__",
-    "tables",
-    "talk",
-    "dial",
-    "compare.options",
+    "terminal.tables",
+    "terminal.talk",
     "tariffs.tariff",
 )
 
@@ -116,7 +117,7 @@ def test_every_import_goes_to_a_lower_layer_or_stays_in_its_part(graph: dict[str
 
 
 def test_the_package_itself_imports_only_the_lowest_layers(graph: dict[str, set[str]]) -> None:
-    assert graph[""] <= {"settings", "version"}
+    assert graph[""] <= {"settings.flat", "version"}
 
 
 def test_no_module_imports_itself_by_way_of_others(graph: dict[str, set[str]]) -> None:
@@ -141,7 +142,7 @@ def test_the_walk_sees_imports_at_the_top_in_functions_and_of_modules(graph: dic
         "def f():\n    from patchdrop.training import loop\n"
     )
     assert set(imports(source, set(graph))) == {"grid", "commands", "files", "training.loop"}
-    assert graph["cli"] >= {"commands", "tables", "errors", "settings"}
+    assert graph["cli"] >= {"commands", "terminal.tables", "errors", "settings.flat"}
 
 
 @pytest.mark.parametrize("module", ALWAYS_FREE_OF_TORCH)
@@ -179,8 +180,8 @@ def test_help_and_mistyped_flags_are_answered_without_torch(arguments: list[str]
 
 def test_importing_the_package_and_its_settings_does_not_import_torch() -> None:
     code = (
-        "import sys, patchdrop, patchdrop.settings, patchdrop.errors\n"
-        "patchdrop.TrainSettings(); patchdrop.settings.read_profile('demo')\n"
+        "import sys, patchdrop, patchdrop.settings.flat, patchdrop.errors\n"
+        "patchdrop.TrainSettings(); patchdrop.settings.flat.read_profile('demo')\n"
         "assert 'torch' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
@@ -188,8 +189,10 @@ def test_importing_the_package_and_its_settings_does_not_import_torch() -> None:
 
 def test_scenes_and_our_own_networks_need_neither_timm_nor_torchvision_nor_matplotlib() -> None:
     code = (
-        "import sys, torch\nfrom patchdrop.grid import Grid\nfrom patchdrop.networks import Normalise, build, folded\n"
-        "import patchdrop.scenes.plan, patchdrop.scenes.predict, patchdrop.models\nfrom patchdrop.report import theme\n"
+        "import sys, torch\nfrom patchdrop.grid import Grid\n"
+        "from patchdrop.networks.build import Normalise, build, folded\n"
+        "import patchdrop.scenes.plan, patchdrop.scenes.predict, patchdrop.models.build\n"
+        "from patchdrop.report import theme\n"
         "from patchdrop.classify.canvas import CanvasCNN\n"
         "CanvasCNN('resnet8-w4', 3, Grid(2, 2), (32, 32), Normalise(torch.zeros(3), torch.ones(3)))\n"
         "folded(build('resnet50-w4-d', 3)); theme.font(12)\n"

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from patchdrop.data.sets import MemorySource, Split
 from patchdrop.episode import PatchDrop
 from patchdrop.grid import Grid, boxes
-from patchdrop.networks import Normalise
+from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed
 from patchdrop.policy.network import Policy
-from patchdrop.settings import TrainSettings
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.loop import train
 from patchdrop.training.policy_stages import PolicyTask
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from patchdrop.cli import main
-from patchdrop.dial import Target
 from patchdrop.errors import UsageError
 from patchdrop.evaluation.calibrate import mask_price
 from patchdrop.grid import Grid, boxes
-from patchdrop.models import ModelConfig
+from patchdrop.models.build import ModelConfig
+from patchdrop.settings.dial import Target
 from patchdrop.tariffs.areas import Ground, orderable
 from patchdrop.tariffs.masks import MaskPrice
 from patchdrop.tariffs.tariff import tariff_from

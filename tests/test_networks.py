@@ -7,13 +7,13 @@ import timm.models.resnet
 import torch
 from torch import Tensor, nn
 
-from patchdrop.cost import Cost, forward_costs
+from patchdrop.costs.flops import Cost, forward_costs
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
-from patchdrop.networks import Normalise, build, feature_map, feature_maps, folded
+from patchdrop.networks.build import Normalise, build, feature_map, feature_maps, folded
+from patchdrop.networks.residual import BasicBlock, Bottleneck
 from patchdrop.policy.network import Policy
-from patchdrop.residual import BasicBlock, Bottleneck
-from patchdrop.settings import TrainSettings
+from patchdrop.settings.flat import TrainSettings
 from tiny import unsettle
 
 

@@ -13,8 +13,8 @@ from patchdrop.commands.shared import check_settings
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig, build_stage, copy_matching
-from patchdrop.one_look import OneLook
+from patchdrop.models.build import ModelConfig, build_stage, copy_matching
+from patchdrop.models.one_look import OneLook
 from patchdrop.policy.choice import greedy
 from patchdrop.read.source import from_memory
 from test_cost import counted, formula

@@ -18,13 +18,14 @@ from rasterio.transform import from_origin
 
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid
-from patchdrop.read import pairs, tiff, tiled
-from patchdrop.read.ledger import Cost
+from patchdrop.read import pairs, tiled
 from patchdrop.read.pairs import LowScene, averaged
-from patchdrop.read.tiff import Georeference, read_header
 from patchdrop.read.tiled import Shape, TiledScene
-from patchdrop.read.transport import LocalFile
 from patchdrop.scenes.places import Places
+from patchdrop.tiff import directory as tiff
+from patchdrop.tiff.directory import Georeference, read_header
+from patchdrop.transport.ledger import Cost
+from patchdrop.transport.ranges import LocalFile
 from pyramids import UTM, picture, write_cog, write_painted
 from range_server import RangeServer, range_server
 

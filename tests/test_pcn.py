@@ -12,7 +12,7 @@ from patchdrop.classify.low import LowCNN
 from patchdrop.classify.pcn import PartiallyCoupled
 from patchdrop.data.low import area_average
 from patchdrop.errors import UsageError
-from patchdrop.networks import Normalise
+from patchdrop.networks.build import Normalise
 from patchdrop.training.batches import training_views
 from patchdrop.training.couple import CoupledTask
 from patchdrop.training.objectives import cross_entropy

@@ -24,8 +24,8 @@ from patchdrop.evaluation.plain import (
     top_of,
 )
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig
-from patchdrop.networks import Normalise
+from patchdrop.models.build import ModelConfig
+from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed
 from patchdrop.policy.baselines import Blind
 from patchdrop.policy.choice import random_patches, top

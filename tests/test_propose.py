@@ -26,7 +26,7 @@ from patchdrop.errors import DataError, UsageError
 from patchdrop.grid import Grid
 from patchdrop.read import images
 from patchdrop.read.images import read_image, read_size
-from patchdrop.settings import TrainSettings, size_of
+from patchdrop.settings.flat import TrainSettings, size_of
 
 
 def image(path: Path, height: int, width: int, **options: object) -> Path:

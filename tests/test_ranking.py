@@ -22,9 +22,9 @@ from patchdrop.data.sets import Batch
 from patchdrop.evaluation.metrics import calibration_error
 from patchdrop.evaluation.settle import Heard, set_outlook_right
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig, build_stage, copy_matching
-from patchdrop.networks import Normalise
-from patchdrop.one_look import Advised
+from patchdrop.models.build import ModelConfig, build_stage, copy_matching
+from patchdrop.models.one_look import Advised
+from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed, gather
 from patchdrop.policy.budget import ALL, NONE, above, at_most
 from patchdrop.policy.choice import greedy, keep_all

@@ -22,14 +22,14 @@ from patchdrop.data.sets import MemorySource, Split
 from patchdrop.evaluation.outcome import outcome_of
 from patchdrop.evaluation.settle import Goal, find_price, hear, set_outlook_right, tried_counts
 from patchdrop.grid import Grid, boxes
-from patchdrop.models import ModelConfig
-from patchdrop.networks import Normalise
-from patchdrop.one_look import Advised
+from patchdrop.models.build import ModelConfig
+from patchdrop.models.one_look import Advised
+from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import greedy
 from patchdrop.policy.network import Policy
 from patchdrop.policy.ranking import Ranking
-from patchdrop.settings import TrainSettings
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.loop import train
 from patchdrop.training.ranking_stages import RankingTask
 

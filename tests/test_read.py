@@ -12,12 +12,12 @@ from patchdrop.data.low import area_average
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError, UsageError
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig, build_stage
+from patchdrop.models.build import ModelConfig, build_stage
 from patchdrop.policy.choice import greedy
 from patchdrop.read.image_file import ImageFiles
 from patchdrop.read.images import read_image
 from patchdrop.read.source import from_memory
-from patchdrop.runfolder import RunFolder
+from patchdrop.runs.folder import RunFolder
 from patchdrop.serve.predictor import Predictor
 from tiny import CLASSES, tiny_settings, unsettle, write_folder
 

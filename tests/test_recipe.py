@@ -11,8 +11,18 @@ from typing import Any
 import pytest
 
 from patchdrop.errors import UsageError
-from patchdrop.recipe import EPOCHS, FEWEST, IMAGES, MOST, UNNAMED, as_recorded, batch_for, with_networks, with_schedule
-from patchdrop.settings import GONE, STAGES, TrainSettings, from_mapping, read_settings, to_mapping, to_yaml
+from patchdrop.settings.defaults import (
+    EPOCHS,
+    FEWEST,
+    IMAGES,
+    MOST,
+    UNNAMED,
+    as_recorded,
+    batch_for,
+    with_networks,
+    with_schedule,
+)
+from patchdrop.settings.flat import GONE, STAGES, TrainSettings, from_mapping, read_settings, to_mapping, to_yaml
 
 
 def epochs(settings: TrainSettings) -> dict[str, int]:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchdrop.reward import gain, reward, soft_reward
+from patchdrop.policy.reward import gain, reward, soft_reward
 
 BY_HAND = {  # P -> 1 - (S/P)^2 for S = 0 .. P
     1: [1.0, 0.0],

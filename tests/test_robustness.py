@@ -18,8 +18,8 @@ from patchdrop.commands import info, plan
 from patchdrop.data.sets import Batch
 from patchdrop.errors import Interrupted, PatchDropError, RunError, UsageError
 from patchdrop.files import write_json
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import STAGES, TrainSettings
+from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.flat import STAGES, TrainSettings
 from patchdrop.training.estimator import StraightThrough
 from test_training import CPU, STEPS_PER_EPOCH, fresh_task, run_stages
 from tiny import tiny_flags, tiny_settings, write_folder

@@ -13,7 +13,7 @@ from patchdrop.classify.pcn import PartiallyCoupled
 from patchdrop.classify.super_resolution import Discriminator, Generator, SuperResolution, SuperResolved
 from patchdrop.errors import Interrupted
 from patchdrop.grid import Grid
-from patchdrop.networks import Normalise
+from patchdrop.networks.build import Normalise
 from patchdrop.policy.baselines import stochastic
 from patchdrop.policy.choice import sampled
 from patchdrop.policy.stn import relaxed_top

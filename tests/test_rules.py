@@ -10,8 +10,8 @@ from patchdrop.classify.two_stream import TwoStream
 from patchdrop.evaluation.outcome import Outcome, outcome_of
 from patchdrop.evaluation.verdict import CASCADE, EVERYTHING, NOTHING
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig, build_stage
-from patchdrop.one_look import Advised, Ruled
+from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.models.one_look import Advised, Ruled
 from patchdrop.policy.choice import greedy
 from patchdrop.policy.rules import Rule
 from patchdrop.training.settling import References, give_way

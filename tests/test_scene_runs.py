@@ -15,11 +15,12 @@ from typing import Any
 import pytest
 
 from patchdrop.errors import DataError, UsageError
-from patchdrop.read import tiff, tiled
-from patchdrop.read.cache import FILE
-from patchdrop.read.transport import Stopped
+from patchdrop.read import tiled
 from patchdrop.scenes import plan, predict
 from patchdrop.scenes.at_once import SceneBar, at_once
+from patchdrop.tiff import directory as tiff
+from patchdrop.transport.cache import FILE
+from patchdrop.transport.ranges import Stopped
 from pyramids import picture, write_cog
 from range_server import Asked, RangeServer, range_server
 from untrained import command

@@ -28,20 +28,21 @@ from patchdrop.classify.low import LowCNN
 from patchdrop.episode import Classify, PatchDrop
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid
-from patchdrop.one_look import Advised
+from patchdrop.models.one_look import Advised
 from patchdrop.packed import Packed
 from patchdrop.policy import budget
 from patchdrop.policy.choice import greedy
-from patchdrop.read import tiff, tiled
+from patchdrop.read import tiled
 from patchdrop.read.source import from_memory
-from patchdrop.read.tiff import Georeference
 from patchdrop.read.tiled import Shape, TiledScene
-from patchdrop.read.transport import LocalFile
-from patchdrop.runfolder import RunFolder
+from patchdrop.runs.folder import RunFolder
 from patchdrop.scenes import outputs, predict
 from patchdrop.scenes.chances import NAMES as CHANCES
 from patchdrop.scenes.model import Model
 from patchdrop.scenes.places import Places
+from patchdrop.tiff import directory as tiff
+from patchdrop.tiff.directory import Georeference
+from patchdrop.transport.ranges import LocalFile
 from pyramids import picture, write_cog
 from range_server import RangeServer, range_server
 from tiny import CLASSES, tiny_settings

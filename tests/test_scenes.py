@@ -1,4 +1,4 @@
-"""The embedded data set: what `patchdrop.data.scenes` promises about its images, labels and splits."""
+"""The embedded data set: what `patchdrop.data.markers` promises about its images, labels and splits."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from patchdrop.data import scenes
-from patchdrop.data.scenes import CLASSES, NONE, Bytes, Floats, Scenes, draw_scenes, make_scenes, split_digits
+from patchdrop.data import markers as scenes
+from patchdrop.data.markers import CLASSES, NONE, Bytes, Floats, Scenes, draw_scenes, make_scenes, split_digits
 from patchdrop.errors import UsageError
 
 LOW = 16

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from patchdrop.cli import main
-from patchdrop.data.scenes import CLASSES
-from patchdrop.models import ModelConfig, build_stage
-from patchdrop.recipe import with_networks
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import from_mapping, read_profile
+from patchdrop.data.markers import CLASSES
+from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.defaults import with_networks
+from patchdrop.settings.flat import from_mapping, read_profile
 from tiny import unsettle
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -29,12 +29,12 @@ from patchdrop.evaluation.outcome import outcome_of
 from patchdrop.evaluation.settle import TRIED, Goal, cheapest_within, find_price, likely_accuracy, tried_counts
 from patchdrop.files import read_json
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig
-from patchdrop.one_look import Advised
+from patchdrop.models.build import ModelConfig
+from patchdrop.models.one_look import Advised
 from patchdrop.policy.choice import greedy
 from patchdrop.policy.network import Policy
 from patchdrop.policy.ranking import Ranking
-from patchdrop.runfolder import RunFolder
+from patchdrop.runs.folder import RunFolder
 from patchdrop.training import ranking_stages, settling
 from patchdrop.training import run as run_module
 from patchdrop.training.attempts import Attempts

@@ -15,16 +15,16 @@ import torch
 from PIL import Image
 from rasterio.shutil import copy
 
-from patchdrop.data.scenes import CLASSES as SCENE_CLASSES
+from patchdrop.data.markers import CLASSES as SCENE_CLASSES
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig, build_stage
+from patchdrop.models.build import ModelConfig, build_stage
 from patchdrop.read.slide import SlideFile, SlideScene, slide_instead
 from patchdrop.read.tiled import Shape, TiledScene
-from patchdrop.read.transport import LocalFile
-from patchdrop.recipe import with_networks
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import from_mapping, read_profile
+from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.defaults import with_networks
+from patchdrop.settings.flat import from_mapping, read_profile
+from patchdrop.transport.ranges import LocalFile
 from pyramids import picture, write_slide
 from tiny import CLASSES, tiny_settings, unsettle
 

@@ -20,10 +20,10 @@ from patchdrop.classify.two_stream import TwoStream
 from patchdrop.classify.vit import TokenViT
 from patchdrop.errors import Interrupted, UsageError
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig, build_stage
-from patchdrop.networks import stages_of
+from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.networks.build import stages_of
 from patchdrop.packed import Packed, gather
-from patchdrop.runfolder import RunFolder
+from patchdrop.runs.folder import RunFolder
 from patchdrop.training.policy_stages import PolicyTask
 from patchdrop.training.supervised import ClassifierTask
 from rows import CPU, FIT, VAL, bits, same_bits, tiny_model, trained

@@ -16,12 +16,12 @@ from typing import Any
 import pytest
 
 from patchdrop.errors import DataError, UsageError
-from patchdrop.read.cache import Cached
-from patchdrop.read.ledger import Cost
-from patchdrop.read.opening import open_transport
-from patchdrop.read.remote import ATTEMPTS
-from patchdrop.read.stores import StoreFile
-from patchdrop.read.transport import Span
+from patchdrop.transport.cache import Cached
+from patchdrop.transport.ledger import Cost
+from patchdrop.transport.opening import open_transport
+from patchdrop.transport.ranges import Span
+from patchdrop.transport.remote import ATTEMPTS
+from patchdrop.transport.stores import StoreFile
 from range_server import Asked, RangeServer, range_server
 
 CONTENT = bytes(range(256)) * 400

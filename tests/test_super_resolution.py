@@ -25,7 +25,7 @@ from patchdrop.classify.super_resolution import (
     reverse_gradient,
 )
 from patchdrop.grid import Grid
-from patchdrop.networks import Normalise
+from patchdrop.networks.build import Normalise
 from patchdrop.read.source import from_memory
 from patchdrop.training.super_resolution import GeneratorTask, SuperResolvedTask
 from rows import CPU, FIT, VAL, bits, same_bits, tiny_model, trained

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patchdrop.errors import UsageError
-from patchdrop.read.ledger import Cost
 from patchdrop.tariffs.tariff import Step, Tariff, read_tariff, tariff_from
+from patchdrop.transport.ledger import Cost
 
 EXAMPLES = sorted((Path(__file__).parent.parent / "examples" / "tariffs").glob("*.yaml"))
 STEPS = (Step(0, 100, 14), Step(100, 500, 11), Step(500, math.inf, 9))

@@ -23,12 +23,14 @@ from torch import Tensor
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid
 from patchdrop.packed import gather
-from patchdrop.read import tiff, tiled, tiles
-from patchdrop.read.http import HttpFile
-from patchdrop.read.ledger import Cost, Ledger
-from patchdrop.read.resample import area_resampled
+from patchdrop.read import tiled
 from patchdrop.read.tiled import Shape, TiledScene
-from patchdrop.read.transport import LocalFile, Span
+from patchdrop.tiff import directory as tiff
+from patchdrop.tiff import tiles
+from patchdrop.tiff.resample import area_resampled
+from patchdrop.transport.http import HttpFile
+from patchdrop.transport.ledger import Cost, Ledger
+from patchdrop.transport.ranges import LocalFile, Span
 from pyramids import picture, write_cog, write_painted
 from range_server import range_server
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from patchdrop.cli import main
-from patchdrop.models import ModelConfig, build_stage
-from patchdrop.runfolder import RunFolder
-from patchdrop.timing import WARM_UP, Way, flops, measure, straight_lines
+from patchdrop.costs.times import WARM_UP, Way, flops, measure, straight_lines
+from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.runs.folder import RunFolder
 from tiny import CLASSES, tiny_settings, unsettle, write_folder
 
 STAGES = ("lr", "hr", "pt", "ft2")

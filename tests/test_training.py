@@ -25,10 +25,10 @@ from patchdrop.data.load import Data, statistics
 from patchdrop.data.sets import Batch
 from patchdrop.errors import CollapsedPolicyWarning, Interrupted, RunError, TrainingError
 from patchdrop.files import read_json, read_tensors, write_json, write_tensors
-from patchdrop.models import ModelConfig, build_stage
-from patchdrop.reward import reward, soft_reward
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import STAGES, TrainSettings
+from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.policy.reward import reward, soft_reward
+from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.flat import STAGES, TrainSettings
 from patchdrop.training.loop import Task, rate_at, train
 from patchdrop.training.policy_stages import SIGMA_RANGE, PolicyTask
 from patchdrop.training.run import make_task, train_stages

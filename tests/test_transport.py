@@ -17,12 +17,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from patchdrop.errors import DataError, UsageError
-from patchdrop.read import transport as module
-from patchdrop.read.http import HttpFile, is_public
-from patchdrop.read.ledger import Cost, Ledger
-from patchdrop.read.opening import open_transport
-from patchdrop.read.remote import IN_FLIGHT
-from patchdrop.read.transport import LocalFile, Priced, Span, joined, public_name
+from patchdrop.transport import ranges as module
+from patchdrop.transport.http import HttpFile, is_public
+from patchdrop.transport.ledger import Cost, Ledger
+from patchdrop.transport.opening import open_transport
+from patchdrop.transport.ranges import LocalFile, Priced, Span, joined, public_name
+from patchdrop.transport.remote import IN_FLIGHT
 from range_server import Asked, RangeServer, range_server
 
 CONTENT = bytes(range(256)) * 400

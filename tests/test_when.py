@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.low import area_average
 from patchdrop.errors import UsageError
-from patchdrop.models import ModelConfig, build_stage
+from patchdrop.models.build import ModelConfig, build_stage
 from patchdrop.policy.choice import Choose, keep_all
 from patchdrop.read.images import read_image
-from patchdrop.runfolder import RunFolder
+from patchdrop.runs.folder import RunFolder
 from patchdrop.serve.predictor import Predictor
 from tiny import CLASSES, tiny_settings, unsettle
 

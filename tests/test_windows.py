@@ -18,12 +18,13 @@ from patchdrop.data.windows import groups, list_windows
 from patchdrop.errors import DataError, UsageError
 from patchdrop.files import write_json
 from patchdrop.grid import Grid
-from patchdrop.read import tiff, tiled, windows
-from patchdrop.read.kept import Kept, open_kept
+from patchdrop.read import tiled, windows
 from patchdrop.read.source import from_memory
 from patchdrop.read.tiled import Shape, TiledScene
-from patchdrop.read.transport import LocalFile, Span
-from patchdrop.runfolder import RunFolder
+from patchdrop.runs.folder import RunFolder
+from patchdrop.tiff import directory as tiff
+from patchdrop.transport.kept import Kept, open_kept
+from patchdrop.transport.ranges import LocalFile, Span
 from pyramids import picture, write_cog
 from range_server import RangeServer, range_server
 from tiny import tiny_flags, tiny_settings

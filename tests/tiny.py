@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from patchdrop.data.load import Data
 from patchdrop.data.sets import MemorySource, Split
 from patchdrop.grid import Grid, boxes
-from patchdrop.settings import TrainSettings
+from patchdrop.settings.flat import TrainSettings
 
 CLASSES = ("blue", "green", "red")
 COLOURS = np.array([[40, 60, 230], [30, 200, 60], [230, 50, 40]], dtype=np.uint8)

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from patchdrop.cli import main
-from patchdrop.models import ModelConfig, build_stage
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import TrainSettings
+from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.flat import TrainSettings
 from tiny import CLASSES, tiny_settings, unsettle
 
 SETTINGS = tiny_settings(high="64", low="16", policy_head="global")

@@ -14,17 +14,17 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from patchdrop.settings import TrainSettings
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.version import VERSION as __version__
 
 if TYPE_CHECKING:
     from patchdrop.commands import bench, calibrate, evaluate, train
-    from patchdrop.dial import Dial, Target
     from patchdrop.serve.predictor import Prediction, Predictor
+    from patchdrop.settings.dial import Dial, Target
 
 _HOMES = {
-    "Dial": "patchdrop.dial",
-    "Target": "patchdrop.dial",
+    "Dial": "patchdrop.settings.dial",
+    "Target": "patchdrop.settings.dial",
     "bench": "patchdrop.commands",
     "calibrate": "patchdrop.commands",
     "train": "patchdrop.commands",

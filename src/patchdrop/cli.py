@@ -13,13 +13,13 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
 
-from patchdrop.compare.options import CompareOptions, Price
-from patchdrop.config_file import defaults
-from patchdrop.dial import Dial, Target
 from patchdrop.errors import Interrupted, PatchDropError, UsageError
 from patchdrop.scenes.flags import Reach, SceneFlags
 from patchdrop.scenes.formats import DEFAULT, Format
-from patchdrop.settings import TrainSettings, from_mapping, read_profile
+from patchdrop.settings.comparison import CompareOptions, Price
+from patchdrop.settings.config_file import defaults
+from patchdrop.settings.dial import Dial, Target
+from patchdrop.settings.flat import TrainSettings, from_mapping, read_profile
 from patchdrop.version import VERSION
 
 DONE, USAGE, BAD_INPUT, SOME_FAILED, PLAIN_IS_BETTER, INTERRUPTED, TERMINATED = 0, 2, 3, 4, 5, 130, 143
@@ -53,7 +53,7 @@ TariffFile = Annotated[Path | None, Parameter(help="YAML file with the terms tha
 def demo(*, out: Out, as_json: Json = False) -> int:
     """Train every stage on the embedded scenes, evaluate, write the report and print the table."""
     from patchdrop import commands
-    from patchdrop.tables import results_table
+    from patchdrop.terminal.tables import results_table
 
     document = commands.train(from_mapping(read_profile("demo"), "demo"), out)
     _print(document, results_table, as_json)
@@ -82,7 +82,7 @@ def train(
         State data, networks, FLOPs, stages and time, and train nothing.
     """
     from patchdrop import commands
-    from patchdrop.tables import plan_table, results_table
+    from patchdrop.terminal.tables import plan_table, results_table
 
     chosen = settings or TrainSettings()
     if dry_run:
@@ -95,7 +95,7 @@ def train(
 
 def _judged(document: dict[str, Any]) -> int:
     """The exit code of a training; where a plain strategy is better than its policy, stderr says so too."""
-    from patchdrop.talk import say
+    from patchdrop.terminal.talk import say
 
     verdict = document["verdict"]
     if verdict is None or verdict["kind"] != "loses":
@@ -125,7 +125,7 @@ def evaluate(
         test or val.
     """
     from patchdrop import commands
-    from patchdrop.tables import results_table
+    from patchdrop.terminal.tables import results_table
 
     _print(commands.evaluate(run, data, split, dial), results_table, as_json)
     return DONE
@@ -203,8 +203,8 @@ def predict(
     from dataclasses import asdict
 
     from patchdrop import commands
-    from patchdrop.tables import predictions_table
-    from patchdrop.talk import say
+    from patchdrop.terminal.tables import predictions_table
+    from patchdrop.terminal.talk import say
 
     failures: list[str] = []
 
@@ -250,7 +250,7 @@ def check(
     from patchdrop.scenes.check import shape_of
     from patchdrop.scenes.listing import sources_of
     from patchdrop.scenes.tables import check_table
-    from patchdrop.talk import say
+    from patchdrop.terminal.talk import say
 
     failures: list[str] = []
 
@@ -318,7 +318,7 @@ def plan(
 def _scenes(work: Callable[[Callable[[str], None]], dict[str, Any]], as_json: bool) -> int:
     """Do something with scenes, of which some may fail, and print what came of it."""
     from patchdrop.scenes.tables import scenes_table
-    from patchdrop.talk import say
+    from patchdrop.terminal.talk import say
 
     failures: list[str] = []
 
@@ -363,7 +363,7 @@ def calibrate(
         Seed of the draw; by default the run's.
     """
     from patchdrop import commands
-    from patchdrop.tables import calibration_table
+    from patchdrop.terminal.tables import calibration_table
 
     _print(commands.calibrate(run, data, split, stage, target, fraction, seed), calibration_table, as_json)
     return DONE
@@ -407,7 +407,7 @@ def bench(
         Images that a policy's own choice is timed on.
     """
     from patchdrop import commands
-    from patchdrop.tables import bench_table
+    from patchdrop.terminal.tables import bench_table
 
     _print(commands.bench(run, batch, threads, rounds, stages, data, split, device, images), bench_table, as_json)
     return DONE
@@ -427,7 +427,7 @@ def export(run: Path, *, onnx: Path, stage: str | None = None, as_json: Json = F
         pt, ft1 or ft2; by default the last one that is trained.
     """
     from patchdrop import commands
-    from patchdrop.tables import export_table
+    from patchdrop.terminal.tables import export_table
 
     _print(commands.export(run, onnx, stage), export_table, as_json)
     return DONE
@@ -462,7 +462,7 @@ def compare(
         Say what the rows are and, with --data, what each would take here; train nothing.
     """
     from patchdrop import commands
-    from patchdrop.tables import compare_list_table, compare_table
+    from patchdrop.terminal.tables import compare_list_table, compare_table
 
     chosen = settings or TrainSettings()
     price = Price(price_per_image, price_per_km2, gsd)
@@ -485,7 +485,7 @@ def info(run: Path, *, as_json: Json = False) -> int:
         Run folder.
     """
     from patchdrop import commands
-    from patchdrop.tables import info_table
+    from patchdrop.terminal.tables import info_table
 
     _print(commands.info(run), info_table, as_json)
     return DONE
@@ -510,7 +510,7 @@ def main(tokens: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if tokens is None else tokens)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    from patchdrop.talk import as_line, tell, warnings_told
+    from patchdrop.terminal.talk import as_line, tell, warnings_told
 
     try:
         with warnings_told(as_line):

@@ -1,1 +1,4 @@
-"""From packed patches (and LR) to class logits."""
+"""From packed patches, and LR, to class logits.
+
+May import `policy` (both enlarge LR alike), `networks`, `packed`, `grid`.
+"""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from patchdrop.classify.high import HighClassifier
 from patchdrop.grid import Grid
-from patchdrop.networks import Normalise, build, channels_last
+from patchdrop.networks.build import Normalise, build, channels_last
 from patchdrop.packed import Packed
 
 

@@ -19,7 +19,7 @@ from patchdrop.classify.high import SparseClassifier, check_patches, is_full
 from patchdrop.classify.low_entry import LowEntry
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
-from patchdrop.networks import Normalise, build, channels_last, is_residual_block, stages_of
+from patchdrop.networks.build import Normalise, build, channels_last, is_residual_block, stages_of
 from patchdrop.packed import Packed
 
 _LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Identity)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
-from patchdrop.networks import Normalise
+from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed, gather
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from patchdrop.networks import Normalise, build
+from patchdrop.networks.build import Normalise, build
 from patchdrop.policy.network import enlarged
 
 

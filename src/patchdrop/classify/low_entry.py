@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchdrop.networks import channels_last
+from patchdrop.networks.build import channels_last
 
 WIDTH = 32
 

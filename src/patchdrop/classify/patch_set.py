@@ -19,7 +19,7 @@ from patchdrop.classify.low import LowCNN
 from patchdrop.classify.sets import by_count, key_bias, own_image
 from patchdrop.errors import UsageError, first_line
 from patchdrop.grid import Grid, patch_size
-from patchdrop.networks import Normalise, build, channels_last
+from patchdrop.networks.build import Normalise, build, channels_last
 from patchdrop.packed import Packed
 
 WIDTH, HEAD = 256, 32
@@ -53,7 +53,7 @@ class PatchSet(SparseClassifier):
         layers: int = 1,
         pretrained: bool = False,
     ) -> None:
-        from timm.models.vision_transformer import Block  # late: see `patchdrop.networks`
+        from timm.models.vision_transformer import Block  # late: see `patchdrop.networks.build`
 
         super().__init__(grid, normalise, classes, "mean" if context is None else "low")
         self.network = build(network, 0, channels, pretrained)

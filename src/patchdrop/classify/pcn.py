@@ -22,7 +22,7 @@ from torch.func import functional_call
 from patchdrop.classify.low import LowCNN
 from patchdrop.data.low import area_average
 from patchdrop.errors import UsageError
-from patchdrop.networks import Normalise
+from patchdrop.networks.build import Normalise
 
 
 class PartiallyCoupled(nn.Module):

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchdrop.classify.masked_cnn import MaskedCNN
-from patchdrop.networks import Normalise, channels_last, feature_map
+from patchdrop.networks.build import Normalise, channels_last, feature_map
 
 PEAK = 255.0
 PSNR_CAP = 100.0

@@ -19,7 +19,7 @@ from patchdrop.classify.high import SparseClassifier, check_patches, is_full
 from patchdrop.classify.sets import by_count, key_bias, own_image
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid, patch_size
-from patchdrop.networks import Normalise, build_vit, vit_token
+from patchdrop.networks.build import Normalise, build_vit, vit_token
 from patchdrop.packed import Packed
 
 if TYPE_CHECKING:

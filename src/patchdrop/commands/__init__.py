@@ -1,4 +1,7 @@
-"""What each command does, as functions that also make the Python API."""
+"""What each command does, as functions that also make the Python API.
+
+May import everything but `cli`.
+"""
 
 from __future__ import annotations
 

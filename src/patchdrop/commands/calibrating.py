@@ -12,7 +12,6 @@ from patchdrop.data.load import Data
 from patchdrop.data.overlap import shared_image
 from patchdrop.data.sets import Split
 from patchdrop.data.windows import is_window_list, list_windows, overlapping
-from patchdrop.dial import Target
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError, RunError
 from patchdrop.evaluation.calibrate import drawn, mask_price, milliseconds, operating_points
@@ -20,10 +19,11 @@ from patchdrop.evaluation.dial import FILE as CALIBRATION
 from patchdrop.evaluation.dial import policy_stage
 from patchdrop.files import write_json
 from patchdrop.grid import Grid
-from patchdrop.provenance import provenance
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import TrainSettings
-from patchdrop.talk import bars
+from patchdrop.runs.folder import RunFolder
+from patchdrop.runs.provenance import provenance
+from patchdrop.settings.dial import Target
+from patchdrop.settings.flat import TrainSettings
+from patchdrop.terminal.talk import bars
 from patchdrop.training.run import device_of
 
 

@@ -18,7 +18,6 @@ from patchdrop.commands.shared import (
 )
 from patchdrop.compare import results as comparison
 from patchdrop.compare.bench import Bench
-from patchdrop.compare.options import CompareOptions, Price, bind, to_yaml
 from patchdrop.compare.rows import Row
 from patchdrop.compare.side_by_side import train_side_by_side
 from patchdrop.compare.table import FORMS, chosen_rows
@@ -26,11 +25,12 @@ from patchdrop.compare.train import plan as comparison_plan
 from patchdrop.compare.train import train_rows
 from patchdrop.errors import UsageError
 from patchdrop.files import write_bytes
-from patchdrop.provenance import provenance
-from patchdrop.recipe import as_recorded, with_schedule
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import TrainSettings
-from patchdrop.talk import bars
+from patchdrop.runs.folder import RunFolder
+from patchdrop.runs.provenance import provenance
+from patchdrop.settings.comparison import CompareOptions, Price, bind, to_yaml
+from patchdrop.settings.defaults import as_recorded, with_schedule
+from patchdrop.settings.flat import TrainSettings
+from patchdrop.terminal.talk import bars
 from patchdrop.training.run import Stopper
 
 NO_PRICE = Price()

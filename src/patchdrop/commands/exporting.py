@@ -20,14 +20,14 @@ from patchdrop.data.sets import low_of
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import PatchDropError, RunError
 from patchdrop.evaluation.dial import policy_stage
-from patchdrop.export import BATCHES, PACKAGES, TOLERANCE, Runtime, check, check_packages, interface, to_graphs
 from patchdrop.files import read_json, write_bytes, write_json
 from patchdrop.grid import Grid, boxes, patch_size
-from patchdrop.models import ModelConfig
-from patchdrop.provenance import versions
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import TrainSettings
-from patchdrop.talk import say
+from patchdrop.models.build import ModelConfig
+from patchdrop.runs.folder import RunFolder
+from patchdrop.runs.provenance import versions
+from patchdrop.serve.export import BATCHES, PACKAGES, TOLERANCE, Runtime, check, check_packages, interface, to_graphs
+from patchdrop.settings.flat import TrainSettings
+from patchdrop.terminal.talk import say
 
 GRAPHS = ("policy", "classifier")
 DESCRIPTION = "model.json"

@@ -6,11 +6,11 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from patchdrop.commands.shared import completed, network_costs
-from patchdrop.cost import step_flops
+from patchdrop.costs.flops import step_flops
 from patchdrop.data.load import Data, statistics
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig, build_stage
-from patchdrop.settings import TrainSettings
+from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training import run as training
 from patchdrop.training.orientation import CAREFUL
 from patchdrop.training.run import active_stages, device_of, make_task, on_device, stage_steps, teacher_of

@@ -25,7 +25,6 @@ from patchdrop.commands.shared import (
 )
 from patchdrop.data.load import Data
 from patchdrop.data.sets import Split, low_of
-from patchdrop.dial import Dial
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.evaluation.calibrate import without_calibration
@@ -44,18 +43,19 @@ from patchdrop.evaluation.evaluate import results as results_document
 from patchdrop.evaluation.verdict import last_verdict
 from patchdrop.files import write_json
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig
+from patchdrop.models.build import ModelConfig
 from patchdrop.policy.budget import above, cut_for_mean
 from patchdrop.policy.choice import Choose, greedy
-from patchdrop.provenance import provenance
 from patchdrop.read.source import from_memory
-from patchdrop.recipe import as_recorded
 from patchdrop.report.gallery import GalleryItem, overlay
 from patchdrop.report.page import write_report
-from patchdrop.runfolder import RunFolder
+from patchdrop.runs.folder import RunFolder
+from patchdrop.runs.provenance import provenance
 from patchdrop.serve.predictor import Prediction, Predictor, gallery_items
-from patchdrop.settings import TrainSettings, to_mapping
-from patchdrop.talk import bars, say
+from patchdrop.settings.defaults import as_recorded
+from patchdrop.settings.dial import Dial
+from patchdrop.settings.flat import TrainSettings, to_mapping
+from patchdrop.terminal.talk import bars, say
 from patchdrop.training.run import Stopper, device_of, stage_steps, train_stages
 
 GALLERY = 36

@@ -6,16 +6,16 @@ from dataclasses import replace
 
 import torch
 
-from patchdrop.cost import Cost, forward_costs
+from patchdrop.costs.flops import Cost, forward_costs
 from patchdrop.data.load import Data, check_classes, load
 from patchdrop.data.propose import LARGEST_ON_CPU, LARGEST_ON_GPU, propose_for
 from patchdrop.errors import PatchDropError, RunError, UsageError, first_line
 from patchdrop.grid import Grid, patch_size
-from patchdrop.networks import check_pretrained, takes
-from patchdrop.recipe import with_networks, with_schedule
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import TrainSettings
-from patchdrop.talk import bars, say
+from patchdrop.networks.build import check_pretrained, takes
+from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.defaults import with_networks, with_schedule
+from patchdrop.settings.flat import TrainSettings
+from patchdrop.terminal.talk import bars, say
 from patchdrop.training.orientation import augmentations
 from patchdrop.training.run import device_of
 

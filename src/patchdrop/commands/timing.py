@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from patchdrop.commands.shared import first_stage, split_to_evaluate, use_threads
+from patchdrop.costs.times import WARM_UP, straight_lines, ways_of
+from patchdrop.costs.times import measure as time_ways
 from patchdrop.data.low import area_average
 from patchdrop.data.sets import low_of
 from patchdrop.errors import UsageError
 from patchdrop.evaluation.dial import POLICY_STAGES
 from patchdrop.files import write_json
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig
-from patchdrop.provenance import provenance
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import TrainSettings
-from patchdrop.talk import bars
-from patchdrop.timing import WARM_UP, straight_lines, ways_of
-from patchdrop.timing import measure as time_ways
+from patchdrop.models.build import ModelConfig
+from patchdrop.runs.folder import RunFolder
+from patchdrop.runs.provenance import provenance
+from patchdrop.settings.flat import TrainSettings
+from patchdrop.terminal.talk import bars
 from patchdrop.training.run import device_of
 
 

@@ -1,1 +1,4 @@
-"""Every row of the tables side by side: trained, judged, timed and laid out by one command."""
+"""Every row of the paper's tables side by side: trained, judged, timed and laid out by one command.
+
+May import `training`, `costs`, `evaluation`, `report`.
+"""

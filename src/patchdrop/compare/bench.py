@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from patchdrop.compare.options import CompareOptions
-from patchdrop.cost import Cost, forward_costs
+from patchdrop.costs.flops import Cost, forward_costs
 from patchdrop.data.load import Data, Statistics, statistics
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig, build_stage
-from patchdrop.networks import Normalise
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import TrainSettings
+from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.networks.build import Normalise
+from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.comparison import CompareOptions
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.run import active_stages, device_of
 
 POLICY_STAGES = ("pt", "ft1", "ft2")

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from patchdrop.classify.high import HighClassifier
+from patchdrop.costs.times import wait_for
 from patchdrop.episode import PatchDrop
 from patchdrop.grid import Grid, boxes
 from patchdrop.read.source import from_memory
-from patchdrop.timing import wait_for
 
 BATCHES = (1, 64)
 WARM_UP, REPEATS = 2, 25

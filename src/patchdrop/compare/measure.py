@@ -12,10 +12,10 @@ from torch import Tensor
 from patchdrop.compare.bench import Bench
 from patchdrop.compare.costs import BATCHES, SINGLES, Player, flops, pixels_read, times_in_turns
 from patchdrop.compare.judge import Judged, held, judged_model, spread_over_classes
-from patchdrop.compare.options import Price
 from patchdrop.compare.rows import Row
 from patchdrop.data.sets import Split, low_of
 from patchdrop.evaluation.outcome import Outcome
+from patchdrop.settings.comparison import Price
 
 MEASURED = ("flops", "flops_dense", "timed_patches", *(f"ms_batch{batch}" for batch in BATCHES))
 Costs = dict[tuple[str, str], dict[str, Any]]

@@ -16,7 +16,6 @@ from patchdrop.compare.bench import Bench
 from patchdrop.compare.form import STAGE_NAMES, details, seed_form
 from patchdrop.compare.judge import ORACLE_MASKS, Judged, Oracle, judge, oracle, signal_to_noise
 from patchdrop.compare.measure import measured_costs, reading_costs, whole_costs
-from patchdrop.compare.options import Price
 from patchdrop.compare.rows import Row
 from patchdrop.compare.table import FORMS
 from patchdrop.data.sets import Split
@@ -26,6 +25,7 @@ from patchdrop.evaluation.outcome import Outcome
 from patchdrop.files import write_bytes, write_json
 from patchdrop.report.comparison import comparison
 from patchdrop.report.figures import png
+from patchdrop.settings.comparison import Price
 from patchdrop.training.run import Advance
 
 Rows = list[dict[str, Any]]

@@ -1,6 +1,6 @@
 """The rows of the tables: what each one trains, from what it starts, and how it chooses.
 
-A row trains in stages, each kept in a folder of the form of a run's (`patchdrop.runfolder`). Rows that are the run's
+A row trains in stages, each kept in a folder of the form of a run's (`patchdrop.runs.folder`). Rows that are the run's
 own, and controls that judge the run's models with other masks, train nothing.
 """
 
@@ -20,17 +20,17 @@ from patchdrop.classify.pcn import PartiallyCoupled
 from patchdrop.classify.super_resolution import Discriminator, Generator, SuperResolution, SuperResolved
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.compare.bench import POLICY_STAGES, Bench
-from patchdrop.compare.options import share_of
 from patchdrop.data.load import statistics
 from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.strategies import ACTIVATION, CASCADE, DETAIL, FIXED
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig, build_stage
+from patchdrop.models.build import ModelConfig, build_stage
 from patchdrop.policy.baselines import Blind, fixed_columns, fixed_rows, stochastic
 from patchdrop.policy.choice import Choose, greedy, sampled, top
 from patchdrop.policy.stn import relaxed_top
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import TrainSettings
+from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.comparison import share_of
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.choosers import ChooserTask
 from patchdrop.training.couple import CoupledTask
 from patchdrop.training.hidden import HiddenTask, Hide, cut_out, policy_masks

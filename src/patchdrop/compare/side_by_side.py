@@ -21,14 +21,14 @@ from threading import Lock, Thread
 import torch
 
 from patchdrop.compare.bench import Bench
-from patchdrop.compare.options import CompareOptions
 from patchdrop.compare.rows import Row
 from patchdrop.compare.table import FORMS
 from patchdrop.compare.train import train_row, train_run
 from patchdrop.data.load import load
 from patchdrop.errors import Interrupted, TrainingError
-from patchdrop.settings import TrainSettings
-from patchdrop.talk import as_line, warnings_told
+from patchdrop.settings.comparison import CompareOptions
+from patchdrop.settings.flat import TrainSettings
+from patchdrop.terminal.talk import as_line, warnings_told
 from patchdrop.training.run import Advance, Stopper
 
 POLL_SECONDS = 0.5

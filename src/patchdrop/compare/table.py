@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from patchdrop.compare.bench import POLICY_STAGES
 from patchdrop.compare.rows import BAGNET_ROWS, FULL_ROWS, Row
 from patchdrop.errors import UsageError
-from patchdrop.settings import nearest
+from patchdrop.settings.flat import nearest
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 from patchdrop.compare.bench import Bench
 from patchdrop.compare.rows import Row
 from patchdrop.errors import Interrupted
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import TrainSettings
+from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.loop import Task, clear_state, derived_seed
 from patchdrop.training.run import (
     Advance,

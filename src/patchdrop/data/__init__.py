@@ -1,1 +1,4 @@
-"""Labelled images: where they come from, how they are split, and how batches are made."""
+"""Labelled images: where they come from, how they are split, how batches are made.
+
+May import `read` and what lies below it, and `settings`.
+"""

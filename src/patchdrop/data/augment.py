@@ -24,7 +24,7 @@ def augment(high: Tensor, low: Tensor | None, names: tuple[str, ...]) -> tuple[T
     Args:
         high: ``(B, C, H, W)`` uint8.
         low: ``(B, C, h, w)`` uint8 where LR comes from a sensor of its own, else None.
-        names: which augmentations, see `patchdrop.settings.Augmentation`.
+        names: which augmentations, see `patchdrop.settings.flat.Augmentation`.
     """
     n = len(high)
     both = [high] if low is None else [high, low]

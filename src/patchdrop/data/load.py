@@ -11,8 +11,8 @@ from torch import Tensor
 
 from patchdrop.data.cifar import load_cifar
 from patchdrop.data.listing import Listing, Record, list_images
-from patchdrop.data.scenes import CLASSES as SCENE_CLASSES
-from patchdrop.data.scenes import make_scenes
+from patchdrop.data.markers import CLASSES as SCENE_CLASSES
+from patchdrop.data.markers import make_scenes
 from patchdrop.data.sets import FileSource, MemorySource, Progress, Source, Split, into_memory, low_of, without_bad
 from patchdrop.data.splits import carve
 from patchdrop.data.window_sets import Read, load_windows
@@ -20,7 +20,7 @@ from patchdrop.data.windows import groups, is_window_list, list_windows
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid
 from patchdrop.read.tiled import Shape
-from patchdrop.settings import TrainSettings
+from patchdrop.settings.flat import TrainSettings
 
 TRAIN_SCENES, TEST_SCENES = 5000, 1500
 

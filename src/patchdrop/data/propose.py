@@ -28,7 +28,7 @@ from patchdrop.data.windows import Window, is_window_list, list_windows
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid, patch_size
 from patchdrop.read.images import Box, read_size
-from patchdrop.settings import size_of
+from patchdrop.settings.flat import size_of
 
 Size = tuple[int, int]
 """Height and width in pixels."""
@@ -55,7 +55,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Proposal:
-    """Sizes and grid, as `patchdrop.settings.TrainSettings` takes them.
+    """Sizes and grid, as `patchdrop.settings.flat.TrainSettings` takes them.
 
     Attributes:
         high, low: ``128``, or ``96x128`` for height x width in pixels.

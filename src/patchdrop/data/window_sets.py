@@ -20,12 +20,12 @@ from torch import Tensor
 from patchdrop.data.sets import Bad, Batch, Decoded, MemorySource, Pixels, Progress, Source, streamed
 from patchdrop.data.windows import Window
 from patchdrop.errors import DataError, PatchDropError, UsageError
-from patchdrop.read.kept import open_kept
-from patchdrop.read.ledger import PURPOSES, Ledger
 from patchdrop.read.tiled import Shape
-from patchdrop.read.transport import Transport, is_url
 from patchdrop.read.windows import Seen, Windows
-from patchdrop.settings import TrainSettings
+from patchdrop.settings.flat import TrainSettings
+from patchdrop.transport.kept import open_kept
+from patchdrop.transport.ledger import PURPOSES, Ledger
+from patchdrop.transport.ranges import Transport, is_url
 
 OPEN_SCENES = 8
 """A worker keeps the headers of so many scenes."""

@@ -23,9 +23,9 @@ from typing import NamedTuple
 
 from patchdrop.data.listing import check_filled, check_labels, csv_files, read_csv
 from patchdrop.errors import DataError
-from patchdrop.read.kept import address
-from patchdrop.read.tiles import Box
-from patchdrop.read.transport import is_url, public_name
+from patchdrop.tiff.tiles import Box
+from patchdrop.transport.kept import address
+from patchdrop.transport.ranges import is_url, public_name
 
 
 class WindowRow(NamedTuple):

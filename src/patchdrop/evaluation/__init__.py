@@ -1,1 +1,4 @@
-"""Accuracy, cost and the yardsticks."""
+"""How right, how dear, and against what: accuracy and cost, yardsticks, operating points, verdicts.
+
+May import `runs`, `models`, `episode`, `data`, `policy`.
+"""

@@ -16,17 +16,17 @@ import torch
 from torch import Tensor
 
 from patchdrop.data.sets import Split, low_of
-from patchdrop.dial import Target
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.evaluation.dial import policy_scores
 from patchdrop.evaluation.guarantee import p_values, proved, towards_cheaper
 from patchdrop.evaluation.metrics import wilson
 from patchdrop.grid import Grid, boxes
-from patchdrop.models import ModelConfig
+from patchdrop.models.build import ModelConfig
 from patchdrop.policy.budget import cut_for_mean, probability_of
+from patchdrop.policy.reward import gain
 from patchdrop.read.source import from_memory
-from patchdrop.reward import gain
+from patchdrop.settings.dial import Target
 from patchdrop.tariffs.masks import MaskPrice
 from patchdrop.tariffs.tariff import read_tariff
 

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from patchdrop.data.sets import Split, low_of
-from patchdrop.dial import Dial
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError, UsageError
 from patchdrop.files import read_json
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig
-from patchdrop.one_look import Advised
+from patchdrop.models.build import ModelConfig
+from patchdrop.models.one_look import Advised
 from patchdrop.policy.budget import above, at_most, cut_for_mean, logit_of
 from patchdrop.policy.choice import Choose
-from patchdrop.runfolder import RunFolder
+from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.dial import Dial
 
 POLICY_STAGES = ("pt", "ft1", "ft2")
 BATCH = 64

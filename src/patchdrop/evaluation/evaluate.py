@@ -31,10 +31,10 @@ from patchdrop.evaluation.strategies import (
 )
 from patchdrop.evaluation.verdict import last_verdict
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig
+from patchdrop.models.build import ModelConfig
 from patchdrop.policy.choice import Choose, greedy
-from patchdrop.reward import reward
-from patchdrop.runfolder import RunFolder
+from patchdrop.policy.reward import reward
+from patchdrop.runs.folder import RunFolder
 
 
 def evaluate(

@@ -12,7 +12,7 @@ from patchdrop.classify.high import HighClassifier
 from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig
+from patchdrop.models.build import ModelConfig
 from patchdrop.policy.choice import keep_all
 from patchdrop.read.source import from_memory
 

@@ -23,11 +23,11 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import UsageError
 from patchdrop.evaluation.outcome import BATCH, Outcome, outcome_of
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig
+from patchdrop.models.build import ModelConfig
 from patchdrop.policy.choice import random_patches, whole_counts
 from patchdrop.policy.network import doubts
 from patchdrop.policy.ranking import first, in_order
-from patchdrop.reward import right_probability
+from patchdrop.policy.reward import right_probability
 
 ROUNDS = 6
 """Random masks that `fixed_best` tries on each image."""

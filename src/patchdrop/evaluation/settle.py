@@ -26,8 +26,8 @@ from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.sets import Split, low_of
 from patchdrop.evaluation.calibrate import cuts_on
 from patchdrop.evaluation.metrics import calibration_error
-from patchdrop.models import ModelConfig
-from patchdrop.one_look import Advised
+from patchdrop.models.build import ModelConfig
+from patchdrop.models.one_look import Advised
 from patchdrop.packed import gather
 from patchdrop.policy.budget import cut_for_mean
 from patchdrop.policy.ranking import Outlook, first, in_order

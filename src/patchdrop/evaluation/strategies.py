@@ -28,8 +28,8 @@ from patchdrop.evaluation.plain import (
     top_of,
 )
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig
-from patchdrop.one_look import SharedLook
+from patchdrop.models.build import ModelConfig
+from patchdrop.models.one_look import SharedLook
 from patchdrop.policy.choice import random_patches, shuffled, top
 from patchdrop.policy.ranking import first
 from patchdrop.policy.sights import activation_maps, detail

@@ -16,7 +16,7 @@ from torch import Tensor
 from patchdrop.errors import RunError
 from patchdrop.evaluation.dial import policy_stages
 from patchdrop.evaluation.metrics import mcnemar
-from patchdrop.runfolder import RunFolder
+from patchdrop.runs.folder import RunFolder
 
 SURE = 2.5
 """Deviations beyond which a difference is not put down to chance: a plain strategy of nine, 5 % in all on one side."""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
-from patchdrop.networks import Normalise, build, channels_last, feature_map, feature_maps
+from patchdrop.networks.build import Normalise, build, channels_last, feature_map, feature_maps
 
 
 class Policy(nn.Module):

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchdrop.grid import Grid, boxes
-from patchdrop.networks import Normalise, feature_map
+from patchdrop.networks.build import Normalise, feature_map
 from patchdrop.policy.network import enlarged
 
 

@@ -1,5 +1,5 @@
-"""The seam between choosing and reading patches.
+"""The seam between choosing and reading patches: a reader is a function ``choice (B, P) bool -> Packed``.
 
-A reader is a function ``choice (B, P) bool -> Packed``. Training passes one that gathers from a tensor it
-holds, serving one that opens files; nothing else differs between the two.
+Training passes one that gathers from a tensor, serving one that opens files; nothing else differs between the two.
+May import `tiff`, `transport`, `packed`, `grid`.
 """

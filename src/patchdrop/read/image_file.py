@@ -12,9 +12,9 @@ from torch import Tensor
 
 from patchdrop.grid import Grid
 from patchdrop.packed import Packed, gather
-from patchdrop.read.decode import DECODERS
 from patchdrop.read.images import read_image
 from patchdrop.read.source import Reader
+from patchdrop.tiff.decode import DECODERS
 
 Item = TypeVar("Item")
 

@@ -20,11 +20,11 @@ import torch
 from numpy.typing import NDArray
 
 from patchdrop.errors import DataError
-from patchdrop.read.resample import area_resampled
-from patchdrop.read.tiff import Header, Level
 from patchdrop.read.tiled import GROUP_PIXELS, SAME_SCALE, Look, Shape, low_misfit
-from patchdrop.read.tiles import Box, Tiles
-from patchdrop.read.transport import Transport
+from patchdrop.tiff.directory import Header, Level
+from patchdrop.tiff.resample import area_resampled
+from patchdrop.tiff.tiles import Box, Tiles
+from patchdrop.transport.ranges import Transport
 
 Points = NDArray[np.float64]
 Onto = Callable[[Points, Points], tuple[Points, Points]]

@@ -1,7 +1,7 @@
 """A whole slide, read by OpenSlide: LR from a coarser level, HR patches as regions of level 0.
 
-For slides that `patchdrop.read.tiff` cannot read; the cells are those of `TiledScene`. OpenSlide opens the file itself,
-so the bytes that it reads cannot be counted: the ledger counts regions and their pixels.
+For slides that `patchdrop.tiff.directory` cannot read; the cells are those of `TiledScene`. OpenSlide opens the file
+itself, so the bytes that it reads cannot be counted: the ledger counts regions and their pixels.
 
 Where nothing was scanned OpenSlide's pixels are transparent; they are black here, as transparent pixels are everywhere.
 """
@@ -19,12 +19,12 @@ from torch import Tensor
 from patchdrop.errors import DataError
 from patchdrop.grid import patch_size
 from patchdrop.packed import Packed
-from patchdrop.read.decode import Pixels
-from patchdrop.read.ledger import Purpose, RegionLedger, Regions
-from patchdrop.read.resample import area_resampled
 from patchdrop.read.source import Reader
 from patchdrop.read.tiled import SAME_SCALE, Cells, Look, Shape
-from patchdrop.read.tiles import Box
+from patchdrop.tiff.decode import Pixels
+from patchdrop.tiff.resample import area_resampled
+from patchdrop.tiff.tiles import Box
+from patchdrop.transport.ledger import Purpose, RegionLedger, Regions
 
 if TYPE_CHECKING:
     from openslide import OpenSlide

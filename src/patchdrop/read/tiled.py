@@ -24,13 +24,13 @@ from torch import Tensor
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid, boxes, patch_size
 from patchdrop.packed import Packed
-from patchdrop.read.decode import unreadable
-from patchdrop.read.ledger import Cost, Ledger
-from patchdrop.read.resample import Exact, in_level, resampled
 from patchdrop.read.source import Reader
-from patchdrop.read.tiff import Georeference, Header, Level, read_header
-from patchdrop.read.tiles import Box, Tiles
-from patchdrop.read.transport import Priced, Transport, joined
+from patchdrop.tiff.decode import unreadable
+from patchdrop.tiff.directory import Georeference, Header, Level, read_header
+from patchdrop.tiff.resample import Exact, in_level, resampled
+from patchdrop.tiff.tiles import Box, Tiles
+from patchdrop.transport.ledger import Cost, Ledger
+from patchdrop.transport.ranges import Priced, Transport, joined
 
 GROUP_PIXELS = 2**27
 """Cells of a group have at most this many HR samples in all, chosen or not; one cell may have more."""

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from patchdrop.errors import DataError
-from patchdrop.read.resample import area_resampled
-from patchdrop.read.tiff import read_header
 from patchdrop.read.tiled import GROUP_PIXELS, Shape, look_at, low_level, misfit
-from patchdrop.read.tiles import Box, Tiles
-from patchdrop.read.transport import Transport
+from patchdrop.tiff.directory import read_header
+from patchdrop.tiff.resample import area_resampled
+from patchdrop.tiff.tiles import Box, Tiles
+from patchdrop.transport.ranges import Transport
 
 
 class Seen(NamedTuple):

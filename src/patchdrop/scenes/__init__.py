@@ -1,1 +1,4 @@
-"""Large tiled scenes: are they fit, what would reading cost, and the work itself."""
+"""Large tiled scenes and slides: are they fit, what would reading cost, and the work itself.
+
+May import `serve`, `tariffs`, `read` and what lies below them; knows nothing of `commands`.
+"""

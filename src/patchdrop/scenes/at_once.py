@@ -8,8 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from patchdrop.errors import DataError
-from patchdrop.read.transport import Stopped
-from patchdrop.talk import Bars, bars
+from patchdrop.terminal.talk import Bars, bars
+from patchdrop.transport.ranges import Stopped
 
 S = TypeVar("S")
 T = TypeVar("T")

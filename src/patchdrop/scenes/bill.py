@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from patchdrop.errors import DataError
-from patchdrop.read.ledger import Cost
-from patchdrop.read.remote import IN_FLIGHT
 from patchdrop.tariffs.areas import Area, Ground, covered_km2, orderable, scene_outline
 from patchdrop.tariffs.tariff import Tariff
+from patchdrop.transport.ledger import Cost
+from patchdrop.transport.remote import IN_FLIGHT
 
 if TYPE_CHECKING:
-    from patchdrop.read.tiles import Box
+    from patchdrop.tiff.tiles import Box
 
 
 class Bill(NamedTuple):

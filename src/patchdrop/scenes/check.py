@@ -14,18 +14,18 @@ import numpy as np
 
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid, boxes, patch_size
-from patchdrop.read.decode import unreadable
-from patchdrop.read.opening import open_transport
-from patchdrop.read.remote import LIMIT
 from patchdrop.read.slide import slide_instead, slide_level, slide_misfit
-from patchdrop.read.tiff import COMPRESSIONS, Header, HeaderError, Level, read_header
 from patchdrop.read.tiled import Shape, low_level, low_misfit, misfit
-from patchdrop.read.tiles import covering
-from patchdrop.read.transport import is_url, public_name
-from patchdrop.runfolder import RunFolder
+from patchdrop.runs.folder import RunFolder
 from patchdrop.scenes.at_once import SceneBar, at_once
 from patchdrop.scenes.listing import Source
-from patchdrop.settings import size_of
+from patchdrop.settings.flat import size_of
+from patchdrop.tiff.decode import unreadable
+from patchdrop.tiff.directory import COMPRESSIONS, Header, HeaderError, Level, read_header
+from patchdrop.tiff.tiles import covering
+from patchdrop.transport.opening import open_transport
+from patchdrop.transport.ranges import is_url, public_name
+from patchdrop.transport.remote import LIMIT
 
 SAMPLED = 512
 """Cells, evenly spread, whose patches are priced."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from patchdrop.read.ledger import Cost, Regions
 from patchdrop.read.tiled import TiledScene
-from patchdrop.read.tiles import Box
 from patchdrop.scenes.bill import Bill, Link, Priced, bill, check_billable, estimate, total_bill
 from patchdrop.scenes.places import Places
 from patchdrop.scenes.walk import Scene
 from patchdrop.tariffs.tariff import Tariff
+from patchdrop.tiff.tiles import Box
+from patchdrop.transport.ledger import Cost, Regions
 
 
 def cost_of_everything(scene: Scene) -> Cost | Regions:

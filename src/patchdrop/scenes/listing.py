@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from patchdrop.errors import DataError, UsageError, first_line
-from patchdrop.read.opening import check_address
-from patchdrop.read.transport import is_url
+from patchdrop.transport.opening import check_address
+from patchdrop.transport.ranges import is_url
 
 COLUMN = "scene"
 LOW = "low"

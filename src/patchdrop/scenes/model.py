@@ -13,15 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from patchdrop.dial import Dial
 from patchdrop.episode import Classify, Look
 from patchdrop.evaluation.dial import chosen_point, read_calibration, stage_and_choice
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.read.tiled import Shape
-from patchdrop.read.transport import Stopped
-from patchdrop.runfolder import RunFolder
+from patchdrop.runs.folder import RunFolder
 from patchdrop.serve.predictor import Predictor
+from patchdrop.settings.dial import Dial
+from patchdrop.transport.ranges import Stopped
 
 CHUNK_PIXELS = 2**20
 """Cells that go through the networks at once have at most this many HR pixels; one cell may have more."""

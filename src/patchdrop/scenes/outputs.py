@@ -24,12 +24,12 @@ from numpy.typing import NDArray
 from patchdrop.errors import RunError, UsageError, first_line
 from patchdrop.files import beside, write_bytes, writing
 from patchdrop.read.tiled import Cells
-from patchdrop.read.tiles import Box
 from patchdrop.report import theme
 from patchdrop.report.scene import ScenePicture, png
 from patchdrop.scenes.formats import ENDINGS, PACKAGES, Format
 from patchdrop.scenes.geojson import COLLECTION_END, collection_start, feature
 from patchdrop.scenes.places import Places
+from patchdrop.tiff.tiles import Box
 
 BATCH = 4096
 """Cells that are handed to the GeoPackage at once."""

@@ -13,8 +13,6 @@ import numpy as np
 
 from patchdrop.errors import DataError
 from patchdrop.read.pairs import Onto, Points
-from patchdrop.read.tiff import Georeference
-from patchdrop.read.tiles import Box
 from patchdrop.scenes.geojson import (
     Point,
     beside_poles,
@@ -27,6 +25,8 @@ from patchdrop.scenes.geojson import (
     within_180,
 )
 from patchdrop.tariffs.areas import Ground
+from patchdrop.tiff.directory import Georeference
+from patchdrop.tiff.tiles import Box
 
 AROUND = 90.0
 """What lies over a pole is wider than so many degrees."""

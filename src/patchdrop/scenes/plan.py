@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.files import read_json, write_json, writing
-from patchdrop.read.tiles import Box
-from patchdrop.read.transport import is_url
 from patchdrop.scenes.at_once import SceneBar, at_once
 from patchdrop.scenes.bill import DISK, NETWORK, Link, Priced
 from patchdrop.scenes.chances import Expected, over_scenes
@@ -22,6 +20,8 @@ from patchdrop.scenes.outputs import Features
 from patchdrop.scenes.places import Places
 from patchdrop.scenes.walk import Failed, Reading, Scene, decide, described, each_once, name_of, opened, seen_cells
 from patchdrop.tariffs.tariff import Tariff, tariff_from
+from patchdrop.tiff.tiles import Box
+from patchdrop.transport.ranges import is_url
 
 
 class Terms(NamedTuple):

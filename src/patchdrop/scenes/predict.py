@@ -13,8 +13,6 @@ from torch import Tensor
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.files import read_json, write_json
 from patchdrop.policy.choice import Choose
-from patchdrop.read.tiles import Box
-from patchdrop.read.transport import LocalFile, is_url, public_name
 from patchdrop.scenes.at_once import SceneBar, at_once
 from patchdrop.scenes.bill import total_bill
 from patchdrop.scenes.chances import Expected, over_scenes
@@ -39,8 +37,10 @@ from patchdrop.scenes.walk import (
     seen_cells,
 )
 from patchdrop.serve.predictor import Chances
-from patchdrop.talk import say
 from patchdrop.tariffs.tariff import Tariff
+from patchdrop.terminal.talk import say
+from patchdrop.tiff.tiles import Box
+from patchdrop.transport.ranges import LocalFile, is_url, public_name
 
 
 class Results(NamedTuple):

@@ -22,18 +22,18 @@ from torch import Tensor
 from patchdrop.episode import Look
 from patchdrop.errors import DataError, UsageError
 from patchdrop.policy.choice import Choose
-from patchdrop.read.opening import open_transport
 from patchdrop.read.pairs import LowScene
-from patchdrop.read.remote import IN_FLIGHT, LIMIT
 from patchdrop.read.slide import SlideScene, slide_instead
-from patchdrop.read.tiff import Header, HeaderError, read_header
 from patchdrop.read.tiled import TiledScene
-from patchdrop.read.transport import Transport, is_url, public_name
 from patchdrop.scenes.flags import SceneFlags
 from patchdrop.scenes.listing import Source
 from patchdrop.scenes.model import Model, together
 from patchdrop.scenes.places import Places
 from patchdrop.serve.predictor import Chances, chances_of
+from patchdrop.tiff.directory import Header, HeaderError, read_header
+from patchdrop.transport.opening import open_transport
+from patchdrop.transport.ranges import Transport, is_url, public_name
+from patchdrop.transport.remote import IN_FLIGHT, LIMIT
 
 Failed = Callable[[str], None]
 """Takes the reason of a scene that fails; the others go on."""

@@ -1,1 +1,4 @@
-"""A trained run at work on new images."""
+"""A trained run at work on new images, and as ONNX graphs.
+
+May import `evaluation`, `report`, `runs`, `read`.
+"""

@@ -34,7 +34,7 @@ from patchdrop.policy.ranking import forecast
 from patchdrop.read.image_file import ImageFiles, at_once
 from patchdrop.read.images import read_image
 from patchdrop.report.gallery import GalleryItem
-from patchdrop.runfolder import RunFolder
+from patchdrop.runs.folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from shapely import Polygon, box
 from patchdrop.tariffs.tariff import Tariff
 
 if TYPE_CHECKING:
-    from patchdrop.read.tiles import Box
+    from patchdrop.tiff.tiles import Box
 
 Bounds = NDArray[np.float64]
 """``(2, 2, n)``: the least x and y of each box, and the largest; boxes last, which is fast for thousands of them."""

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid, boxes
-from patchdrop.read.ledger import Cost
 from patchdrop.tariffs.areas import Ground, billed_km2
 from patchdrop.tariffs.tariff import Tariff
+from patchdrop.transport.ledger import Cost
 
 
 class MaskPrice:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from patchdrop.errors import UsageError
-from patchdrop.read.ledger import Cost
-from patchdrop.settings import nearest, read_yaml
+from patchdrop.settings.flat import nearest, read_yaml
+from patchdrop.transport.ledger import Cost
 
 BoundingBox = Literal["none", "priced", "ordered"]
 GB = 10**9

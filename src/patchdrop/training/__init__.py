@@ -1,1 +1,4 @@
-"""Supervised classifiers, then the policy's stages Pt, Ft-1 and Ft-2."""
+"""The stages of training: supervised classifiers, then the policy in Pt, Ft-1 and Ft-2.
+
+May import `evaluation`, `runs`, `models`, `data`.
+"""

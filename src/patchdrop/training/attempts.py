@@ -9,7 +9,7 @@ from torch import nn
 
 from patchdrop.errors import RunError
 from patchdrop.files import read_json, read_tensors, write_json, write_tensors
-from patchdrop.models import fill_weights
+from patchdrop.models.build import fill_weights
 from patchdrop.training.loop import clear_state
 
 

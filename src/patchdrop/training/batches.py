@@ -10,7 +10,7 @@ from torch import Tensor
 
 from patchdrop.data.augment import augment
 from patchdrop.data.sets import Batch, Split, low_of
-from patchdrop.settings import TrainSettings
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.loop import derived_seed
 
 

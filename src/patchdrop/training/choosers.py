@@ -16,8 +16,8 @@ from patchdrop.data.sets import Batch, Split
 from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.metrics import spread
 from patchdrop.policy.choice import Choose
-from patchdrop.reward import right_probability
-from patchdrop.settings import TrainSettings
+from patchdrop.policy.reward import right_probability
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.batches import training_views
 from patchdrop.training.objectives import Teacher, cross_entropy, streams_loss
 from patchdrop.training.policy_stages import PolicyTask, keep_weights

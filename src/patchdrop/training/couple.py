@@ -7,7 +7,7 @@ from torch import Tensor
 
 from patchdrop.classify.pcn import PartiallyCoupled
 from patchdrop.data.sets import Split
-from patchdrop.settings import TrainSettings
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.batches import Views
 from patchdrop.training.supervised import ClassifierTask
 

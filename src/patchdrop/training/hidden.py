@@ -19,7 +19,7 @@ from patchdrop.data.sets import Batch, Split
 from patchdrop.episode import PatchDrop
 from patchdrop.policy.choice import sampled
 from patchdrop.read.source import from_memory
-from patchdrop.settings import TrainSettings
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.batches import Views, training_views
 from patchdrop.training.objectives import freeze
 from patchdrop.training.supervised import ClassifierTask

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from patchdrop.data.sets import Batch
 from patchdrop.errors import Interrupted, RunError, TrainingError
 from patchdrop.files import read_json, read_tensors, write_json, write_tensors
-from patchdrop.models import fill_weights
+from patchdrop.models.build import fill_weights
 from patchdrop.training.optimizer import Muon
 
 WARM_UP = 0.2

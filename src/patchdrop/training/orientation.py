@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from patchdrop.data.load import Data, statistics
-from patchdrop.models import ModelConfig, build_stage
-from patchdrop.settings import Augmentation, TrainSettings
+from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.settings.flat import Augmentation, TrainSettings
 from patchdrop.training.batches import validation_views
 from patchdrop.training.loop import derived_seed, make_optimizer, train_step
 from patchdrop.training.supervised import ClassifierTask

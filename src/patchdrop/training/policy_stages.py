@@ -34,13 +34,13 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import CollapsedPolicyWarning
 from patchdrop.evaluation.metrics import entropy, same_mask, spread
 from patchdrop.grid import Grid
-from patchdrop.networks import folded
-from patchdrop.one_look import Advised, OneLook
+from patchdrop.models.one_look import Advised, OneLook
+from patchdrop.networks.build import folded
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import greedy, shuffled
+from patchdrop.policy.reward import reward, right_probability, soft_reward
 from patchdrop.read.source import from_memory
-from patchdrop.reward import reward, right_probability, soft_reward
-from patchdrop.settings import TrainSettings
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.batches import Views, shuffled_plan, steps_in, training_views, validation_views
 from patchdrop.training.estimator import estimator
 from patchdrop.training.loop import Group, derived_seed

@@ -23,13 +23,13 @@ from torch import Tensor
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.sets import Batch, Split
 from patchdrop.evaluation.metrics import spread
-from patchdrop.one_look import Advised
+from patchdrop.models.one_look import Advised
 from patchdrop.policy.budget import above, cut_for_mean
 from patchdrop.policy.choice import shuffled
 from patchdrop.policy.ranking import Ranking, drawn_order, first, log_probability
+from patchdrop.policy.reward import right_probability
 from patchdrop.read.source import from_memory
-from patchdrop.reward import right_probability
-from patchdrop.settings import TrainSettings
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.batches import training_views
 from patchdrop.training.loop import Group, derived_seed
 from patchdrop.training.objectives import Teacher, streams_loss

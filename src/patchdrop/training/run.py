@@ -21,11 +21,11 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError, UsageError
 from patchdrop.files import write_json
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig, build_stage, copy_matching
-from patchdrop.one_look import Advised
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import STAGES, TrainSettings
-from patchdrop.talk import warnings_told
+from patchdrop.models.build import ModelConfig, build_stage, copy_matching
+from patchdrop.models.one_look import Advised
+from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.flat import STAGES, TrainSettings
+from patchdrop.terminal.talk import warnings_told
 from patchdrop.training.attempts import Attempts
 from patchdrop.training.batches import steps_in
 from patchdrop.training.loop import Task, clear_state, derived_seed, make_optimizer, saved_step, train, train_step

@@ -37,14 +37,14 @@ from patchdrop.evaluation.strategies import (
 )
 from patchdrop.evaluation.verdict import CASCADE, EVERYTHING, NOTHING, PLACES, Played, low_is_enough, verdict
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig, copy_matching
-from patchdrop.one_look import Advised, Ruled, SharedLook
+from patchdrop.models.build import ModelConfig, copy_matching
+from patchdrop.models.one_look import Advised, Ruled, SharedLook
 from patchdrop.policy.budget import cut_for_mean
 from patchdrop.policy.choice import greedy
 from patchdrop.policy.network import doubts
 from patchdrop.policy.rules import RULES, Rule
-from patchdrop.runfolder import RunFolder
-from patchdrop.settings import TrainSettings
+from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.loop import derived_seed
 
 TRIES = 3

@@ -12,7 +12,7 @@ from torch import Tensor
 from patchdrop.classify.masked_cnn import MaskedCNN
 from patchdrop.classify.super_resolution import SuperResolution, SuperResolved, bilinear, generator_losses, psnr
 from patchdrop.data.sets import Batch, Split
-from patchdrop.settings import TrainSettings
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.batches import training_views, validation_views
 from patchdrop.training.loop import Group
 from patchdrop.training.objectives import freeze

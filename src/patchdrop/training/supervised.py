@@ -15,7 +15,7 @@ from patchdrop.data.sets import Batch, Split
 from patchdrop.grid import Grid
 from patchdrop.packed import Packed
 from patchdrop.read.source import from_memory
-from patchdrop.settings import TrainSettings
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.batches import Views, shuffled_plan, steps_in, training_views, validation_views
 from patchdrop.training.loop import Group
 from patchdrop.training.objectives import Teacher, classifier_loss

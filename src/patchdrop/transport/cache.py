@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from patchdrop.errors import RunError
-from patchdrop.read.ledger import Purpose
-from patchdrop.read.remote import RemoteFile, Version
-from patchdrop.read.transport import Span, answered
+from patchdrop.transport.ledger import Purpose
+from patchdrop.transport.ranges import Span, answered
+from patchdrop.transport.remote import RemoteFile, Version
 
 FILE = "headers.sqlite"
 _TABLES = """

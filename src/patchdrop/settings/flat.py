@@ -125,7 +125,7 @@ class TrainSettings:
     batch: int = 0
     """Images a step; 0: by the number of training images, as epochs of -1."""
     epochs_lr: int = -1
-    """Epochs of the LR classifier; -1: fewer the more training images there are (`patchdrop.recipe`)."""
+    """Epochs of the LR classifier; -1: fewer the more training images there are (`patchdrop.settings.defaults`)."""
     epochs_hr: int = -1
     """Epochs of the HR classifier on whole images."""
     epochs_patches: int = -1

@@ -14,7 +14,7 @@ import yaml
 
 from patchdrop.errors import RunError, UsageError
 from patchdrop.grid import Grid
-from patchdrop.settings import FREE_SETTINGS, Stage, TrainSettings, from_mapping, read_yaml, to_mapping
+from patchdrop.settings.flat import FREE_SETTINGS, Stage, TrainSettings, from_mapping, read_yaml, to_mapping
 
 TableName = Literal["fmow", "imagenet", "bagnet"]
 ProfileName = Literal["cpu", "paper"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from patchdrop.errors import DataError
-from patchdrop.read.ledger import Ledger, Purpose
+from patchdrop.transport.ledger import Ledger, Purpose
 
 MAX_JOINED = 2**24
 """A range grows by joining to this many bytes at most."""

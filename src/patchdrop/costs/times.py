@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from patchdrop.classify.high import HighClassifier
 from patchdrop.episode import Episode, PatchDrop
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig
+from patchdrop.models.build import ModelConfig
 from patchdrop.policy.budget import ALL, at_most
 from patchdrop.policy.choice import Choose, greedy, keep_all
 from patchdrop.read.source import from_memory

@@ -6,11 +6,11 @@ import threading
 from pathlib import Path
 
 from patchdrop.errors import UsageError
-from patchdrop.read.cache import Cached
-from patchdrop.read.http import HttpFile, is_http
-from patchdrop.read.remote import IN_FLIGHT, LIMIT, RemoteFile
-from patchdrop.read.stores import StoreFile, is_store, split_address
-from patchdrop.read.transport import LocalFile, Transport, is_url, public_name
+from patchdrop.transport.cache import Cached
+from patchdrop.transport.http import HttpFile, is_http
+from patchdrop.transport.ranges import LocalFile, Transport, is_url, public_name
+from patchdrop.transport.remote import IN_FLIGHT, LIMIT, RemoteFile
+from patchdrop.transport.stores import StoreFile, is_store, split_address
 
 
 def check_address(source: str) -> None:

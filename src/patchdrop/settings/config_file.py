@@ -6,8 +6,8 @@ from typing import Any
 
 from cyclopts.config import Dict
 
-from patchdrop.compare.options import PROFILES, split_mapping
-from patchdrop.settings import from_mapping, read_profile
+from patchdrop.settings.comparison import PROFILES, split_mapping
+from patchdrop.settings.flat import from_mapping, read_profile
 
 
 def defaults(arguments: list[str]) -> list[Dict]:

@@ -30,8 +30,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from patchdrop.errors import UsageError, first_line
-from patchdrop.residual import BasicBlock, Bottleneck
-from patchdrop.settings import nearest
+from patchdrop.networks.residual import BasicBlock, Bottleneck
+from patchdrop.settings.flat import nearest
 
 if TYPE_CHECKING:
     from timm.models.vision_transformer import VisionTransformer

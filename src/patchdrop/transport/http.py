@@ -31,9 +31,9 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ConnectTimeoutError, HTTPError, LocationValueError, NewConnectionError, SSLError
 
 from patchdrop.errors import DataError
-from patchdrop.read.ledger import Purpose
-from patchdrop.read.remote import FIRST_PAUSE, IN_FLIGHT, LIMIT, Again, RemoteFile, Unchanged, Version
-from patchdrop.read.transport import Span, Stopped, public_name, replaced
+from patchdrop.transport.ledger import Purpose
+from patchdrop.transport.ranges import Span, Stopped, public_name, replaced
+from patchdrop.transport.remote import FIRST_PAUSE, IN_FLIGHT, LIMIT, Again, RemoteFile, Unchanged, Version
 from patchdrop.version import VERSION
 
 REDIRECTS = 5

@@ -15,9 +15,9 @@ import time
 from typing import TYPE_CHECKING
 
 from patchdrop.errors import DataError, UsageError
-from patchdrop.read.ledger import Purpose
-from patchdrop.read.remote import FIRST_PAUSE, IN_FLIGHT, LIMIT, Again, RemoteFile, Unchanged, Version
-from patchdrop.read.transport import Span, Stopped, public_name, replaced
+from patchdrop.transport.ledger import Purpose
+from patchdrop.transport.ranges import Span, Stopped, public_name, replaced
+from patchdrop.transport.remote import FIRST_PAUSE, IN_FLIGHT, LIMIT, Again, RemoteFile, Unchanged, Version
 
 if TYPE_CHECKING:
     from obstore import GetOptions

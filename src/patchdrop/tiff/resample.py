@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from patchdrop.read.ledger import Purpose
-from patchdrop.read.tiff import Level
-from patchdrop.read.tiles import Box, Tiles
-from patchdrop.read.transport import Transport
+from patchdrop.tiff.directory import Level
+from patchdrop.tiff.tiles import Box, Tiles
+from patchdrop.transport.ledger import Purpose
+from patchdrop.transport.ranges import Transport
 
 TINY = 1e-6
 """A whole number of pixels that multiplication made this much larger or smaller is still that number."""

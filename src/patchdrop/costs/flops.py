@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from patchdrop.grid import Grid
-from patchdrop.models import ModelConfig, build_stage
+from patchdrop.models.build import ModelConfig, build_stage
 from patchdrop.packed import gather
-from patchdrop.settings import TrainSettings, two_streams
+from patchdrop.settings.flat import TrainSettings, two_streams
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import NamedTuple
 
 from patchdrop.errors import DataError
-from patchdrop.read.ledger import Ledger, Purpose
-from patchdrop.read.transport import Span, Stopped, replaced
+from patchdrop.transport.ledger import Ledger, Purpose
+from patchdrop.transport.ranges import Span, Stopped, replaced
 
 ATTEMPTS = 4
 FIRST_PAUSE = 0.2

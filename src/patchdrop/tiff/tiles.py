@@ -9,10 +9,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from patchdrop.read.decode import DECODERS, Pixels, decode
-from patchdrop.read.ledger import Purpose
-from patchdrop.read.tiff import Level
-from patchdrop.read.transport import Span, Transport, answered, joined
+from patchdrop.tiff.decode import DECODERS, Pixels, decode
+from patchdrop.tiff.directory import Level
+from patchdrop.transport.ledger import Purpose
+from patchdrop.transport.ranges import Span, Transport, answered, joined
 
 Box = tuple[int, int, int, int]
 """Top, left, bottom, right in pixels, end exclusive."""

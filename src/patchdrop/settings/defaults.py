@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from patchdrop.settings import STAGES, TrainSettings, size_of
+from patchdrop.settings.flat import STAGES, TrainSettings, size_of
 
 IMAGES = 7200
 """Training images for which `EPOCHS` are."""

@@ -23,10 +23,10 @@ from urllib.parse import urlsplit
 
 from patchdrop.errors import DataError, RunError
 from patchdrop.files import read_json, write_bytes, write_json
-from patchdrop.read.ledger import Purpose
-from patchdrop.read.opening import open_transport
-from patchdrop.read.remote import IN_FLIGHT
-from patchdrop.read.transport import Span, Transport, answered, is_url, public_name
+from patchdrop.transport.ledger import Purpose
+from patchdrop.transport.opening import open_transport
+from patchdrop.transport.ranges import Span, Transport, answered, is_url, public_name
+from patchdrop.transport.remote import IN_FLIGHT
 
 
 def address(source: str) -> str:

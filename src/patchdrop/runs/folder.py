@@ -24,8 +24,8 @@ from torch import nn
 
 from patchdrop.errors import RunError, UsageError
 from patchdrop.files import read_json, read_tensors, write_bytes, write_json, write_tensors
-from patchdrop.models import ModelConfig, build_stage, fill_weights
-from patchdrop.settings import FREE_SETTINGS, STAGES, TrainSettings, differences, read_settings, to_yaml
+from patchdrop.models.build import ModelConfig, build_stage, fill_weights
+from patchdrop.settings.flat import FREE_SETTINGS, STAGES, TrainSettings, differences, read_settings, to_yaml
 
 Build = Callable[[str, ModelConfig], nn.Module]
 """Stage and description to its untrained model."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from patchdrop.errors import DataError
-from patchdrop.read.transport import Span, Transport, joined
+from patchdrop.transport.ranges import Span, Transport, joined
 
 HEADER_BYTES = 2**14
 """First read: holds the whole header of a COG of some 8,000 px a side."""

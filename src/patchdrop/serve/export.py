@@ -22,7 +22,7 @@ from patchdrop.classify.two_stream import TwoStream
 from patchdrop.episode import Look, PatchDrop, play
 from patchdrop.errors import RunError, UsageError, first_line
 from patchdrop.grid import Grid, patch_size
-from patchdrop.models import ModelConfig
+from patchdrop.models.build import ModelConfig
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import Choose, greedy, keep_all
 from patchdrop.read.source import from_memory

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from patchdrop.errors import DataError
-from patchdrop.read.tiff import COMPRESSIONS, Level
+from patchdrop.tiff.directory import COMPRESSIONS, Level
 
 DECODERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 """Tiles or images decoded at once; Pillow and zlib leave the interpreter free meanwhile."""

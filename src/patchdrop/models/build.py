@@ -21,12 +21,12 @@ from patchdrop.data.load import Statistics
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError, UsageError
 from patchdrop.grid import Grid
-from patchdrop.networks import Normalise
-from patchdrop.one_look import Advised, OneLook, Ruled
+from patchdrop.models.one_look import Advised, OneLook, Ruled
+from patchdrop.networks.build import Normalise
 from patchdrop.policy.network import Policy
 from patchdrop.policy.ranking import Ranking
 from patchdrop.policy.rules import RULES, Rule
-from patchdrop.settings import TrainSettings, size_of, two_streams
+from patchdrop.settings.flat import TrainSettings, size_of, two_streams
 
 AGAIN = "remove that stage's folder and train it again"
 
