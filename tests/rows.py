@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from patchdrop.data.load import statistics
-from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.models.build import build_stage
 from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.loop import Task, train
-from tiny import CLASSES, tiny_data, unsettle
+from tiny import config_of, tiny_data, unsettle
 
 CPU = torch.device("cpu")
 DATA = tiny_data()
@@ -22,7 +22,7 @@ FIT, VAL = DATA.splits["fit"], DATA.splits["val"]
 def tiny_model(stage: str, settings: TrainSettings, seed: int = 0) -> nn.Module:
     """A stage's model with weights and statistics as if it had been trained."""
     torch.manual_seed(seed)
-    model = build_stage(stage, ModelConfig.of(settings, CLASSES), statistics(FIT, settings.low_size))
+    model = build_stage(stage, config_of(settings), statistics(FIT, settings.shape.low))
     return unsettle(model, seed)
 
 

@@ -24,8 +24,8 @@ from patchdrop.packed import Packed, gather
 from patchdrop.runs.folder import RunFolder
 from patchdrop.training.policy_stages import PolicyTask
 from patchdrop.training.supervised import ClassifierTask
-from rows import CPU, FIT, VAL, bits, same_bits, tiny_model, trained
-from tiny import CLASSES, NETWORK, tiny_settings, unsettle, write_folder
+from rows import FIT, VAL, bits, same_bits, tiny_model, trained
+from tiny import CLASSES, NETWORK, config_of, learning_of, loader_of, tiny_settings, unsettle, write_folder
 
 GRID = Grid(4, 4)
 SETTINGS = tiny_settings()
@@ -151,13 +151,13 @@ def test_it_trains_as_the_hr_classifier_of_every_stage(tmp_path: Path) -> None:
     net = bagnet()
     for stage in ("hr", "patches"):
         before = bits(net)
-        trained(ClassifierTask(stage, net, FIT, VAL, settings, CPU), tmp_path / stage, settings)
+        trained(ClassifierTask(stage, net, loader_of(settings, FIT, VAL)), tmp_path / stage, settings)
         assert not same_bits(bits(net), before)
     pt, ft2 = tiny_model("pt", settings), tiny_model("ft2", settings)
     stages = {"pt": net, "ft1": net, "ft2": TwoStream(net, ft2.classifier.low, "learned")}
     for stage, classifier in stages.items():
         before, policy = bits(net), bits(pt.policy)
-        task = PolicyTask(stage, PatchDrop(pt.policy, classifier), FIT, VAL, settings, CPU)
+        task = PolicyTask(stage, PatchDrop(pt.policy, classifier), loader_of(settings, FIT, VAL), learning_of(settings))
         trained(task, tmp_path / stage, settings)
         assert same_bits(bits(net), before) is (stage == "pt")
         assert not same_bits(bits(pt.policy), policy)
@@ -182,7 +182,7 @@ def test_a_run_with_bagnet_trains_every_stage_predicts_and_is_evaluated(tmp_path
 
 
 def test_a_config_from_before_there_was_a_choice_of_classifier_is_a_masked_cnns() -> None:
-    values = ModelConfig.of(tiny_settings(), CLASSES).to_json()
+    values = config_of(tiny_settings()).to_json()
     del values["classifier"]
     assert ModelConfig.from_json(values, "config.json").classifier == "masked"
     with pytest.raises(RunError, match="'classifier' is 3"):
@@ -190,7 +190,7 @@ def test_a_config_from_before_there_was_a_choice_of_classifier_is_a_masked_cnns(
 
 
 def test_a_classifier_that_does_not_exist_is_refused_rather_than_taken_for_a_masked_cnn(tmp_path: Path) -> None:
-    run, config = RunFolder(tmp_path), ModelConfig.of(SETTINGS, CLASSES)
+    run, config = RunFolder(tmp_path), config_of(SETTINGS)
     run.finish("hr", tiny_model("hr", SETTINGS), config, {"figures": {}})
     path = tmp_path / "hr" / "config.json"
     write_json(path, {**read_json(path), "classifier": "tree"})
@@ -204,4 +204,4 @@ def test_bagnets_cost_is_of_its_patches_and_not_of_a_canvas() -> None:
     packed = gather(torch.zeros(1, 3, 16, 16), torch.ones(1, 16, dtype=torch.bool), GRID)
     with FlopCounterMode(display=False) as counter:
         model(packed, torch.zeros(1, 3, 8, 8))
-    assert forward_costs(settings, 3)["hr"].flops == counter.get_total_flops()
+    assert forward_costs(config_of(settings))["hr"].flops == counter.get_total_flops()

@@ -17,8 +17,8 @@ from patchdrop.policy.choice import greedy, sampled, top
 from patchdrop.policy.stn import relaxed_top, threshold
 from patchdrop.training.choosers import ChooserTask
 from patchdrop.training.policy_stages import PolicyTask
-from rows import CPU, FIT, VAL, bits, same_bits, tiny_model, trained
-from tiny import tiny_settings
+from rows import FIT, VAL, bits, same_bits, tiny_model, trained
+from tiny import learning_of, loader_of, tiny_settings
 
 SETTINGS = tiny_settings()
 GRID = Grid(4, 4)
@@ -33,9 +33,11 @@ def chooser(stage: str, name: str = "stn") -> ChooserTask:
     model = tiny_model(stage, SETTINGS)
     assert isinstance(model, PatchDrop)
     if name == "stn":
-        return ChooserTask(stage, model, STN, FIT, VAL, SETTINGS, CPU)
+        return ChooserTask(stage, model, STN, loader_of(SETTINGS, FIT, VAL), learning_of(SETTINGS))
     make, choose = BLIND[name]
-    return ChooserTask(stage, PatchDrop(make(), model.classifier), choose, FIT, VAL, SETTINGS, CPU)
+    return ChooserTask(
+        stage, PatchDrop(make(), model.classifier), choose, loader_of(SETTINGS, FIT, VAL), learning_of(SETTINGS)
+    )
 
 
 # --- the relaxation
@@ -117,7 +119,7 @@ def test_ft_trains_the_hr_classifier_and_neither_statistics_nor_the_lr_classifie
 @pytest.mark.parametrize("stage", ["pt", "ft1", "ft2"])
 def test_a_chooser_trains_what_patchdrop_trains_at_the_same_rates_for_as_long(stage: str) -> None:
     ours = chooser(stage)
-    theirs = PolicyTask(stage, tiny_model(stage, SETTINGS), FIT, VAL, SETTINGS, CPU)
+    theirs = PolicyTask(stage, tiny_model(stage, SETTINGS), loader_of(SETTINGS, FIT, VAL), learning_of(SETTINGS))
     described = [
         (task.epochs, task.steps_per_epoch, [(len(g.parameters), g.rate, g.weight_decay) for g in task.groups()])
         for task in (ours, theirs)
@@ -129,7 +131,13 @@ def test_a_chooser_trains_what_patchdrop_trains_at_the_same_rates_for_as_long(st
 
 def test_with_no_patch_ft_2_has_nothing_to_learn_from_and_goes_on() -> None:
     model = tiny_model("ft2", SETTINGS)
-    task = ChooserTask("ft2", PatchDrop(fixed_rows(GRID, 0), model.classifier), greedy, FIT, VAL, SETTINGS, CPU)
+    task = ChooserTask(
+        "ft2",
+        PatchDrop(fixed_rows(GRID, 0), model.classifier),
+        greedy,
+        loader_of(SETTINGS, FIT, VAL),
+        learning_of(SETTINGS),
+    )
     loss, figures = task.loss(next(task.batches(0, 0)), 0.0)
     loss.backward()
     assert figures["patches"] == 0

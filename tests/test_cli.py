@@ -23,7 +23,7 @@ from patchdrop.cli import app, main
 from patchdrop.errors import CollapsedPolicyWarning, PatchDropError, RunError, UsageError
 from patchdrop.runs.folder import RunFolder
 from patchdrop.settings.defaults import with_schedule
-from patchdrop.settings.flat import STAGES, TrainSettings, from_mapping, to_mapping
+from patchdrop.settings.flat import STAGES, TrainSettings, from_mapping
 from patchdrop.terminal.talk import as_line, errors_told, warnings_told
 from patchdrop.training.settling import References
 from tiny import CLASSES, tiny_flags, tiny_settings, write_folder
@@ -263,7 +263,7 @@ def test_settings_survive_yaml_to_the_last_value() -> None:
     settings = TrainSettings(high="96x160", augment=("erase",), stages=("lr", "ft2"), rate_policy=1e-3 / 3)
     again = from_mapping(yaml.safe_load(patchdrop.settings.flat.to_yaml(settings)), "here")
     assert again == settings
-    assert to_mapping(again) == to_mapping(settings)
+    assert again.to_mapping() == settings.to_mapping()
     with pytest.raises(UsageError, match=r"stages: 'ft9' is not one of .*did you mean 'ft2'"):
         TrainSettings(stages=("ft9",))
 

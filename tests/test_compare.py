@@ -45,7 +45,7 @@ from patchdrop.settings.defaults import with_networks
 from patchdrop.settings.flat import STAGES, TrainSettings, from_mapping, read_profile
 from patchdrop.training.run import Stopper
 from patchdrop.training.settling import References
-from tiny import tiny_flags, tiny_settings, write_folder
+from tiny import config_of, tiny_flags, tiny_settings, write_folder
 
 GRID = Grid(4, 4)
 SHORT: dict[str, Any] = {
@@ -378,7 +378,7 @@ def test_a_tables_profile_has_settings_of_that_table_and_networks_that_take_its_
     settings = with_networks(from_mapping(read_profile(PROFILES[table, profile]), profile))
     CompareOptions(table=table, profile=profile).check(settings)  # type: ignore[arg-type]
     check_settings(settings)
-    costs = forward_costs(settings, 10)
+    costs = forward_costs(config_of(settings, map(str, range(10))))
     assert 0 < costs["policy"].flops < costs["hr"].flops
 
 

@@ -8,12 +8,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patchdrop.costs.flops import forward_costs, step_flops
 from patchdrop.data.load import statistics
-from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.models.build import build_stage
 from patchdrop.policy.ranking import HIDDEN
 from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.loop import make_optimizer, train_step
 from patchdrop.training.run import make_task, teacher_of
-from tiny import CLASSES, SIDE, tiny_data, tiny_settings
+from tiny import SIDE, config_of, learning_of, loader_of, tiny_data, tiny_settings
 
 STEM = 2 * 9 * 3 * 4
 """FLOPs a pixel of the first convolution, 3 x 3 from 3 to 4 channels."""
@@ -26,11 +26,11 @@ ESTIMATORS = [("self-critical", 2), ("rloo", 2), ("rloo", 3), ("straight-through
 def counted(stage: str, settings: TrainSettings) -> float:
     """FLOPs that torch counts in one step, for each image of the fit batch."""
     data = tiny_data()
-    config = ModelConfig.of(settings, data.classes)
-    model = build_stage(stage, config, statistics(data.splits["fit"], settings.low_size))
+    config = config_of(settings, data.classes)
+    model = build_stage(stage, config, statistics(data.splits["fit"], settings.shape.low))
     device = torch.device("cpu")
     teacher = teacher_of(stage, settings, lambda name: build_stage(name, config), device)
-    task = make_task(stage, model, data, settings, device, teacher)
+    task = make_task(stage, model, loader_of(settings, data=data, device=device), learning_of(settings), teacher)
     # Muon multiplies matrices too; what the optimizer does is the same for any batch and not part of the formula.
     optimizer = make_optimizer(task.groups(), "adamw")
     task.train_mode()
@@ -42,7 +42,7 @@ def counted(stage: str, settings: TrainSettings) -> float:
 
 
 def formula(stage: str, settings: TrainSettings) -> float:
-    return step_flops(stage, forward_costs(settings, len(CLASSES)), settings)
+    return step_flops(stage, forward_costs(config_of(settings)), settings)
 
 
 @pytest.mark.parametrize("policy", ["ranking", "bernoulli"])
@@ -80,5 +80,5 @@ def test_a_step_of_a_ranking_policys_stage_costs_what_the_formula_says_but_for_h
 
 
 def test_hr_costs_the_same_with_and_without_lr_cnn_beside_it() -> None:
-    costs = [forward_costs(tiny_settings(low_stream=stage), len(CLASSES)) for stage in ("pt", "ft2")]
+    costs = [forward_costs(config_of(tiny_settings(low_stream=stage))) for stage in ("pt", "ft2")]
     assert costs[0] == costs[1]

@@ -22,7 +22,7 @@ from patchdrop.training.policy_stages import PolicyTask
 from patchdrop.training.run import make_task
 from rows import CPU, DATA, FIT, VAL, tiny_model
 from test_sparse import NETWORKS, choices, classifier, images
-from tiny import NETWORK, tiny_flags, tiny_settings, write_folder
+from tiny import NETWORK, learning_of, loader_of, tiny_flags, tiny_settings, write_folder
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch finds no GPU")
 GRID = Grid(4, 4)
@@ -33,11 +33,11 @@ Run = Callable[..., tuple[int, str, str]]
 def first_step(settings: TrainSettings, stage: str, precision: str, device: torch.device = CPU) -> dict[str, float]:
     """Figures of a stage's first training step from the same start."""
     model = tiny_model(stage, settings).to(device)
-    task = make_task(stage, model, DATA, settings, device)
+    task = make_task(stage, model, loader_of(settings, data=DATA, device=device), learning_of(settings))
     before = [p.detach().clone() for p in model.parameters()]
     task.train_mode()
     torch.manual_seed(0)
-    figures = train_step(task, make_optimizer(task.groups(), "muon"), next(task.batches(0, 0)), 0, 10, precision)
+    figures = train_step(task, make_optimizer(task.groups(), "muon"), next(task.batches(0, 0)), 0, 10)
     assert any(not torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert all(p.dtype == torch.float32 for p in model.parameters())
     return figures
@@ -119,7 +119,9 @@ def test_lr_made_on_a_gpu_has_the_same_bits() -> None:
 def test_a_policy_trains_and_is_validated_on_a_gpu(estimator: str) -> None:
     settings = tiny_settings(estimator=estimator, target_patches=4.0, policy_head="certainty", low_stream="pt")
     gpu = torch.device("cuda")
-    task = PolicyTask("pt", tiny_model("pt", settings).to(gpu), FIT, VAL, settings, gpu)  # type: ignore[arg-type]
+    task = PolicyTask(
+        "pt", tiny_model("pt", settings).to(gpu), loader_of(settings, FIT, VAL, gpu), learning_of(settings)
+    )  # type: ignore[arg-type]
     with torch.inference_mode():
         figures = task.validate(0.5)
     assert 0 <= figures["mean_patches"] <= GRID.patches

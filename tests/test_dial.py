@@ -15,10 +15,9 @@ import torch
 from patchdrop.cli import main
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.evaluation.calibrate import Measured, bytes_read, cost, cuts_on, drawn, milliseconds, pick
-from patchdrop.models.build import ModelConfig
 from patchdrop.settings.dial import Target
 from patchdrop.settings.flat import STAGES
-from tiny import CLASSES, tiny_flags, tiny_settings, write_folder
+from tiny import config_of, tiny_flags, tiny_settings, write_folder
 
 Ask = Callable[..., Any]
 Refused = Callable[..., str]
@@ -338,7 +337,7 @@ def test_thresholds_go_from_no_patch_to_all_and_hold_the_policys_own_and_the_one
 
 
 def test_bytes_are_those_of_the_chosen_patches_also_where_patches_differ_in_size() -> None:
-    config = ModelConfig.of(tiny_settings(high="7x10", grid="2x3", channels=1), CLASSES)
+    config = config_of(tiny_settings(high="7x10", grid="2x3", channels=1))
     choice = torch.eye(6, dtype=torch.bool).unsqueeze(1)
     sizes = bytes_read(choice, config)
     assert sum(sizes) == 70
@@ -356,7 +355,7 @@ def test_milliseconds_follow_the_number_of_patches_of_each_image_not_their_mean(
     found = cost(
         Measured(choice, torch.ones(1, 4, dtype=torch.bool)),
         Target(target_cost=1, unit="milliseconds"),
-        ModelConfig.of(tiny_settings(), CLASSES),
+        config_of(tiny_settings()),
         times,
     )
     assert found == [(20 + 3 * 1) / 4]

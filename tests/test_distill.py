@@ -12,8 +12,8 @@ from torch import nn
 from patchdrop.grid import Grid
 from patchdrop.training.objectives import Teacher, cross_entropy, distillation_loss
 from patchdrop.training.supervised import ClassifierTask
-from rows import CPU, FIT, VAL, bits, same_bits, tiny_model, trained
-from tiny import tiny_settings
+from rows import FIT, VAL, bits, same_bits, tiny_model, trained
+from tiny import loader_of, tiny_settings
 
 SETTINGS = tiny_settings()
 GRID = Grid.parse(SETTINGS.grid)
@@ -23,7 +23,7 @@ def kd(
     student: nn.Module, teacher: nn.Module, stage: str = "kd", weight: float = 0.7, **options: float
 ) -> ClassifierTask:
     taught = Teacher(teacher, GRID, weight, **options)
-    return ClassifierTask(stage, student, FIT, VAL, SETTINGS, CPU, like="lr", teacher=taught)
+    return ClassifierTask(stage, student, loader_of(SETTINGS, FIT, VAL), like="lr", teacher=taught)
 
 
 def distil(folder: Path, weight: float, **options: float) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
@@ -54,7 +54,7 @@ def test_the_loss_is_a_mean_over_images_and_zero_for_a_student_that_agrees() -> 
 @pytest.mark.parametrize("temperature", [1.0, 5.0])
 def test_weight_0_is_plain_training_to_the_bit_at_any_temperature(tmp_path: Path, temperature: float) -> None:
     plain = tiny_model("lr", SETTINGS)
-    figures = trained(ClassifierTask("lr", plain, FIT, VAL, SETTINGS, CPU), tmp_path / "plain", SETTINGS)
+    figures = trained(ClassifierTask("lr", plain, loader_of(SETTINGS, FIT, VAL)), tmp_path / "plain", SETTINGS)
     distilled, theirs = distil(tmp_path / "kd", weight=0.0, temperature=temperature)
     assert same_bits(distilled, bits(plain))
     assert theirs == figures

@@ -20,14 +20,14 @@ from patchdrop.cli import main
 from patchdrop.commands import exporting
 from patchdrop.episode import PatchDrop
 from patchdrop.grid import Grid
-from patchdrop.models.build import ModelConfig, build_stage, copy_matching
+from patchdrop.models.build import build_stage, copy_matching
 from patchdrop.models.one_look import Advised
 from patchdrop.policy.budget import cut_for_mean
 from patchdrop.runs.folder import RunFolder
 from patchdrop.serve import export as exporter
 from patchdrop.serve.export import Graphs, Runtime, check, to_graphs
 from patchdrop.serve.predictor import Predictor
-from tiny import CLASSES, tiny_images, tiny_settings, unsettle, write_folder
+from tiny import CLASSES, config_of, tiny_images, tiny_settings, unsettle, write_folder
 
 EXAMPLE = Path(__file__).parent.parent / "examples" / "onnx_predict.py"
 
@@ -37,7 +37,7 @@ def write_run(folder: Path, data: Path, stages: tuple[str, ...], seed: int = 0) 
     run = RunFolder(folder)
     settings = tiny_settings(data=str(data), high="18", grid="4", fusion="learned", fill="low")
     run.start(settings)
-    config = ModelConfig.of(settings, CLASSES)
+    config = config_of(settings)
     for stage in stages:
         torch.manual_seed(seed)
         run.finish(stage, unsettle(build_stage(stage, config), seed), config, {"figures": {}, "seconds": 0.0})
@@ -95,7 +95,7 @@ def test_the_hr_network_is_in_a_branch_that_runs_only_where_a_patch_is_chosen(ex
 
 def test_bagnet_exports_without_a_line_of_its_own() -> None:
     settings = tiny_settings(classifier="bagnet")
-    config = ModelConfig.of(settings, CLASSES)
+    config = config_of(settings)
     model = unsettle(build_stage("pt", config))
     assert isinstance(model, PatchDrop)
     found = check(model, Runtime(to_graphs(model, config), 1), Grid(4, 4), *images(16))
@@ -105,7 +105,7 @@ def test_bagnet_exports_without_a_line_of_its_own() -> None:
 @pytest.mark.parametrize("start", ["lr", "shared"])
 def test_a_ranking_policy_exports_with_all_that_it_hears(start: str) -> None:
     settings = tiny_settings(policy="ranking", low_stream="pt", policy_start=start)
-    config = ModelConfig.of(settings, CLASSES)
+    config = config_of(settings)
     torch.manual_seed(0)
     model = unsettle(build_stage("ft2", config))
     assert isinstance(model, Advised)
@@ -126,7 +126,7 @@ def test_a_sparse_classifier_exports_in_a_form_without_sizes_that_depend_on_data
     """As the second stream of Ft-2, in a branch of the graph."""
     network = {"hr_network": "vit2-w64-p4"} if kind == "vit" else {}
     settings = tiny_settings(classifier=kind, fill=fill, high="32", grid="4", fusion="capped", **network)
-    config = ModelConfig.of(settings, CLASSES)
+    config = config_of(settings)
     model = unsettle(build_stage("ft2", config))
     assert isinstance(model, PatchDrop)
     graphs = to_graphs(model, config)
@@ -167,7 +167,7 @@ def test_a_classifier_that_is_off_by_a_little_is_seen(made: Path, exported: Path
     with torch.no_grad():
         model.classifier.low.network.fc.bias[0] += 1  # type: ignore[union-attr,index,operator]
     with pytest.raises(exporter.RunError, match="logits differ by"):
-        check(model, Runtime(graphs, 1), Grid.parse(config.grid), *images(18))
+        check(model, Runtime(graphs, 1), config.shape.grid, *images(18))
 
 
 def blocked(*arguments: object) -> subprocess.CompletedProcess[str]:

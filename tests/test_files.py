@@ -23,9 +23,9 @@ import patchdrop
 from patchdrop import files
 from patchdrop.errors import RunError
 from patchdrop.files import read_json, read_tensors, write_bytes, write_json, write_tensors, writing
-from patchdrop.models.build import ModelConfig, build_stage, fill_weights
+from patchdrop.models.build import build_stage, fill_weights
 from patchdrop.runs.folder import RunFolder
-from tiny import CLASSES, tiny_settings
+from tiny import config_of, tiny_settings
 
 SOURCE = Path(patchdrop.__file__).parent
 
@@ -41,7 +41,7 @@ def run(tmp_path: Path) -> RunFolder:
     found = RunFolder(tmp_path / "run")
     settings = tiny_settings()
     found.start(settings)
-    config = ModelConfig.of(settings, CLASSES)
+    config = config_of(settings)
     torch.manual_seed(0)
     found.finish("hr", build_stage("hr", config), config, {"figures": {"score": 0.5}, "seconds": 1.0})
     return found
@@ -85,10 +85,10 @@ def test_json_keeps_every_bit_of_a_number_and_every_letter(tmp_path: Path) -> No
 
 def test_a_finished_stage_is_loaded_with_the_same_bits_in_evaluation_mode(run: RunFolder) -> None:
     torch.manual_seed(0)
-    expected = build_stage("hr", ModelConfig.of(tiny_settings(), CLASSES)).state_dict()
+    expected = build_stage("hr", config_of(tiny_settings())).state_dict()
     model, config = run.load("hr")
     assert not model.training
-    assert config == ModelConfig.of(tiny_settings(), CLASSES)
+    assert config == config_of(tiny_settings())
     found = model.state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
@@ -347,7 +347,7 @@ def test_a_config_of_another_class_count_or_grid_does_not_fit_the_weights(run: R
 
 
 def test_filling_weights_changes_nothing_where_it_is_refused() -> None:
-    model = build_stage("lr", ModelConfig.of(tiny_settings(), CLASSES))
+    model = build_stage("lr", config_of(tiny_settings()))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     bad = {name: torch.zeros_like(tensor) for name, tensor in before.items()}
     bad["network.fc.bias"] = torch.full((3,), torch.nan)

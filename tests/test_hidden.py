@@ -12,8 +12,8 @@ from patchdrop.episode import PatchDrop
 from patchdrop.policy.baselines import SURE
 from patchdrop.training.batches import Views
 from patchdrop.training.hidden import HiddenTask, Hide, cut_out, policy_masks
-from rows import CPU, FIT, VAL, bits, same_bits, tiny_model, trained
-from tiny import tiny_settings
+from rows import FIT, VAL, bits, same_bits, tiny_model, trained
+from tiny import loader_of, tiny_settings
 
 SETTINGS = tiny_settings()
 
@@ -60,7 +60,7 @@ def test_about_half_of_the_images_are_hidden_in_training_and_none_in_validation(
 
     model = tiny_model("hr", SETTINGS)
     model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].pixels.view(-1, 16, 3, 4, 4)))
-    task = HiddenTask("hr", model, spy(cut_out(torch.zeros(3))), FIT, VAL, SETTINGS, CPU)
+    task = HiddenTask("hr", model, spy(cut_out(torch.zeros(3))), loader_of(SETTINGS, FIT, VAL))
     torch.manual_seed(0)
     for epoch in range(4):
         for batch in task.batches(epoch, 0):
@@ -77,5 +77,5 @@ def test_a_policy_that_masks_is_not_trained(tmp_path: Path, policy: str) -> None
     masks = tiny_model("pt", tiny_settings(policy=policy, low_stream="pt" if policy == "ranking" else "ft2"))
     before = bits(masks)
     model = tiny_model("hr", SETTINGS)
-    trained(HiddenTask("hr", model, policy_masks(masks), FIT, VAL, SETTINGS, CPU), tmp_path, SETTINGS)
+    trained(HiddenTask("hr", model, policy_masks(masks), loader_of(SETTINGS, FIT, VAL)), tmp_path, SETTINGS)
     assert same_bits(bits(masks), before)

@@ -21,8 +21,8 @@ LAYERS: list[tuple[str, ...]] = [
     ("cli",),
     ("commands", "scenes"),
     ("compare",),
-    ("serve", "training", "costs"),
-    ("report", "evaluation"),
+    ("serve", "training"),
+    ("report", "evaluation", "costs"),
     ("runs",),
     ("models",),
     ("episode",),
@@ -38,6 +38,7 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 ALWAYS_FREE_OF_TORCH = (
     "settings.flat",
+    "settings.combinations",
     "settings.comparison",
     "settings.config_file",
     "settings.defaults",

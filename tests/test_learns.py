@@ -23,6 +23,7 @@ from patchdrop.policy.network import Policy
 from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.loop import train
 from patchdrop.training.policy_stages import PolicyTask
+from tiny import learning_of, loader_of
 
 pytestmark = pytest.mark.filterwarnings("ignore::patchdrop.errors.CollapsedPolicyWarning")
 GRID = Grid(4, 4)
@@ -95,7 +96,7 @@ def learnt(folder: Path, seed: int, estimator: str, network: str = "glance") -> 
         nn.init.zeros_(policy.head.bias)
     model = PatchDrop(policy, ReadsGrey())
     fit, val = hidden(1024, 2 * seed + 1), hidden(256, 2 * seed + 2)
-    task = PolicyTask("pt", model, fit, val, settings, torch.device("cpu"))
+    task = PolicyTask("pt", model, loader_of(settings, fit, val), learning_of(settings))
     outcome = train(task, folder, seed, lambda _: None, lambda _: None, lambda: 0, 5.0, "adamw")
     figures: dict[str, float] = outcome["figures"]
     return figures

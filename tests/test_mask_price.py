@@ -13,12 +13,11 @@ from patchdrop.cli import main
 from patchdrop.errors import UsageError
 from patchdrop.evaluation.calibrate import mask_price
 from patchdrop.grid import Grid, boxes
-from patchdrop.models.build import ModelConfig
 from patchdrop.settings.dial import Target
 from patchdrop.tariffs.areas import Ground, orderable
 from patchdrop.tariffs.masks import MaskPrice
 from patchdrop.tariffs.tariff import tariff_from
-from tiny import CLASSES, tiny_flags, tiny_settings, write_folder
+from tiny import config_of, tiny_flags, tiny_settings, write_folder
 
 AREA = {"currency": "EUR", "per_km2": 100.0}
 SIZE = (400, 400)
@@ -81,7 +80,7 @@ def test_a_tariff_that_prices_no_mask_is_one_line(tmp_path: Path, text: str, met
     file.write_text(text)
     target = Target(target_cost=1, unit="money", tariff=file, pixel_metres=metres)
     with pytest.raises(UsageError, match=words):
-        mask_price(target, ModelConfig.of(tiny_settings(), CLASSES))
+        mask_price(target, config_of(tiny_settings()))
 
 
 def test_a_run_is_calibrated_in_a_tariffs_money(

@@ -14,7 +14,7 @@ from patchdrop.networks.build import Normalise, build, feature_map, feature_maps
 from patchdrop.networks.residual import BasicBlock, Bottleneck
 from patchdrop.policy.network import Policy
 from patchdrop.settings.flat import TrainSettings
-from tiny import unsettle
+from tiny import config_of, unsettle
 
 
 def parameters(network: nn.Module) -> int:
@@ -220,7 +220,7 @@ def test_costs_are_counted() -> None:
         lr_network="resnet8-w4",
         policy_network="resnet8-w4",
     )
-    costs = forward_costs(settings, 10)
+    costs = forward_costs(config_of(settings, map(str, range(10))))
 
     def flops(side: int, classes: int) -> int:
         convolutions = [(3, 4, 3, side), (4, 4, 3, side), (4, 4, 3, side)]

@@ -13,13 +13,13 @@ from patchdrop.commands.shared import check_settings
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
-from patchdrop.models.build import ModelConfig, build_stage, copy_matching
+from patchdrop.models.build import build_stage, copy_matching
 from patchdrop.models.one_look import OneLook
 from patchdrop.policy.choice import greedy
 from patchdrop.read.source import from_memory
 from test_cost import counted, formula
 from test_training import run_stages, same_bits, tensors_of
-from tiny import CLASSES, tiny_images, tiny_settings, unsettle
+from tiny import config_of, tiny_images, tiny_settings, unsettle
 
 SHARED: dict[str, Any] = {
     "classifier": "canvas",
@@ -33,7 +33,7 @@ SHARED: dict[str, Any] = {
 
 @pytest.fixture
 def model() -> OneLook:
-    config = ModelConfig.of(tiny_settings(**SHARED), CLASSES)
+    config = config_of(tiny_settings(**SHARED))
     torch.manual_seed(0)
     built = unsettle(build_stage("pt", config))
     assert isinstance(built, OneLook)

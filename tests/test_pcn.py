@@ -17,7 +17,7 @@ from patchdrop.training.batches import training_views
 from patchdrop.training.couple import CoupledTask
 from patchdrop.training.objectives import cross_entropy
 from rows import CPU, FIT, VAL, bits, same_bits, trained
-from tiny import CLASSES, NETWORK, tiny_images, tiny_settings, unsettle
+from tiny import CLASSES, NETWORK, loader_of, tiny_images, tiny_settings, unsettle
 
 SETTINGS = tiny_settings()
 HIGH = tiny_images(6, 5)[0]
@@ -35,7 +35,7 @@ def pcn(share: float = 0.5) -> PartiallyCoupled:
 
 
 def task_of(model: PartiallyCoupled) -> CoupledTask:
-    return CoupledTask("pcn", model, FIT, VAL, SETTINGS, CPU)
+    return CoupledTask("pcn", model, loader_of(SETTINGS, FIT, VAL))
 
 
 @pytest.fixture(scope="module")

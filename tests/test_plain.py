@@ -24,13 +24,12 @@ from patchdrop.evaluation.plain import (
     top_of,
 )
 from patchdrop.grid import Grid
-from patchdrop.models.build import ModelConfig
 from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed
 from patchdrop.policy.baselines import Blind
 from patchdrop.policy.choice import random_patches, top
 from patchdrop.policy.sights import activation_maps, detail
-from tiny import CLASSES, tiny_settings, tiny_split, unsettle
+from tiny import config_of, tiny_settings, tiny_split, unsettle
 
 CPU = torch.device("cpu")
 AS_IS = Normalise(torch.zeros(1), torch.ones(1))
@@ -188,7 +187,7 @@ def hearing_model() -> tuple[PatchDrop, list[Tensor]]:
 
 def test_the_best_fixed_mask_is_found_on_a_split_and_repeats_with_its_generator() -> None:
     model, heard = hearing_model()
-    config = ModelConfig.of(tiny_settings(grid="2"), CLASSES)
+    config = config_of(tiny_settings(grid="2"))
     split = tiny_split(150, 0)
     split.source.targets.zero_()
     order = fixed_best(model, config, Grid(2, 2), split, 1.5, seeded(3), CPU)
@@ -205,7 +204,7 @@ def test_the_best_fixed_mask_is_found_on_a_split_and_repeats_with_its_generator(
 
 def test_patches_that_are_worth_the_same_keep_their_order() -> None:
     model, _ = hearing_model()
-    config = ModelConfig.of(tiny_settings(grid="2"), CLASSES)
+    config = config_of(tiny_settings(grid="2"))
     assert fixed_best(model, config, Grid(2, 2), tiny_split(6, 0), 4, seeded(), CPU).tolist() == [0, 1, 2, 3]
 
 
@@ -399,7 +398,7 @@ def test_even_images_have_no_detail_and_ties_go_to_the_first_patches() -> None:
 
 
 def test_scores_and_choices_go_to_their_own_images_across_batches() -> None:
-    config = ModelConfig.of(tiny_settings(grid="2"), CLASSES)
+    config = config_of(tiny_settings(grid="2"))
     split = tiny_split(150, 0)
 
     def score(low: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from patchdrop.grid import Grid
 from patchdrop.read import images
 from patchdrop.read.images import read_image, read_size
 from patchdrop.settings.flat import TrainSettings, size_of
+from tiny import source_of
 
 
 def image(path: Path, height: int, width: int, **options: object) -> Path:
@@ -460,7 +461,7 @@ def test_a_data_set_that_is_not_there_is_named(tmp_path: Path) -> None:
 def test_what_is_proposed_is_what_training_reads(tmp_path: Path) -> None:
     proposal = propose_for(str(folder(tmp_path, *[(48, 64)] * 20, kind="png")))
     settings = TrainSettings(data=str(tmp_path), high=proposal.high, low=proposal.low, grid=proposal.grid, workers=0)
-    split = load(settings, lambda done, total: None).splits["fit"]
+    split = load(source_of(settings), lambda done, total: None).splits["fit"]
     (batch,) = split.batches([torch.arange(2)])
     assert tuple(batch.high.shape) == (2, 3, 48, 64)
-    assert settings.low_size == (12, 16)
+    assert settings.shape.low == (12, 16)

@@ -22,7 +22,7 @@ from patchdrop.data.sets import Batch
 from patchdrop.evaluation.metrics import calibration_error
 from patchdrop.evaluation.settle import Heard, set_outlook_right
 from patchdrop.grid import Grid
-from patchdrop.models.build import ModelConfig, build_stage, copy_matching
+from patchdrop.models.build import build_stage, copy_matching
 from patchdrop.models.one_look import Advised
 from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed, gather
@@ -42,9 +42,9 @@ from patchdrop.policy.ranking import (
 from patchdrop.read.source import from_memory
 from patchdrop.training import ranking_stages
 from patchdrop.training.ranking_stages import WHOLE, RankingTask, drawn_counts
-from rows import CPU, FIT, VAL, tiny_model
+from rows import FIT, VAL, tiny_model
 from test_training import run_stages, same_bits, tensors_of
-from tiny import CLASSES, tiny_images, tiny_settings, unsettle
+from tiny import CLASSES, config_of, learning_of, loader_of, tiny_images, tiny_settings, unsettle
 
 RANKING: dict[str, Any] = {"policy": "ranking", "low_stream": "pt", "fusion": "learned", "fill": "low"}
 
@@ -165,7 +165,7 @@ def task_of(world: World, baseline: int) -> RankingTask:
     outlook = model.policy.outlook.double()
     for index, parameter in enumerate(outlook.parameters()):
         parameter.data = drawn(*parameter.shape, seed=100 * baseline + index)
-    return RankingTask("pt", model, FIT, VAL, settings, CPU)
+    return RankingTask("pt", model, loader_of(settings, FIT, VAL), learning_of(settings))
 
 
 Broken = Callable[[RankingTask, World, Tensor, pytest.MonkeyPatch], None]
@@ -532,7 +532,12 @@ def test_a_look_and_a_classification_pass_lr_through_each_network_once(
 def gradients(start: str, chance: Callable[[Tensor, Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
     """Of a step's loss with another log-probability of the order, where they are not 0."""
     model = advised(start)
-    task = RankingTask("pt", model, FIT, VAL, tiny_settings(**RANKING, policy_start=start), CPU)
+    task = RankingTask(
+        "pt",
+        model,
+        loader_of(tiny_settings(**RANKING, policy_start=start), FIT, VAL),
+        learning_of(tiny_settings(**RANKING, policy_start=start)),
+    )
     batch = next(iter(task.batches(0, 0)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ranking_stages, "log_probability", chance)
@@ -558,7 +563,7 @@ def test_a_shared_network_stays_as_lr_cnn_through_training_and_the_rest_of_the_p
     settings = tiny_settings(**RANKING, policy_start="shared", epochs_patches=0, epochs_ft1=0, insist=True)
     run = run_stages(tmp_path, settings)
     low = tensors_of(run, "lr", "network.")
-    built = build_stage("pt", ModelConfig.of(settings, CLASSES)).state_dict()
+    built = build_stage("pt", config_of(settings)).state_dict()
     for stage in ("pt", "ft2"):
         model = run.load(stage)[0]
         assert isinstance(model, Advised) and model.shared

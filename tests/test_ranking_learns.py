@@ -22,7 +22,6 @@ from patchdrop.data.sets import MemorySource, Split
 from patchdrop.evaluation.outcome import outcome_of
 from patchdrop.evaluation.settle import Goal, find_price, hear, set_outlook_right, tried_counts
 from patchdrop.grid import Grid, boxes
-from patchdrop.models.build import ModelConfig
 from patchdrop.models.one_look import Advised
 from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed
@@ -32,6 +31,7 @@ from patchdrop.policy.ranking import Ranking
 from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.loop import train
 from patchdrop.training.ranking_stages import RankingTask
+from tiny import config_of, learning_of, loader_of
 
 CPU = torch.device("cpu")
 GRID = Grid(4, 4)
@@ -128,10 +128,10 @@ def learnt(folder: Path, toy: Toy, seed: int) -> tuple[float, float]:
     fit, val, fresh = (
         marked(count, toy.marks, 3 * seed + part) for part, count in ((1, toy.images), (2, 256), (3, 256))
     )
-    task = RankingTask("pt", model, fit, val, settings, CPU)
+    task = RankingTask("pt", model, loader_of(settings, fit, val), learning_of(settings))
     train(task, folder, seed, lambda _: None, lambda _: None, lambda: 0, 5.0, "muon")
     model.eval()
-    config = ModelConfig.of(settings, [str(c) for c in range(CLASSES)])
+    config = config_of(settings, [str(c) for c in range(CLASSES)])
     policy.log_price.fill_(0)
     heard = hear(model, config, val, CPU, tried_counts(GRID.patches))
     set_outlook_right(model, heard)

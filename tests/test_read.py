@@ -12,14 +12,14 @@ from patchdrop.data.low import area_average
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError, UsageError
 from patchdrop.grid import Grid
-from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.models.build import build_stage
 from patchdrop.policy.choice import greedy
 from patchdrop.read.image_file import ImageFiles
 from patchdrop.read.images import read_image
 from patchdrop.read.source import from_memory
 from patchdrop.runs.folder import RunFolder
 from patchdrop.serve.predictor import Predictor
-from tiny import CLASSES, tiny_settings, unsettle, write_folder
+from tiny import CLASSES, config_of, tiny_settings, unsettle, write_folder
 
 GRID = Grid(4, 4)
 
@@ -88,7 +88,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = RunFolder(tmp_path_factory.mktemp("run"))
     settings = tiny_settings(policy_head="global")
     folder.start(settings)
-    config = ModelConfig.of(settings, CLASSES)
+    config = config_of(settings)
     for seed, stage in enumerate(("pt", "ft2")):
         torch.manual_seed(seed)
         model = unsettle(build_stage(stage, config), seed)

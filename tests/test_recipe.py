@@ -22,7 +22,7 @@ from patchdrop.settings.defaults import (
     with_networks,
     with_schedule,
 )
-from patchdrop.settings.flat import GONE, STAGES, TrainSettings, from_mapping, read_settings, to_mapping, to_yaml
+from patchdrop.settings.flat import GONE, STAGES, TrainSettings, from_mapping, read_settings, to_yaml
 
 
 def epochs(settings: TrainSettings) -> dict[str, int]:
@@ -154,7 +154,7 @@ def written(folder: Path, text: str) -> Path:
 def test_settings_are_read_as_they_were_written(tmp_path: Path) -> None:
     settings = with_schedule(with_networks(TrainSettings(high="32", low="8", mistake=7.5)), 1000)
     assert read_settings(written(tmp_path, to_yaml(settings))) == settings
-    assert not set(GONE) & set(to_mapping(settings))
+    assert not set(GONE) & set(settings.to_mapping())
 
 
 def test_old_settings_without_a_policy_are_those_of_independent_patches_and_gone_keys_are_dropped(

@@ -22,7 +22,7 @@ from patchdrop.runs.folder import RunFolder
 from patchdrop.settings.flat import STAGES, TrainSettings
 from patchdrop.training.estimator import StraightThrough
 from test_training import CPU, STEPS_PER_EPOCH, fresh_task, run_stages
-from tiny import tiny_flags, tiny_settings, write_folder
+from tiny import recipe_of, tiny_flags, tiny_settings, write_folder
 
 ONE_EPOCH = {f"epochs_{stage}": 1 for stage in STAGES}
 
@@ -216,7 +216,7 @@ def test_a_signal_between_the_last_step_and_the_end_is_not_forgotten(tmp_path: P
 
     run.finish = finish  # type: ignore[method-assign]
     with pytest.raises(Interrupted):
-        train_stages(tiny_settings(stages=("lr",)), tiny_data(), run, lambda *_: None, lambda: asked[0])
+        train_stages(recipe_of(tiny_settings(stages=("lr",))), tiny_data(), run, lambda *_: None, lambda: asked[0])
 
 
 _ = CPU

@@ -9,14 +9,13 @@ from torch import Tensor
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.evaluation.outcome import Outcome, outcome_of
 from patchdrop.evaluation.verdict import CASCADE, EVERYTHING, NOTHING
-from patchdrop.grid import Grid
 from patchdrop.models.build import ModelConfig, build_stage
 from patchdrop.models.one_look import Advised, Ruled
 from patchdrop.policy.choice import greedy
 from patchdrop.policy.rules import Rule
 from patchdrop.training.settling import References, give_way
 from rows import CPU, VAL
-from tiny import CLASSES, tiny_settings, unsettle
+from tiny import CLASSES, config_of, tiny_settings, unsettle
 
 LOW = torch.zeros(3, 3, 2, 2)
 DOUBTFUL_FIRST = torch.tensor([[0.1, 0.0], [3.0, 0.0], [9.0, 0.0]])
@@ -72,7 +71,7 @@ def test_a_lower_threshold_reads_what_a_higher_one_reads_and_more() -> None:
 
 
 def lost_to(better: str) -> tuple[Advised, ModelConfig, object, ModelConfig]:
-    config = ModelConfig.of(SETTINGS, CLASSES)
+    config = config_of(SETTINGS)
     torch.manual_seed(0)
     model, high = unsettle(build_stage("pt", config)), unsettle(build_stage("hr", config), 7)
     assert isinstance(model, Advised)
@@ -107,7 +106,7 @@ def test_a_policy_that_lost_to_nothing_reads_nothing_and_one_that_lost_to_everyt
 def test_a_run_that_reads_everything_says_how_often_hr_cnn_is_right() -> None:
     _, config, given, _ = lost_to(EVERYTHING)
     assert isinstance(given, Advised)
-    everything = outcome_of(given, config, Grid.parse(config.grid), VAL, lambda s, _: greedy(s), CPU)
+    everything = outcome_of(given, config, config.shape.grid, VAL, lambda s, _: greedy(s), CPU)
     assert everything.chances is not None
     measured = float(everything.right.double().mean())
     assert float(everything.chances[:, -1].mean()) == pytest.approx(measured, abs=0.15)
@@ -133,7 +132,7 @@ def test_what_is_beaten_by_chance_alone_reads_the_same_patches_everywhere() -> N
 
 def test_a_rule_is_built_and_loaded_by_its_description() -> None:
     for name in ("cascade", "activation map", "detail", "fixed mask"):
-        config = ModelConfig.of(SETTINGS, CLASSES)
+        config = config_of(SETTINGS)
         described = ModelConfig.from_json({**config.to_json(), "policy": name}, "here")
         described.check()
         model = build_stage("ft2", described).eval()

@@ -12,12 +12,11 @@ import pytest
 import torch
 
 from patchdrop.cli import main
-from patchdrop.data.markers import CLASSES
-from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.models.build import build_stage
 from patchdrop.runs.folder import RunFolder
 from patchdrop.settings.defaults import with_networks
 from patchdrop.settings.flat import from_mapping, read_profile
-from tiny import unsettle
+from tiny import config_of, unsettle
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -32,7 +31,7 @@ def test_the_worked_examples_run_and_plan_and_prediction_agree(
     folder = RunFolder("demo")
     folder.start(settings)
     torch.manual_seed(0)
-    config = ModelConfig.of(settings, CLASSES)
+    config = config_of(settings)
     folder.finish("ft2", unsettle(build_stage("ft2", config)), config, {"figures": {}, "seconds": 0.0})
     text = (DOCS / f"{page}.md").read_text(encoding="utf-8")
 

@@ -29,7 +29,6 @@ from patchdrop.evaluation.outcome import outcome_of
 from patchdrop.evaluation.settle import TRIED, Goal, cheapest_within, find_price, likely_accuracy, tried_counts
 from patchdrop.files import read_json
 from patchdrop.grid import Grid
-from patchdrop.models.build import ModelConfig
 from patchdrop.models.one_look import Advised
 from patchdrop.policy.choice import greedy
 from patchdrop.policy.network import Policy
@@ -54,7 +53,7 @@ from test_ranking import RANKING
 from test_ranking_learns import CLASSES as TOY_CLASSES
 from test_ranking_learns import GRID, SIDE, Counts, Word, marked, normalise
 from test_training import CrashError, run_stages, same_bits, tensors_of
-from tiny import CLASSES, COLOURS, tiny_data, tiny_settings, tiny_split
+from tiny import CLASSES, COLOURS, config_of, learning_of, loader_of, tiny_data, tiny_settings, tiny_split
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -184,9 +183,9 @@ def toy(folder: Path, monkeypatch: pytest.MonkeyPatch, broken_tries: int) -> tup
         torch.manual_seed(tried.seed)
         policy = Ranking(Policy("resnet8-w4", GRID, (SIDE, SIDE), normalise()), TOY_CLASSES)
         model = Advised(policy, TwoStream(Counts(1), Word(False), "learned"), shared=False)
-        return RankingTask("pt", model, fit, val, tried, CPU)
+        return RankingTask("pt", model, loader_of(tried, fit, val), learning_of(tried))
 
-    config = ModelConfig.of(settings, [str(c) for c in range(TOY_CLASSES)])
+    config = config_of(settings, [str(c) for c in range(TOY_CLASSES)])
     run = RunFolder(folder)
 
     def alone(model: nn.Module) -> Any:
@@ -534,7 +533,7 @@ def test_numbers_of_patches_that_are_tried_rise_from_none_to_all() -> None:
 def test_policies_are_settled_by_images_evenly_spread_over_validation(
     classifiers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run, config = RunFolder(classifiers), ModelConfig.of(ranking_settings(), CLASSES)
+    run, config = RunFolder(classifiers), config_of(ranking_settings())
     val = tiny_data().splits["val"]
     found = references(run, config, val, CPU)
     assert found.split.index.tolist() == list(range(12))

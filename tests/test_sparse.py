@@ -20,14 +20,14 @@ from patchdrop.classify.two_stream import TwoStream
 from patchdrop.classify.vit import TokenViT
 from patchdrop.errors import Interrupted, UsageError
 from patchdrop.grid import Grid
-from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.models.build import build_stage
 from patchdrop.networks.build import stages_of
 from patchdrop.packed import Packed, gather
 from patchdrop.runs.folder import RunFolder
 from patchdrop.training.policy_stages import PolicyTask
 from patchdrop.training.supervised import ClassifierTask
-from rows import CPU, FIT, VAL, bits, same_bits, tiny_model, trained
-from tiny import CLASSES, NETWORK, tiny_settings, write_folder
+from rows import FIT, VAL, bits, same_bits, tiny_model, trained
+from tiny import NETWORK, config_of, learning_of, loader_of, tiny_settings, write_folder
 
 NETWORKS = {"masked": NETWORK, "bagnet": NETWORK, "canvas": NETWORK, "patch-set": NETWORK, "vit": "vit2-w16-p2"}
 SPARSE = ("bagnet", "canvas", "patch-set", "vit")
@@ -268,9 +268,9 @@ def test_a_stopped_stage_goes_on_to_the_same_bits(name: str, stage: str, tmp_pat
 
     def run(folder: Path, stop_after: int = 0) -> dict[str, Tensor]:
         torch.manual_seed(0)
-        model = build_stage(stage, ModelConfig.of(settings, CLASSES))
-        kinds = (ClassifierTask(stage, model, FIT, VAL, settings, CPU),) if stage == "patches" else ()
-        task = kinds[0] if kinds else PolicyTask(stage, model, FIT, VAL, settings, CPU)  # type: ignore[arg-type]
+        model = build_stage(stage, config_of(settings))
+        kinds = (ClassifierTask(stage, model, loader_of(settings, FIT, VAL)),) if stage == "patches" else ()
+        task = kinds[0] if kinds else PolicyTask(stage, model, loader_of(settings, FIT, VAL), learning_of(settings))  # type: ignore[arg-type]
         trained(task, folder, settings, stop_after)
         return bits(model)
 
@@ -338,7 +338,7 @@ def test_patches_and_networks_that_do_not_fit_are_refused_in_one_line_that_says_
 ) -> None:
     settings = tiny_settings(**changes)
     with pytest.raises(UsageError, match=says) as error:
-        build_stage("hr", ModelConfig.of(settings, CLASSES))
+        build_stage("hr", config_of(settings))
     assert "\n" not in str(error.value)
 
 

@@ -28,8 +28,8 @@ from patchdrop.grid import Grid
 from patchdrop.networks.build import Normalise
 from patchdrop.read.source import from_memory
 from patchdrop.training.super_resolution import GeneratorTask, SuperResolvedTask
-from rows import CPU, FIT, VAL, bits, same_bits, tiny_model, trained
-from tiny import tiny_images, tiny_settings
+from rows import FIT, VAL, bits, same_bits, tiny_model, trained
+from tiny import loader_of, tiny_images, tiny_settings
 
 SETTINGS = tiny_settings()
 HIGH = tiny_images(4, 5)[0]
@@ -134,7 +134,7 @@ def test_one_step_on_the_game_makes_the_discriminator_surer_and_made_images_hard
 
 def test_generator_and_discriminator_learn_in_one_step_and_the_teacher_does_not() -> None:
     model, hr = game(), teacher()
-    task = GeneratorTask("sr", model, hr, FIT, VAL, SETTINGS, CPU, 1)
+    task = GeneratorTask("sr", model, hr, loader_of(SETTINGS, FIT, VAL), 1)
     trained_parameters = {id(p) for group in task.groups() for p in group.parameters}
     assert trained_parameters == {id(p) for p in model.parameters()}
     loss, figures = task.loss(next(task.batches(0, 0)), 0.0)
@@ -176,7 +176,7 @@ def test_the_generators_stage_improves_on_bilinear_and_leaves_the_teacher_as_it_
     settings = tiny_settings(rate_finetune=1e-2)
     model, hr = SuperResolution(generator(settled=False), Discriminator(width=4)), teacher().train()
     before = bits(hr)
-    figures = trained(GeneratorTask("sr", model, hr, FIT, VAL, settings, CPU, 8), tmp_path, settings)
+    figures = trained(GeneratorTask("sr", model, hr, loader_of(settings, FIT, VAL), 8), tmp_path, settings)
     assert same_bits(bits(hr), before)
     assert figures["score"] == figures["psnr"] > figures["psnr_bilinear"] + 0.05
 
@@ -194,7 +194,7 @@ def test_the_classifier_is_hr_cnn_on_what_the_generator_made_within_the_range_of
 def test_in_the_second_stage_the_classifier_learns_and_the_generator_is_frozen(tmp_path: Path) -> None:
     model = SuperResolved(generator(), copy.deepcopy(teacher()))
     generated, network = bits(model.generator), bits(model.network)
-    task = SuperResolvedTask("sr-cnn", model, FIT, VAL, SETTINGS, CPU, 1)
+    task = SuperResolvedTask("sr-cnn", model, loader_of(SETTINGS, FIT, VAL), 1)
     figures = trained(task, tmp_path, SETTINGS)
     assert same_bits(bits(model.generator), generated)
     assert not same_bits(bits(model.network), network)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from patchdrop.cli import main
 from patchdrop.costs.times import WARM_UP, Way, flops, measure, straight_lines
-from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.models.build import build_stage
 from patchdrop.runs.folder import RunFolder
-from tiny import CLASSES, tiny_settings, unsettle, write_folder
+from tiny import config_of, tiny_settings, unsettle, write_folder
 
 STAGES = ("lr", "hr", "pt", "ft2")
 HIGH = torch.zeros(2, 3, 16, 16, dtype=torch.uint8)
@@ -29,7 +29,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = RunFolder(tmp_path_factory.mktemp("made") / "run")
     settings = tiny_settings(policy_head="global")
     folder.start(settings)
-    config = ModelConfig.of(settings, CLASSES)
+    config = config_of(settings)
     for seed, stage in enumerate(STAGES):
         torch.manual_seed(seed)
         folder.finish(stage, unsettle(build_stage(stage, config), seed), config, {"figures": {}, "seconds": 0.0})

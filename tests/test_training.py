@@ -25,14 +25,14 @@ from patchdrop.data.load import Data, statistics
 from patchdrop.data.sets import Batch
 from patchdrop.errors import CollapsedPolicyWarning, Interrupted, RunError, TrainingError
 from patchdrop.files import read_json, read_tensors, write_json, write_tensors
-from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.models.build import build_stage
 from patchdrop.policy.reward import reward, soft_reward
 from patchdrop.runs.folder import RunFolder
 from patchdrop.settings.flat import STAGES, TrainSettings
 from patchdrop.training.loop import Task, rate_at, train
 from patchdrop.training.policy_stages import SIGMA_RANGE, PolicyTask
 from patchdrop.training.run import make_task, train_stages
-from tiny import CLASSES, tiny_data, tiny_settings, tiny_split
+from tiny import CLASSES, config_of, learning_of, loader_of, recipe_of, tiny_data, tiny_settings, tiny_split
 
 STEPS_PER_EPOCH = 3
 STEPS = 2 * STEPS_PER_EPOCH
@@ -66,7 +66,7 @@ def run_stages(
         return 15 if stop_at == (now[0], at.get(now[0])) else 0
 
     run = RunFolder(folder)
-    train_stages(settings, data or tiny_data(), run, advance, stop)
+    train_stages(recipe_of(settings), data or tiny_data(), run, advance, stop)
     return run
 
 
@@ -341,9 +341,9 @@ class Scored:
 def fresh_task(stage: str, rising: bool = True, **changes: Any) -> Task:
     torch.manual_seed(1)
     settings, data = tiny_settings(**changes), tiny_data()
-    found = statistics(data.splits["fit"], settings.low_size)
-    model = build_stage(stage, ModelConfig.of(settings, data.classes), found)
-    scored: Any = Scored(make_task(stage, model, data, settings, CPU), rising)
+    found = statistics(data.splits["fit"], settings.shape.low)
+    model = build_stage(stage, config_of(settings, data.classes), found)
+    scored: Any = Scored(make_task(stage, model, loader_of(settings, data=data), learning_of(settings)), rising)
     return scored
 
 
@@ -537,8 +537,8 @@ def test_a_bad_number_stops_training_before_the_optimizer_and_nothing_is_saved_a
 def policy_task(**changes: Any) -> PolicyTask:
     torch.manual_seed(1)
     settings, data = tiny_settings(**changes), tiny_data()
-    model: Any = build_stage("pt", ModelConfig.of(settings, data.classes))
-    task = make_task("pt", model, data, settings, CPU)
+    model: Any = build_stage("pt", config_of(settings, data.classes))
+    task = make_task("pt", model, loader_of(settings, data=data), learning_of(settings))
     assert isinstance(task, PolicyTask)
     return task
 

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.low import area_average
 from patchdrop.errors import UsageError
-from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.models.build import build_stage
 from patchdrop.policy.choice import Choose, keep_all
 from patchdrop.read.images import read_image
 from patchdrop.runs.folder import RunFolder
 from patchdrop.serve.predictor import Predictor
-from tiny import CLASSES, tiny_settings, unsettle
+from tiny import config_of, tiny_settings, unsettle
 
 SIDE = 64
 
@@ -39,7 +39,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = RunFolder(tmp_path_factory.mktemp("run"))
     settings = tiny_settings(high=str(SIDE))
     folder.start(settings)
-    config = ModelConfig.of(settings, CLASSES)
+    config = config_of(settings)
     torch.manual_seed(0)
     folder.finish("ft2", unsettle(build_stage("ft2", config)), config, {"figures": {}, "seconds": 0.0})
     return folder.path
@@ -154,7 +154,7 @@ def test_reduced_lr_is_refused_where_it_cannot_be_had(run: Path, photos: list[Pa
     folder = RunFolder(tmp_path / "other")
     settings = tiny_settings(high="16x32")
     folder.start(settings)
-    config = ModelConfig.of(settings, CLASSES)
+    config = config_of(settings)
     folder.finish("ft2", build_stage("ft2", config), config, {"figures": {}, "seconds": 0.0})
     with pytest.raises(UsageError, match="HR and LR differ in shape"):
         Predictor(folder.path, scaled_low=True)

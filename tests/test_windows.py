@@ -27,7 +27,7 @@ from patchdrop.transport.kept import Kept, open_kept
 from patchdrop.transport.ranges import LocalFile, Span
 from pyramids import picture, write_cog
 from range_server import RangeServer, range_server
-from tiny import tiny_flags, tiny_settings
+from tiny import source_of, tiny_flags, tiny_settings
 
 SHAPE = Shape((64, 64), (16, 16), Grid(4, 4), 3)
 SIZES = {"high": "64", "low": "16"}
@@ -84,7 +84,10 @@ def cells(scene: object, step: int = 64, split: str = "", side: int = 64, rows: 
 
 
 def loaded(path: Path, **changes: Any) -> Data:
-    return load(tiny_settings(data=str(path), **{**SIZES, "workers": 0, "memory_gb": 4.0, **changes}), lambda *_: None)
+    return load(
+        source_of(tiny_settings(data=str(path), **{**SIZES, "workers": 0, "memory_gb": 4.0, **changes})),
+        lambda *_: None,
+    )
 
 
 def pixels(data: Data, splits: tuple[str, ...] = ("fit", "val")) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

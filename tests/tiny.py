@@ -6,6 +6,7 @@ because a patch is small there; so both classifiers have something to learn.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,13 @@ from torch import Tensor, nn
 
 from patchdrop.data.load import Data
 from patchdrop.data.sets import MemorySource, Split
+from patchdrop.data.source import DataSource
 from patchdrop.grid import Grid, boxes
+from patchdrop.models.build import ModelConfig
 from patchdrop.settings.flat import TrainSettings
+from patchdrop.training.batches import Loader
+from patchdrop.training.policy_stages import Learning
+from patchdrop.training.recipe import Recipe
 
 CLASSES = ("blue", "green", "red")
 COLOURS = np.array([[40, 60, 230], [30, 200, 60], [230, 50, 40]], dtype=np.uint8)
@@ -82,9 +88,49 @@ def tiny_split(count: int, seed: int) -> Split:
     return Split(MemorySource(high, None, targets, [str(i) for i in range(count)]), torch.arange(count))
 
 
-def tiny_data() -> Data:
-    """Splits of 24 training images (3 steps of 8), 12 for validation."""
-    return Data("tiny", "scenes", CLASSES, {"fit": tiny_split(24, 1), "val": tiny_split(12, 2)}, {})
+def tiny_data(settings: TrainSettings | None = None) -> Data:
+    """Splits of 24 training images (3 steps of 8), 12 for validation; LR as settings have it."""
+    return data_of(settings or tiny_settings(), tiny_split(24, 1), tiny_split(12, 2))
+
+
+def data_of(settings: TrainSettings, fit: Split, val: Split) -> Data:
+    """These splits as a data set."""
+    return Data("tiny", "scenes", CLASSES, settings.shape, {"fit": fit, "val": val}, {})
+
+
+def recipe_of(settings: TrainSettings) -> Recipe:
+    """Settings as the rooms take them."""
+    return Recipe.of(settings)
+
+
+def config_of(settings: TrainSettings, classes: Iterable[str] = CLASSES) -> ModelConfig:
+    """The networks of settings."""
+    return recipe_of(settings).with_classes(tuple(classes))
+
+
+def learning_of(settings: TrainSettings) -> Learning:
+    """How a policy learns by settings."""
+    return recipe_of(settings).learning
+
+
+def source_of(settings: TrainSettings) -> DataSource:
+    """The data set of settings."""
+    return recipe_of(settings).source
+
+
+def loader_of(
+    settings: TrainSettings,
+    fit: Split | None = None,
+    val: Split | None = None,
+    device: torch.device | None = None,
+    data: Data | None = None,
+) -> Loader:
+    """What a stage trains on: two splits, or a data set."""
+    if data is None:
+        assert fit is not None
+        assert val is not None
+        data = data_of(settings, fit, val)
+    return Loader(data, recipe_of(settings).schedule, device or torch.device("cpu"))
 
 
 def write_folder(root: Path, train: int = 24, test: int = 12, side: int = SIDE) -> Path:

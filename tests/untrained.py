@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 
 from patchdrop.cli import main
-from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.models.build import build_stage
 from patchdrop.runs.folder import RunFolder
 from patchdrop.settings.flat import TrainSettings
-from tiny import CLASSES, tiny_settings, unsettle
+from tiny import config_of, tiny_settings, unsettle
 
 SETTINGS = tiny_settings(high="64", low="16", policy_head="global")
 
@@ -22,7 +22,7 @@ def untrained_run(path: Path, settings: TrainSettings = SETTINGS, stages: tuple[
     """Random networks that choose, and see, something different in each cell."""
     folder = RunFolder(path)
     folder.start(settings)
-    config = ModelConfig.of(settings, CLASSES)
+    config = config_of(settings)
     for seed, stage in enumerate(stages):
         torch.manual_seed(seed)
         module = unsettle(build_stage(stage, config), seed)

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from patchdrop.errors import UsageError
+
+Size = tuple[int, int]
+"""Height and width in pixels."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,66 @@ class Grid:
                 f"a {height} x {width} px image cannot hold a {self.rows} x {self.cols} grid: "
                 "use a larger image size or a coarser --grid"
             )
+
+
+class Shape(NamedTuple):
+    """What a model takes."""
+
+    high: Size
+    """HR."""
+    low: Size
+    """LR."""
+    grid: Grid
+    channels: int
+
+
+class Named(NamedTuple):
+    """Sizes and grid as far as somebody named them."""
+
+    high: Size | None
+    low: Size | None
+    grid: Grid | None
+
+
+def named(high: str, low: str, grid: str) -> Named:
+    """Sizes and grid from text; an empty one is not named.
+
+    Raises:
+        UsageError: a text is no size or grid.
+    """
+    high_size, low_size = (size_of(text, name) if text else None for text, name in ((high, "high"), (low, "low")))
+    return Named(high_size, low_size, Grid.parse(grid) if grid else None)
+
+
+def shape_of(high: str, low: str, grid: str, channels: int) -> Shape:
+    """Sizes and grid from text, all of them named.
+
+    Raises:
+        UsageError: a text is no size or grid, or the grid has more patches than HR can hold.
+    """
+    high_size, low_size, parts = found = named(high, low, grid)
+    if high_size is None or low_size is None or parts is None:
+        missing = found._fields[found.index(None)]
+        raise UsageError(f"{missing}: is not named, give --{missing}")
+    parts.check(*high_size)
+    return Shape(high_size, low_size, parts, channels)
+
+
+def size_of(text: str, name: str) -> Size:
+    """``"128"`` or ``"96x160"`` as (height, width).
+
+    Raises:
+        UsageError: the text is neither, or a side is 0.
+    """
+    parts = str(text).split("x")
+    if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
+        raise UsageError(f"{name}: {text!r} is no image size, write 128 or 96x160 (height x width)")
+    return int(parts[0]), int(parts[-1])
+
+
+def size_text(size: Size) -> str:
+    """The text that `size_of` takes."""
+    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
 def edges(length: int, parts: int) -> list[int]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from patchdrop.commands.shared import load_with_bar, same_classes, same_low, split_to_evaluate, use_threads
+from patchdrop.commands.shared import load_with_bar, same_classes, same_low, split_to_evaluate
 from patchdrop.data.listing import list_images
 from patchdrop.data.load import Data
 from patchdrop.data.overlap import shared_image
 from patchdrop.data.sets import Split
+from patchdrop.data.source import DataSource
 from patchdrop.data.windows import is_window_list, list_windows, overlapping
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import DataError, RunError
@@ -18,13 +18,11 @@ from patchdrop.evaluation.calibrate import drawn, mask_price, milliseconds, oper
 from patchdrop.evaluation.dial import FILE as CALIBRATION
 from patchdrop.evaluation.dial import policy_stage
 from patchdrop.files import write_json
-from patchdrop.grid import Grid
 from patchdrop.runs.folder import RunFolder
 from patchdrop.runs.provenance import provenance
 from patchdrop.settings.dial import Target
-from patchdrop.settings.flat import TrainSettings
 from patchdrop.terminal.talk import bars
-from patchdrop.training.run import device_of
+from patchdrop.training.recipe import Recipe
 
 
 def calibrate(
@@ -53,23 +51,23 @@ def calibrate(
         UsageError: a value out of range.
     """
     run = RunFolder(run_folder).require()
-    settings, target = run.settings(), target or Target()
-    use_threads(settings)
-    target.check(Grid.parse(settings.grid).patches)
+    recipe, target = Recipe.of(run.settings()), target or Target()
+    recipe.use_threads()
+    target.check(recipe.source.shape.grid.patches)
     stage = policy_stage(run, stage)
     with run.locked():
         model, config = run.load(stage)
         assert isinstance(model, PatchDrop)
-        patches = Grid.parse(config.grid).patches
+        patches = config.shape.grid.patches
         times = milliseconds(run.bench(), stage, patches) if target.unit == "milliseconds" else None
         prices = mask_price(target, config)
-        loaded, val = _calibration_data(run, settings, data, split)
+        loaded, val = _calibration_data(run, recipe.source, data, split)
         whole = loaded.splits[split]
         if fraction is None:
-            fraction = 0.5 if data is None or data == settings.data else 1.0
-        seed = settings.seed if seed is None else seed
+            fraction = 0.5 if recipe.source.elsewhere(data) is recipe.source else 1.0
+        seed = recipe.schedule.seed if seed is None else seed
         held = Split(whole.source, whole.index[drawn(len(whole), fraction, seed)[1]])
-        described, device = run.stage_config(stage), device_of(settings)
+        described, device = run.stage_config(stage), recipe.device
         sigma = float(described["figures"].get("sigma", 0.5))
         with bars({"val": (len(val), 1.0), "calibration": (len(held), 1.0)}, "images") as bar:
             priced = (target, times, prices)
@@ -94,30 +92,30 @@ def calibrate(
     return document
 
 
-def _calibration_data(run: RunFolder, settings: TrainSettings, data: str | None, split: str) -> tuple[Data, Split]:
+def _calibration_data(run: RunFolder, source: DataSource, data: str | None, split: str) -> tuple[Data, Split]:
     """The data to calibrate on, none of which training used, and the run's own validation split."""
-    if data is None or data == settings.data:
+    if data is None or data == source.data:
         if split != "test":
             raise DataError(
-                f"{settings.data}: its {split} split was used in training; calibrate on test, or other --data"
+                f"{source.data}: its {split} split was used in training; calibrate on test, or other --data"
             )
-        loaded = load_with_bar(settings)
+        loaded = load_with_bar(source)
         if "test" not in loaded.splits:
-            raise DataError(f"{settings.data}: has no test split; name labelled images of their own with --data")
+            raise DataError(f"{source.data}: has no test split; name labelled images of their own with --data")
         for name, digest in run.data().get("sha256", {}).items():
             if name not in loaded.splits or loaded.splits[name].sha256 != digest:
-                raise RunError(f"{settings.data}: its {name} split has changed since the run was trained; put it back")
+                raise RunError(f"{source.data}: its {name} split has changed since the run was trained; put it back")
         val = loaded.splits["val"]
     else:
-        loaded = load_with_bar(replace(settings, data=data, layout="auto"), only=split)
-        _refuse_trained(run, settings, loaded, data, split)
-        val = split_to_evaluate(settings, "val").splits["val"]
+        loaded = load_with_bar(source.elsewhere(data), only=split)
+        _refuse_trained(run, source, loaded, data, split)
+        val = split_to_evaluate(source, "val").splits["val"]
     same_classes(run, loaded)
     same_low(run, loaded, split)
     return loaded, val
 
 
-def _refuse_trained(run: RunFolder, settings: TrainSettings, loaded: Data, data: str, split: str) -> None:
+def _refuse_trained(run: RunFolder, source: DataSource, loaded: Data, data: str, split: str) -> None:
     """Raise DataError where an image of the split is one that training, or the choice of checkpoints, used."""
     recorded = run.data()
     digest = loaded.splits[split].sha256
@@ -127,12 +125,12 @@ def _refuse_trained(run: RunFolder, settings: TrainSettings, loaded: Data, data:
     in_memory = loaded.layout in ("scenes", "cifar10", "cifar100")
     if in_memory and split == "train" and loaded.layout == recorded.get("layout"):
         raise DataError(f"{data}: its train split was used in training; calibrate on other images")
-    if in_memory or settings.data == "scenes":
+    if in_memory or source.data == "scenes":
         return
-    if is_window_list(Path(data)) or is_window_list(Path(settings.data)):
-        _refuse_trained_windows(Path(settings.data), Path(data), split)
+    if is_window_list(Path(data)) or is_window_list(Path(source.data)):
+        _refuse_trained_windows(Path(source.data), Path(data), split)
         return
-    theirs = list_images(settings.data, settings.layout).splits
+    theirs = list_images(source.data, source.layout).splits
     ours = [record.path for record in list_images(data).splits[split]]
     shared = shared_image(ours, [record.path for name in ("train", "val") for record in theirs.get(name, ())])
     if shared:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from patchdrop.commands.shared import (
-    check_settings,
-    judging_split,
-    load_with_bar,
-    network_costs,
-    use_threads,
-    with_augmentations,
-    with_sizes,
-)
+from patchdrop.commands.shared import Prepared, judging_split, prepared, sized
 from patchdrop.compare import results as comparison
 from patchdrop.compare.bench import Bench
 from patchdrop.compare.rows import Row
@@ -27,9 +19,8 @@ from patchdrop.errors import UsageError
 from patchdrop.files import write_bytes
 from patchdrop.runs.folder import RunFolder
 from patchdrop.runs.provenance import provenance
-from patchdrop.settings.comparison import CompareOptions, Price, bind, to_yaml
-from patchdrop.settings.defaults import as_recorded, with_schedule
-from patchdrop.settings.flat import TrainSettings
+from patchdrop.settings.comparison import CompareOptions, Price, bind
+from patchdrop.settings.flat import TrainSettings, to_yaml
 from patchdrop.terminal.talk import bars
 from patchdrop.training.run import Stopper
 
@@ -45,37 +36,38 @@ def compare(
         settings: of the run and, where a row does not say otherwise, of every row; its seed is the first one.
         out: folder of the comparison.
     """
-    settings, rows = _check_compare(options, settings)
+    settings, rows = _asked(options, settings)
     if not settings.data:
         raise UsageError(f"table {options.table} needs labelled images: name a folder or CSV file with --data")
-    use_threads(settings)
     folder = RunFolder(out)
+    asked = folder.path / "compare.yaml"
     with folder.locked():
-        bind(folder.path, options, settings)
+        document = {**options.to_mapping(), **settings.to_mapping()}
+        bind(folder.path, document)
         seeds = [settings.seed + i for i in range(options.seeds)]
-        first = _bench(options, settings, folder.path, trial=True)
-        split = judging_split(first.data)
-        asked = folder.path / "compare.yaml"
+        ready = _ready(settings, folder.path)
+        split = judging_split(ready.data)
         if not asked.exists():
-            write_bytes(asked, to_yaml(options, settings).encode())
-        judged = []
+            write_bytes(asked, to_yaml(document).encode())
+        first, judged = _bench(options, ready, folder.path), []
         for seed in seeds:
-            # Each seed carves its own val out of train.
-            bench = first if seed == settings.seed else _bench(options, replace(first.settings, seed=seed), folder.path)
-            _train_comparison(bench, rows)
+            if seed != settings.seed:  # each seed carves its own val out of train
+                ready = _ready(replace(ready.settings, seed=seed), folder.path)
+            bench = first if seed == settings.seed else _bench(options, ready, folder.path)
+            _train_comparison(bench, ready.settings.to_mapping(), rows)
             with bars({}, "images") as progress:
                 judged.append(comparison.seed_rows(bench, rows, split, price, progress.advance, timed=bench is first))
         where = {**provenance(settings.seed), **comparison.training(first, rows)}
-        document = comparison.results(first, rows, judged, seeds, split, price, where)
+        results = comparison.results(first, rows, judged, seeds, split, price, where)
         # Another call may differ in what may differ, such as where the data lie; it is on record once it has worked.
-        write_bytes(asked, to_yaml(options, settings).encode())
-        comparison.write(folder.path, document)
-    return document
+        write_bytes(asked, to_yaml(document).encode())
+        comparison.write(folder.path, results)
+    return results
 
 
 def compare_list(options: CompareOptions, settings: TrainSettings, out: str | Path) -> dict[str, Any]:
     """The rows of a table; with data also the stages that one seed trains, and what each takes here."""
-    settings, rows = _check_compare(options, settings)
+    settings, rows = _asked(options, settings)
     document: dict[str, Any] = {
         "table": options.table,
         "profile": options.profile,
@@ -83,8 +75,8 @@ def compare_list(options: CompareOptions, settings: TrainSettings, out: str | Pa
     }
     if not settings.data:
         return document
-    use_threads(settings)
-    bench = replace(_bench(options, settings, Path(out)), planned=True)
+    ready = _ready(settings, Path(out))
+    bench = replace(_bench(options, ready, Path(out)), planned=True)
     work = comparison_plan(bench, rows, measured=True)
     return {
         **document,
@@ -94,19 +86,12 @@ def compare_list(options: CompareOptions, settings: TrainSettings, out: str | Pa
     }
 
 
-def _check_compare(options: CompareOptions, settings: TrainSettings) -> tuple[TrainSettings, list[Row]]:
-    settings, _ = with_sizes(replace(settings, insist=True))  # a table has all stages
-    check_settings(settings)
-    options.check(settings)
-    return settings, chosen_rows(FORMS[options.table], options.rows)
-
-
-def _train_comparison(bench: Bench, rows: Sequence[Row]) -> None:
+def _train_comparison(bench: Bench, settings: Mapping[str, Any], rows: Sequence[Row]) -> None:
     with bench.run.locked():
-        bench.run.start(bench.settings)
+        bench.run.start(settings)
         steps = comparison_plan(replace(bench, planned=True), rows, measured=False)
         if not all(w.done for w in steps):
-            bench.run.log({"event": "start", **provenance(bench.settings.seed)})
+            bench.run.log({"event": "start", **provenance(bench.seed)})
         work = {f"{w.row} {w.stage}": (0 if w.done else w.steps, 1.0) for w in steps}
         with Stopper().listening() as stop, bars(work, "steps") as progress:
             if bench.options.jobs == 1:
@@ -115,12 +100,24 @@ def _train_comparison(bench: Bench, rows: Sequence[Row]) -> None:
                 train_side_by_side(bench, rows, bench.options.jobs, progress.advance, stop)
 
 
-def _bench(options: CompareOptions, settings: TrainSettings, folder: Path, trial: bool = False) -> Bench:
-    run = RunFolder(folder / f"seed-{settings.seed}" / "run")
-    if run.exists() and run.begun():
-        settings = as_recorded(settings, run.settings())
-    data = load_with_bar(settings)
-    settings = with_schedule(settings, len(data.splits["fit"]))
-    settings = with_augmentations(settings, data) if trial else settings
-    network_costs(settings, data)  # networks that cannot take these images are refused before anything is trained
-    return Bench(options, settings, data, folder / f"seed-{settings.seed}")
+def _ready(settings: TrainSettings, folder: Path) -> Prepared:
+    """What one seed's run is given: what is filled in is as the run has it on record, where it has begun."""
+    run = RunFolder(_folder(folder, settings.seed) / "run")
+    return prepared(settings.filled(run.settings().to_mapping()) if run.exists() and run.begun() else settings)
+
+
+def _bench(options: CompareOptions, ready: Prepared, folder: Path) -> Bench:
+    return Bench(options, ready.recipe, ready.data, _folder(folder, ready.settings.seed))
+
+
+def _folder(folder: Path, seed: int) -> Path:
+    return folder / f"seed-{seed}"
+
+
+def _asked(options: CompareOptions, settings: TrainSettings) -> tuple[TrainSettings, list[Row]]:
+    """Settings with sizes and networks, and the rows asked for; a table has all stages."""
+    rows = chosen_rows(FORMS[options.table], options.rows)
+    settings, _ = sized(replace(settings, insist=True))
+    stages = [stage for stage in settings.stages if settings.epochs[stage] != 0]
+    options.check(settings.shape.grid.patches, stages, settings.classifier)
+    return settings, rows

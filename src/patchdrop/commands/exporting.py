@@ -14,20 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchdrop.commands.shared import load_with_bar, use_threads
+from patchdrop.commands.shared import load_with_bar
 from patchdrop.data.low import area_average
 from patchdrop.data.sets import low_of
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import PatchDropError, RunError
 from patchdrop.evaluation.dial import policy_stage
 from patchdrop.files import read_json, write_bytes, write_json
-from patchdrop.grid import Grid, boxes, patch_size
+from patchdrop.grid import boxes, patch_size
 from patchdrop.models.build import ModelConfig
 from patchdrop.runs.folder import RunFolder
 from patchdrop.runs.provenance import versions
 from patchdrop.serve.export import BATCHES, PACKAGES, TOLERANCE, Runtime, check, check_packages, interface, to_graphs
-from patchdrop.settings.flat import TrainSettings
 from patchdrop.terminal.talk import say
+from patchdrop.training.recipe import Recipe
 
 GRAPHS = ("policy", "classifier")
 DESCRIPTION = "model.json"
@@ -52,17 +52,17 @@ def export(run_folder: str | Path, onnx: str | Path, stage: str | None = None) -
     """
     check_packages()
     run, folder = RunFolder(run_folder).require(), Path(onnx)
-    settings = run.settings()
-    use_threads(settings)
+    recipe = Recipe.of(run.settings())
+    recipe.use_threads()
     stage = policy_stage(run, stage)
     model, config = run.load(stage)
     assert isinstance(model, PatchDrop)
     weights = run.stage_config(stage)["sha256"]
     with _own_folder(folder, weights):
-        high, low, pixels = _pixels_to_check(settings, config)
+        high, low, pixels = _pixels_to_check(recipe, config)
         say(f"{run}: exporting stage {stage}")
         graphs = to_graphs(model, config)
-        found = check(model, Runtime(graphs, torch.get_num_threads()), Grid.parse(config.grid), high, low)
+        found = check(model, Runtime(graphs, torch.get_num_threads()), config.shape.grid, high, low)
         document = {
             "run": run.path.resolve().name,
             "stage": stage,
@@ -78,13 +78,13 @@ def export(run_folder: str | Path, onnx: str | Path, stage: str | None = None) -
 
 def _description(config: ModelConfig, own_low: bool) -> dict[str, Any]:
     """What whoever runs the graphs has to know: sizes, where patches lie, how to choose."""
-    grid, size = Grid.parse(config.grid), config.high_size
+    grid, size = config.shape.grid, config.shape.high
     return {
         "classifier_kind": config.classifier,
         "classes": list(config.classes),
-        "channels": config.channels,
+        "channels": config.shape.channels,
         "high": list(size),
-        "low": list(config.low_size),
+        "low": list(config.shape.low),
         "low_from": "own" if own_low else "averaged",
         "grid": [grid.rows, grid.cols],
         "patch": list(patch_size(grid, *size)),
@@ -151,19 +151,19 @@ def _held(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _pixels_to_check(settings: TrainSettings, config: ModelConfig) -> tuple[Tensor, Tensor, str]:
+def _pixels_to_check(recipe: Recipe, config: ModelConfig) -> tuple[Tensor, Tensor, str]:
     """HR and LR of as many training images as the largest batch, and what they are; noise where there are none now."""
     images = max(BATCHES)
     # No memory, so that of a data set in files only these images are decoded.
-    few = replace(settings, memory_gb=0.0, workers=0, skip_bad=False)
+    few = replace(recipe.source, memory_gb=0.0, workers=0, skip_bad=False)
     try:
         split = load_with_bar(few, only="train").splits["train"]
         positions = torch.linspace(0, len(split) - 1, images).round().long()
         batch = next(split.batches([positions]))
-        return batch.high, low_of(batch, config.low_size), "images of the training data"
+        return batch.high, low_of(batch, config.shape.low), "images of the training data"
     except PatchDropError as error:
         say(f"checked on noise, because the run's data cannot be read: {error}")
-    generator = torch.Generator().manual_seed(settings.seed)
-    shape = (images, config.channels, *config.high_size)
+    generator = torch.Generator().manual_seed(recipe.schedule.seed)
+    shape = (images, config.shape.channels, *config.shape.high)
     high = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    return high, area_average(high, config.low_size), "noise"
+    return high, area_average(high, config.shape.low), "noise"

@@ -13,16 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from patchdrop.commands.planning import stage_costs
-from patchdrop.commands.shared import (
-    completed,
-    judging_split,
-    same_classes,
-    same_low,
-    split_to_evaluate,
-    use_threads,
-    with_augmentations,
-)
+from patchdrop.commands.shared import judging_split, prepared, same_classes, same_low, split_to_evaluate
 from patchdrop.data.load import Data
 from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop
@@ -42,8 +33,6 @@ from patchdrop.evaluation.evaluate import example_positions, yardstick_names
 from patchdrop.evaluation.evaluate import results as results_document
 from patchdrop.evaluation.verdict import last_verdict
 from patchdrop.files import write_json
-from patchdrop.grid import Grid
-from patchdrop.models.build import ModelConfig
 from patchdrop.policy.budget import above, cut_for_mean
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.read.source import from_memory
@@ -52,11 +41,11 @@ from patchdrop.report.page import write_report
 from patchdrop.runs.folder import RunFolder
 from patchdrop.runs.provenance import provenance
 from patchdrop.serve.predictor import Prediction, Predictor, gallery_items
-from patchdrop.settings.defaults import as_recorded
 from patchdrop.settings.dial import Dial
-from patchdrop.settings.flat import TrainSettings, to_mapping
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.terminal.talk import bars, say
-from patchdrop.training.run import Stopper, device_of, stage_steps, train_stages
+from patchdrop.training.recipe import Recipe
+from patchdrop.training.run import Stopper, train_stages
 
 GALLERY = 36
 BATCH = 32
@@ -75,23 +64,19 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
     """
     run = RunFolder(out)
     with run.locked():
-        begun = run.exists() and run.begun()
-        if begun:
-            settings = as_recorded(settings, run.settings())
-            run.start(settings)
-        settings, data, reasons = completed(settings)
-        costs = stage_costs(settings, data)
-        for name, reason in reasons.items():
-            say(f"{name} {getattr(settings, name, '')}".rstrip() + f": {reason}")
-        settings = with_augmentations(settings, data)
-        run.start(settings)  # only now, so that a mistyped path or network leaves no trace
+        if run.exists() and run.begun():
+            settings = settings.filled(run.settings().to_mapping())
+            run.start(settings.to_mapping())
+        ready = prepared(settings)
+        recipe, data = ready.recipe, ready.data
+        run.start(ready.settings.to_mapping())  # only now, so that a mistyped path or network leaves no trace
         run.log({"event": "start", **provenance(settings.seed)})
         if data.read is not None:
             run.log({"event": "read", **data.read.to_json()})
-        work = {stage: (stage_steps(settings, data, stage), cost) for stage, cost in costs.items()}
+        work = {stage: (ready.steps(stage), ready.flops_a_step(stage)) for stage in recipe.stages}
         with Stopper().listening() as stop, bars(work, "steps") as progress:
-            train_stages(settings, data, run, progress.advance, stop)
-        return _evaluate_and_report(run, data, judging_split(data), settings)
+            train_stages(recipe, data, run, progress.advance, stop)
+        return _evaluate_and_report(run, data, judging_split(data), recipe)
 
 
 def evaluate(
@@ -103,44 +88,40 @@ def evaluate(
     not so where ``dial`` asks for another choice than the policy's own.
     """
     run = RunFolder(run_folder).require()
-    settings = run.settings()
-    use_threads(settings)
+    recipe = Recipe.of(run.settings())
+    recipe.use_threads()
     if dial is not None and dial.turned:
-        return _evaluate_dial(run, settings, data, split, dial)
-    elsewhere = data is not None and data != settings.data
-    if elsewhere:
-        settings = replace(settings, data=str(data), layout="auto")
-    writes = split == "test" and not elsewhere
+        return _evaluate_dial(run, recipe, data, split, dial)
+    source = recipe.source.elsewhere(data)
+    writes = split == "test" and source is recipe.source
     with run.locked() if writes else nullcontext():
-        loaded = split_to_evaluate(settings, split)
+        loaded = split_to_evaluate(source, split)
         same_classes(run, loaded)
         same_low(run, loaded, split)
         if writes:
-            return _evaluate_and_report(run, loaded, split, settings)
-        return _results(run, loaded, split, settings)[0]
+            return _evaluate_and_report(run, loaded, split, recipe)
+        return _results(run, loaded, split, recipe)[0]
 
 
-def _evaluate_dial(run: RunFolder, settings: TrainSettings, data: str | None, split: str, dial: Dial) -> dict[str, Any]:
+def _evaluate_dial(run: RunFolder, recipe: Recipe, data: str | None, split: str, dial: Dial) -> dict[str, Any]:
     policy_stage(run)
-    dial.check(Grid.parse(settings.grid).patches)
-    elsewhere = data is not None and data != settings.data
-    shown = replace(settings, data=str(data), layout="auto") if elsewhere else settings
+    dial.check(recipe.source.shape.grid.patches)
     if dial.calibrated:
         chosen_point(run, read_calibration(run))  # what is missing is said before images are decoded
-    loaded = split_to_evaluate(shown, split)
+    loaded = split_to_evaluate(recipe.source.elsewhere(data), split)
     same_classes(run, loaded)
     same_low(run, loaded, split)
-    choices = choices_of(dial, run, policy_stages(run), loaded.splits[split], device_of(settings))
+    choices = choices_of(dial, run, policy_stages(run), loaded.splits[split], recipe.device)
     if dial.calibrated:
         loaded = replace(loaded, splits={split: without_calibration(read_calibration(run), loaded.splits[split])})
-    return {**_results(run, loaded, split, shown, choices)[0], "dial": str(dial)}
+    return {**_results(run, loaded, split, recipe, choices)[0], "dial": str(dial)}
 
 
 def _results(
     run: RunFolder,
     data: Data,
     split_name: str,
-    settings: TrainSettings,
+    recipe: Recipe,
     choices: Mapping[str, Choose] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     split = data.splits[split_name]
@@ -149,20 +130,19 @@ def _results(
     ]
     names = [n for s in stages for n in ([s] if s in ("lr", "hr") else _names(run, s))]
     with bars({name: (len(split), 1.0) for name in names}, "images") as progress:
-        outcomes = evaluate_stages(run, split, settings.seed, device_of(settings), progress.advance, choices)
-    where = provenance(settings.seed)
+        outcomes = evaluate_stages(run, split, recipe.schedule.seed, recipe.device, progress.advance, choices)
+    where = provenance(recipe.schedule.seed)
     where["seconds"] = {s: run.stage_config(s).get("seconds") for s in run.stages_done()}
     where["trained"] = run.trained_by()
-    config = ModelConfig.of(settings, data.classes)
-    return results_document(run, config, data.name, split_name, outcomes, where), outcomes
+    return results_document(run, recipe.with_classes(data.classes), data.name, split_name, outcomes, where), outcomes
 
 
 def _names(run: RunFolder, stage: str) -> list[str]:
     return yardstick_names(stage, "plain" in run.stage_config(stage))
 
 
-def _evaluate_and_report(run: RunFolder, data: Data, split_name: str, settings: TrainSettings) -> dict[str, Any]:
-    document, outcomes = _results(run, data, split_name, settings)
+def _evaluate_and_report(run: RunFolder, data: Data, split_name: str, recipe: Recipe) -> dict[str, Any]:
+    document, outcomes = _results(run, data, split_name, recipe)
     write_json(run.path / "results.json", document)
     shown = [s for s in ("pt", "ft1", "ft2") if s in outcomes]
     items: list[GalleryItem] = []
@@ -190,9 +170,9 @@ def _gallery(run: RunFolder, stage: str, split: Split, positions: Sequence[int])
     model, config = run.load(stage)
     assert isinstance(model, PatchDrop)
     batch = next(split.batches([torch.tensor(positions)]))
-    low = low_of(batch, config.low_size)
+    low = low_of(batch, config.shape.low)
     with torch.inference_mode():
-        episode = model(low, greedy, from_memory(batch.high, Grid.parse(config.grid)))
+        episode = model(low, greedy, from_memory(batch.high, config.shape.grid))
     names = [split.names[i] for i in positions]
     truths = [config.classes[t] for t in batch.target.tolist()]
     return gallery_items(model, episode, batch.high, low, names, truths, config.classes)
@@ -220,7 +200,7 @@ def predict(
     run = RunFolder(run_folder).require()
     mean_budget = None if dial is None else dial.mean_budget
     if dial is not None and dial.turned and mean_budget is None:
-        stage, choose = stage_and_choice(dial, run, stage, device_of(run.settings()))
+        stage, choose = stage_and_choice(dial, run, stage, Recipe.of(run.settings()).device)
     predictor = Predictor(run_folder, stage, choose=choose, scaled_low=scaled_low)
     if low is not None and len(low) != len(images):
         raise UsageError(f"{len(images)} images and {len(low)} LR images were given, one each is needed")
@@ -302,5 +282,5 @@ def info(run_folder: str | Path) -> dict[str, Any]:
         "stages": stages,
         "rows": run.results().get("rows", []),
         "versions": starts[-1]["versions"] if starts else {},
-        "settings": to_mapping(settings),
+        "settings": settings.to_mapping(),
     }

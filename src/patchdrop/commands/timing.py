@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from patchdrop.commands.shared import first_stage, split_to_evaluate, use_threads
+from patchdrop.commands.shared import first_stage, split_to_evaluate
 from patchdrop.costs.times import WARM_UP, straight_lines, ways_of
 from patchdrop.costs.times import measure as time_ways
 from patchdrop.data.low import area_average
@@ -18,13 +18,11 @@ from patchdrop.data.sets import low_of
 from patchdrop.errors import UsageError
 from patchdrop.evaluation.dial import POLICY_STAGES
 from patchdrop.files import write_json
-from patchdrop.grid import Grid
 from patchdrop.models.build import ModelConfig
 from patchdrop.runs.folder import RunFolder
 from patchdrop.runs.provenance import provenance
-from patchdrop.settings.flat import TrainSettings
 from patchdrop.terminal.talk import bars
-from patchdrop.training.run import device_of
+from patchdrop.training.recipe import Recipe, device_of
 
 
 def bench(
@@ -56,20 +54,20 @@ def bench(
         RunError: nothing is trained, or not what was asked for.
     """
     run = RunFolder(run_folder).require()
-    settings = run.settings()
+    recipe = Recipe.of(run.settings())
     if min(batches, default=0) < 1 or min(rounds, images, 1 if threads is None else threads) < 1:
         raise UsageError("batch, threads, rounds and images must be at least 1")
     odd = sorted(set(stages or ()) - {"lr", "hr", *POLICY_STAGES})
     if odd:
         raise UsageError(f"stage {odd[0]!r} cannot be timed, use lr, hr, pt, ft1 or ft2")
-    use_threads(settings if threads is None else replace(settings, threads=threads))
+    (recipe if threads is None else replace(recipe, threads=threads)).use_threads()
     first_stage(run)
-    where = device_of(replace(settings, device=device))
+    where = device_of(device)
     loaded = {s: run.load(s) for s in stages or [s for s in run.stages_done() if s != "patches"]}
     models, config = {s: model.to(where) for s, (model, _) in loaded.items()}, next(iter(loaded.values()))[1]
-    high, low = _pixels_to_time(settings, config, images, max(batches), data, split)
-    generator = torch.Generator().manual_seed(settings.seed)
-    ways = ways_of(models, config, torch.rand(len(high), Grid.parse(config.grid).patches, generator=generator))
+    high, low = _pixels_to_time(recipe, config, images, max(batches), data, split)
+    generator = torch.Generator().manual_seed(recipe.schedule.seed)
+    ways = ways_of(models, config, torch.rand(len(high), config.shape.grid.patches, generator=generator))
     work = {f"batch {size}": ((rounds + WARM_UP) * len(ways), float(size)) for size in batches}
     rows: list[dict[str, Any]] = []
     with bars(work, "runs") as bar:
@@ -78,9 +76,9 @@ def bench(
     document = {
         "name": run.path.name,
         "pixels": "noise" if data is None else f"{Path(data).name}, {split} split",
-        "high": list(config.high_size),
-        "low": list(config.low_size),
-        "patches": Grid.parse(config.grid).patches,
+        "high": list(config.shape.high),
+        "low": list(config.shape.low),
+        "patches": config.shape.grid.patches,
         "device": where.type,
         "images": len(high),
         "threads": torch.get_num_threads(),
@@ -88,26 +86,25 @@ def bench(
         "rounds": rounds,
         "rows": rows,
         "lines": straight_lines(rows),
-        "provenance": provenance(settings.seed),
+        "provenance": provenance(recipe.schedule.seed),
     }
     write_json(run.path / "bench.json", document)
     return document
 
 
 def _pixels_to_time(
-    settings: TrainSettings, config: ModelConfig, images: int, least: int, data: str | None, split: str
+    recipe: Recipe, config: ModelConfig, images: int, least: int, data: str | None, split: str
 ) -> tuple[Tensor, Tensor]:
     """HR and LR of ``images`` images, uint8: noise, or images of a data set, evenly over its order.
 
     Of a split with fewer images all are taken, some of them again only where they do not fill a batch of ``least``.
     """
     if data is None:
-        generator = torch.Generator().manual_seed(settings.seed)
-        shape = (max(least, images), config.channels, *config.high_size)
+        generator = torch.Generator().manual_seed(recipe.schedule.seed)
+        shape = (max(least, images), config.shape.channels, *config.shape.high)
         high = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        return high, area_average(high, config.low_size)
-    other = settings if data == settings.data else replace(settings, data=data, layout="auto")
-    found = split_to_evaluate(other, split).splits[split]
+        return high, area_average(high, config.shape.low)
+    found = split_to_evaluate(recipe.source.elsewhere(data), split).splits[split]
     positions = torch.linspace(0, len(found) - 1, max(least, min(images, len(found)))).round().long()
     batch = next(found.batches([positions]))
-    return batch.high, low_of(batch, config.low_size)
+    return batch.high, low_of(batch, config.shape.low)

@@ -1,4 +1,4 @@
-"""What all rows of one seed are trained on and start from: the data, the settings, and an ordinary run beside them."""
+"""What all rows of one seed are trained on and start from: the data, the recipe, and an ordinary run beside them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from patchdrop.models.build import ModelConfig, build_stage
 from patchdrop.networks.build import Normalise
 from patchdrop.runs.folder import RunFolder
 from patchdrop.settings.comparison import CompareOptions
-from patchdrop.settings.flat import TrainSettings
-from patchdrop.training.run import active_stages, device_of
+from patchdrop.training.batches import Loader
+from patchdrop.training.recipe import Recipe
 
 POLICY_STAGES = ("pt", "ft1", "ft2")
 CHAIN = ("patches", *POLICY_STAGES)
@@ -37,7 +37,7 @@ class Bench:
     """
 
     options: CompareOptions
-    settings: TrainSettings
+    recipe: Recipe
     data: Data
     folder: Path
     planned: bool = False
@@ -50,31 +50,41 @@ class Bench:
     @property
     def grid(self) -> Grid:
         """Of the patches."""
-        return Grid.parse(self.settings.grid)
+        return self.data.shape.grid
 
     @property
     def device(self) -> torch.device:
         """Of training and evaluation."""
-        return device_of(self.settings)
+        return self.recipe.device
 
     @cached_property
     def statistics(self) -> Statistics:
         """Of the training images."""
-        return statistics(self.data.splits["fit"], self.settings.low_size)
+        return statistics(self.data.splits["fit"], self.data.shape.low)
 
     @cached_property
     def costs(self) -> dict[str, Cost]:
         """Of the run's networks."""
-        return forward_costs(self.settings, len(self.data.classes))
+        return forward_costs(self.config())
 
     @property
     def policy_stages(self) -> list[str]:
         """Stages of the policy that are trained: those the tables have columns for."""
-        return [s for s in active_stages(self.settings) if s in POLICY_STAGES]
+        return [s for s in self.recipe.stages if s in POLICY_STAGES]
 
-    def config(self, settings: TrainSettings | None = None) -> ModelConfig:
-        """The description of the networks, of other settings where they are given."""
-        return ModelConfig.of(settings or self.settings, self.data.classes)
+    @property
+    def seed(self) -> int:
+        """Of everything random."""
+        return self.recipe.schedule.seed
+
+    @property
+    def loader(self) -> Loader:
+        """What the run trains on."""
+        return self.recipe.loader(self.data)
+
+    def config(self, recipe: Recipe | None = None) -> ModelConfig:
+        """The description of the networks, of another recipe where one is given."""
+        return (recipe or self.recipe).with_classes(self.data.classes)
 
     def normalise(self) -> Normalise:
         """HR pixels by the training images' statistics."""
@@ -84,12 +94,12 @@ class Bench:
         """LR pixels by the training images' statistics."""
         return Normalise(self.statistics.low_mean, self.statistics.low_std)
 
-    def new(self, stage: str, settings: TrainSettings | None = None) -> nn.Module:
+    def new(self, stage: str, recipe: Recipe | None = None) -> nn.Module:
         """The untrained model of a stage."""
-        return build_stage(stage, self.config(settings), self.statistics, self.settings.pretrained)
+        return build_stage(stage, self.config(recipe), self.statistics, self.recipe.pretrained)
 
     def earlier(self, stage: str) -> nn.Module:
-        """The run's trained model of a stage, one of its own at each call."""
+        """Loads a fresh copy of the run's trained model of a stage."""
         return self.trained(self.run, stage, lambda: self.new(stage))
 
     def trained(self, folder: RunFolder, stage: str, untrained: Callable[[], nn.Module]) -> nn.Module:
@@ -107,7 +117,7 @@ class Bench:
         if self.options.patches is not None:
             return self.options.patches
         if self.planned and not self.run.done(stage):
-            return self.settings.target_patches or self.grid.patches / 2
+            return self.recipe.learning.target_patches or self.grid.patches / 2
         config = self.run.stage_config(stage)
         figures = config.get("verdict", config["figures"])  # a ranking policy's operating point is found afterwards
         if "mean_patches" not in figures:
@@ -120,8 +130,8 @@ class Bench:
         assert isinstance(model, PatchDrop)
         return model
 
-    def with_budget(self, stage: str) -> TrainSettings:
-        """Settings by which the run's ``lr`` or ``hr`` trains as long as Ft-2 did: its own epochs and the chain's."""
-        settings = self.settings
-        stages = [stage, *(s for s in CHAIN if s in active_stages(settings))]
-        return replace(settings, **{f"epochs_{stage}": sum(getattr(settings, f"epochs_{s}") for s in stages)})
+    def with_budget(self, stage: str) -> Recipe:
+        """The recipe by which the run's ``lr`` or ``hr`` trains as long as Ft-2 did: its own epochs and the chain's."""
+        schedule = self.recipe.schedule
+        epochs = sum(schedule.epochs[s] for s in (stage, *CHAIN) if s == stage or s in self.recipe.stages)
+        return replace(self.recipe, schedule=schedule.with_epochs(**{stage: epochs}))

@@ -16,7 +16,7 @@ from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.evaluate import evaluate
 from patchdrop.evaluation.outcome import BATCH, Outcome, outcome_of
 from patchdrop.policy.choice import greedy
-from patchdrop.training.loop import derived_seed
+from patchdrop.training.seeds import derived_seed
 from patchdrop.training.supervised import random_subset
 
 ORACLE_IMAGES = 256
@@ -38,7 +38,7 @@ class Oracle:
 
 def judge(bench: Bench, rows: Sequence[Row], split: Split, advance: Callable[[str, int], None]) -> Judged:
     """Every row on a split, but for the oracle; and under "" the run's own PatchDrop, whether or not it is a row."""
-    own = evaluate(bench.run, split, bench.settings.seed, bench.device, lambda name, n: advance(f"run {name}", n))
+    own = evaluate(bench.run, split, bench.seed, bench.device, lambda name, n: advance(f"run {name}", n))
     stages = [stage for stage in bench.policy_stages if stage in own]
     judged: Judged = {"": {stage: own[stage] for stage in stages}}
     for row in rows:
@@ -60,14 +60,14 @@ def judge(bench: Bench, rows: Sequence[Row], split: Split, advance: Callable[[st
 
 def _judged(row: Row, bench: Bench, stage: str, split: Split, advance: Callable[[str, int], None]) -> Outcome:
     model = row.model(bench, stage).to(bench.device)
-    torch.manual_seed(derived_seed(bench.settings.seed, row.method, stage, "judge"))
+    torch.manual_seed(derived_seed(bench.seed, row.method, stage, "judge"))
 
     def choose(scores: Tensor, start: int) -> Tensor:
         if row.chooser is None:
             return greedy(scores)
         return row.chooser.chooses(row.chooser.count(bench.patches(stage)))(scores)
 
-    outcome = outcome_of(model, row.config(bench), bench.grid, split, choose, bench.device)
+    outcome = outcome_of(model, row.config(bench).shape, split, choose, bench.device)
     advance(f"{row.method} {stage}", len(split))
     return outcome
 
@@ -91,7 +91,7 @@ def oracle(bench: Bench, stage: str, split: Split, masks: Mapping[str, Tensor]) 
     positions = spread_over_classes(split.targets, ORACLE_IMAGES)
     subset = held(split, positions)
     n, count = len(positions), bench.grid.patches
-    torch.manual_seed(derived_seed(bench.settings.seed, stage, "oracle"))
+    torch.manual_seed(derived_seed(bench.seed, stage, "oracle"))
     candidates = [mask[positions] for mask in masks.values()]
     candidates += [torch.zeros(n, count, dtype=torch.bool), torch.ones(n, count, dtype=torch.bool)]
     candidates += [random_subset(n, count) for _ in range(ORACLE_MASKS)]
@@ -116,7 +116,7 @@ def _with_mask(model: PatchDrop, bench: Bench, split: Split, mask: Tensor) -> Ou
     def choose(scores: Tensor, start: int) -> Tensor:
         return mask[start : start + len(scores)]
 
-    return outcome_of(model, bench.config(), bench.grid, split, choose, bench.device)
+    return outcome_of(model, bench.data.shape, split, choose, bench.device)
 
 
 def spread_over_classes(targets: Tensor, count: int) -> Tensor:
@@ -148,7 +148,7 @@ def signal_to_noise(generator: Generator, bench: Bench, split: Split) -> dict[st
     made, plain = 0.0, 0.0
     with torch.inference_mode():
         for batch in split.in_order(BATCH):
-            low, high = low_of(batch, bench.settings.low_size).to(bench.device), batch.high.to(bench.device)
+            low, high = low_of(batch, bench.data.shape.low).to(bench.device), batch.high.to(bench.device)
             made += float(psnr(generator(low), high).sum())
-            plain += float(psnr(bilinear(low, bench.settings.high_size), high).sum())
+            plain += float(psnr(bilinear(low, bench.data.shape.high), high).sum())
     return {"psnr": made / len(split), "psnr_bilinear": plain / len(split)}

@@ -24,12 +24,12 @@ Costs = dict[tuple[str, str], dict[str, Any]]
 
 def reading_costs(outcome: Outcome, bench: Bench, price: Price) -> dict[str, Any]:
     """What a choice reads and what that is worth: bytes of 8-bit pixels, share of HR's pixels, money an image."""
-    height, width = bench.settings.high_size
+    height, width = bench.data.shape.high
     pixels = pixels_read(outcome.choice, bench.grid, (height, width))
     share = pixels / (height * width)
     worth = price.of_image(height, width)
     return {
-        "hr_bytes": pixels * bench.settings.channels,
+        "hr_bytes": pixels * bench.data.shape.channels,
         "hr_pixel_fraction": share,
         "price": None if worth is None else worth * share,
     }
@@ -37,13 +37,13 @@ def reading_costs(outcome: Outcome, bench: Bench, price: Price) -> dict[str, Any
 
 def whole_costs(size: tuple[int, int], bench: Bench, price: Price) -> dict[str, Any]:
     """As `reading_costs`, of a row that reads whole images of a size, (height, width) in pixels; and S of as many."""
-    height, width = bench.settings.high_size
+    height, width = bench.data.shape.high
     pixels = size[0] * size[1]
     share, worth = pixels / (height * width), price.of_image(height, width)
     return {
         "mean_patches": share * bench.grid.patches,
         "hr_fraction": share,
-        "hr_bytes": pixels * bench.settings.channels,
+        "hr_bytes": pixels * bench.data.shape.channels,
         "hr_pixel_fraction": share,
         "price": None if worth is None else worth * share,
     }
@@ -73,7 +73,7 @@ def measured_costs(bench: Bench, rows: Sequence[Row], split: Split, judged: Judg
             ):
                 players[row.method, stage] = Player(judged_model(row, bench, stage), bench.grid)
                 choices[row.method, stage] = outcome.choice[positions].to(bench.device)
-                sides = row.whole_at(bench) if row.whole_at else bench.settings.low_size
+                sides = row.whole_at(bench) if row.whole_at else bench.data.shape.low
                 lows[row.method, stage] = low_of(batch, sides).to(bench.device)
     costs: Costs = {}
     for key, player in players.items():

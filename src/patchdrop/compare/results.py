@@ -23,6 +23,7 @@ from patchdrop.evaluation.evaluate import row_of
 from patchdrop.evaluation.metrics import mcnemar
 from patchdrop.evaluation.outcome import Outcome
 from patchdrop.files import write_bytes, write_json
+from patchdrop.grid import size_text
 from patchdrop.report.comparison import comparison
 from patchdrop.report.figures import png
 from patchdrop.settings.comparison import Price
@@ -59,8 +60,8 @@ def results(
         "classes": len(bench.data.classes),
         "patches": grid.patches,
         "grid": [grid.rows, grid.cols],
-        "high": list(bench.settings.high_size),
-        "low": list(bench.settings.low_size),
+        "high": list(bench.data.shape.high),
+        "low": list(bench.data.shape.low),
         "seeds": list(seeds),
         "rows": shown,
         "tables": [
@@ -115,7 +116,7 @@ def _on_subset(outcome: Outcome) -> dict[str, float]:
 
 
 def _sigma(bench: Bench, stage: str) -> float:
-    return float(bench.run.stage_config(stage)["figures"].get("sigma", bench.settings.sigma))
+    return float(bench.run.stage_config(stage)["figures"].get("sigma", bench.recipe.learning.sigma))
 
 
 def _psnr(row: Row, bench: Bench, split: Split) -> dict[str, float]:
@@ -159,14 +160,14 @@ def foot(
     bench: Bench, rows: Sequence[Row], shown: Rows, split_name: str, price: Price, where: Mapping[str, Any]
 ) -> list[str]:
     """What the tables rest on, a sentence or two a line."""
-    settings, count = bench.settings, bench.grid.patches
+    networks, (high, low, grid, _) = bench.recipe.networks, bench.data.shape
     n = len(bench.data.splits[split_name])
     lines = [
-        f"{bench.data.name}, {split_name} split, {n} images, {len(bench.data.classes)} classes; HR {settings.high} px, "
-        f"LR {settings.low} px, P = {count}; profile {bench.options.profile}: HR {settings.hr_network} "
-        f"({settings.classifier}), LR {settings.lr_network}, policy {settings.policy_network}; epochs "
-        + ", ".join(f"{s} {getattr(settings, f'epochs_{s}')}" for s in ("lr", "hr", "patches", "pt", "ft1", "ft2"))
-        + f"; seed {settings.seed}.",
+        f"{bench.data.name}, {split_name} split, {n} images, {len(bench.data.classes)} classes; "
+        f"HR {size_text(high)} px, LR {size_text(low)} px, P = {grid.patches}; profile "
+        f"{bench.options.profile}: HR {networks.hr_network} ({networks.classifier}), LR {networks.lr_network}, policy {networks.policy_network}; epochs "
+        + ", ".join(f"{stage} {epochs}" for stage, epochs in bench.recipe.schedule.epochs.items())
+        + f"; seed {bench.seed}.",
         _matched(bench, rows),
         "Intervals: 95 %, Wilson. p: exact McNemar test of the stage's PatchDrop against the row on the same images.",
         *_of_rows(bench, rows, shown),
@@ -208,7 +209,7 @@ def _of_rows(bench: Bench, rows: Sequence[Row], shown: Rows) -> list[str]:
         if "equal budget" in row.method:
             stage = row.stages[0]
             epochs = row.folder(bench).stage_config(stage).get("epochs")
-            own = getattr(bench.settings, f"epochs_{stage}")
+            own = bench.recipe.schedule.epochs[stage]
             lines.append(f"{row.method}: {epochs} epochs in place of {own}, as many as Ft-2's whole chain had.")
         if row.own == "oracle":
             lines.append(
@@ -233,7 +234,7 @@ def _minutes(seconds: Mapping[str, Mapping[str, float | None]]) -> str:
 
 
 def _money(bench: Bench, shown: Rows, n: int, price: Price) -> list[str]:
-    worth = price.of_image(*bench.settings.high_size)
+    worth = price.of_image(*bench.data.shape.high)
     ours = [row for row in shown if row["method"].endswith("PatchDrop")]
     if worth is None or not ours:
         return []

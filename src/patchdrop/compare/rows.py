@@ -23,21 +23,21 @@ from patchdrop.compare.bench import POLICY_STAGES, Bench
 from patchdrop.data.load import statistics
 from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.strategies import ACTIVATION, CASCADE, DETAIL, FIXED
-from patchdrop.grid import Grid
+from patchdrop.grid import Grid, Size
 from patchdrop.models.build import ModelConfig, build_stage
 from patchdrop.policy.baselines import Blind, fixed_columns, fixed_rows, stochastic
 from patchdrop.policy.choice import Choose, greedy, sampled, top
 from patchdrop.policy.stn import relaxed_top
 from patchdrop.runs.folder import RunFolder
 from patchdrop.settings.comparison import share_of
-from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.choosers import ChooserTask
 from patchdrop.training.couple import CoupledTask
 from patchdrop.training.hidden import HiddenTask, Hide, cut_out, policy_masks
 from patchdrop.training.loop import Task
 from patchdrop.training.objectives import Teacher
 from patchdrop.training.policy_stages import keep_weights
-from patchdrop.training.run import make_task, on_device, starting_model, teacher_of
+from patchdrop.training.recipe import Recipe
+from patchdrop.training.run import Start, make_task, on_device, starting_model, starts_as_low, teacher_of
 from patchdrop.training.super_resolution import GeneratorTask, SuperResolvedTask
 from patchdrop.training.supervised import ClassifierTask
 
@@ -78,7 +78,7 @@ class Row:
         stages: that it trains, in order; the last one is judged, or of a chooser each.
         task: what trains a stage.
         build: makes the model that a stage's weights are loaded into.
-        settings: by which it is trained.
+        recipe: by which it is trained.
         chooser: of a row that chooses patches in another way than PatchDrop.
         independent: whether it starts from nothing that the run trains.
         policy: whether it has a policy of its own, and so a model for each stage.
@@ -91,7 +91,7 @@ class Row:
     stages: tuple[str, ...] = ()
     task: Callable[[Row, Bench, str], Task] | None = None
     build: Callable[[Bench, str, ModelConfig], nn.Module] = lambda bench, stage, config: build_stage(stage, config)
-    settings: Callable[[Bench], TrainSettings] = lambda bench: bench.settings
+    recipe: Callable[[Bench], Recipe] = lambda bench: bench.recipe
     chooser: Chooser | None = None
     independent: bool = False
     policy: bool = False
@@ -103,13 +103,13 @@ class Row:
         return RunFolder(bench.folder / slug, partial(self.build, bench))
 
     def trains(self, bench: Bench) -> list[str]:
-        """Its stages with these settings."""
+        """Its stages in this comparison."""
         active = bench.policy_stages if self.chooser or self.policy else self.stages
         return [stage for stage in self.stages if stage in active]
 
     def config(self, bench: Bench) -> ModelConfig:
         """The description of its networks."""
-        return bench.config(self.settings(bench))
+        return bench.config(self.recipe(bench))
 
     def model(self, bench: Bench, stage: str) -> nn.Module:
         """Its trained model of one of its stages (in a plan, an untrained one where there is none)."""
@@ -120,49 +120,44 @@ class Row:
 
 
 def _plain(row: Row, bench: Bench, stage: str) -> Task:
-    settings = row.settings(bench)
-    model = on_device(bench.new(stage, settings), bench.device)
-    fit, val = bench.data.splits["fit"], bench.data.splits["val"]
-    return ClassifierTask(stage, model, fit, val, settings, bench.device)
+    recipe = row.recipe(bench)
+    return ClassifierTask(stage, on_device(bench.new(stage, recipe), bench.device), recipe.loader(bench.data))
 
 
 def _distilled(row: Row, bench: Bench, stage: str) -> Task:
     model = on_device(bench.new(stage), bench.device)
     teacher = Teacher(bench.earlier("hr").to(bench.device), bench.grid, KD_WEIGHT)
-    fit, val = bench.data.splits["fit"], bench.data.splits["val"]
-    return ClassifierTask(stage, model, fit, val, bench.settings, bench.device, teacher=teacher)
+    return ClassifierTask(stage, model, bench.loader, teacher=teacher)
 
 
 def _coupled(row: Row, bench: Bench, stage: str) -> Task:
-    model = on_device(_new_coupled(bench, bench.config(), bench.settings.pretrained), bench.device)
+    model = on_device(_new_coupled(bench, bench.config(), bench.recipe.pretrained), bench.device)
     assert isinstance(model, PartiallyCoupled)
-    return CoupledTask(stage, model, bench.data.splits["fit"], bench.data.splits["val"], bench.settings, bench.device)
+    return CoupledTask(stage, model, bench.loader)
 
 
 def _super_resolution(row: Row, bench: Bench, stage: str) -> Task:
-    fit, val = bench.data.splits["fit"], bench.data.splits["val"]
-    sizes, epochs = bench.options.sizes, bench.settings.epochs_hr
+    sizes, epochs = bench.options.sizes, bench.recipe.schedule.epochs["hr"]
     high = bench.earlier("hr")
     assert isinstance(high, MaskedCNN)
     if stage == "generator":
         model = on_device(_generator(bench), bench.device)
         assert isinstance(model, SuperResolution)
         epochs = share_of(epochs, sizes.generator_share)
-        return GeneratorTask(stage, model, high, fit, val, bench.settings, bench.device, epochs)
+        return GeneratorTask(stage, model, high, bench.loader, epochs)
     generator = row.model(bench, "generator").generator
     assert isinstance(generator, Generator)
     resolved = on_device(SuperResolved(generator, high), bench.device)
     assert isinstance(resolved, SuperResolved)
     epochs = share_of(epochs, sizes.resolved_share)
-    return SuperResolvedTask(stage, resolved, fit, val, bench.settings, bench.device, epochs)
+    return SuperResolvedTask(stage, resolved, bench.loader, epochs)
 
 
 def _hidden(hide: Callable[[Bench], Hide]) -> Callable[[Row, Bench, str], Task]:
     def task(row: Row, bench: Bench, stage: str) -> Task:
         model = on_device(bench.new(stage), bench.device)
         assert isinstance(model, MaskedCNN)
-        fit, val = bench.data.splits["fit"], bench.data.splits["val"]
-        return HiddenTask(stage, model, hide(bench), fit, val, bench.settings, bench.device)
+        return HiddenTask(stage, model, hide(bench), bench.loader)
 
     return task
 
@@ -170,21 +165,28 @@ def _hidden(hide: Callable[[Bench], Hide]) -> Callable[[Row, Bench, str], Task]:
 def _choosing(row: Row, bench: Bench, stage: str) -> Task:
     """As PatchDrop's stage: the same start, epochs and rates, with the chooser in the policy's place."""
     assert row.chooser is not None
-    settings, chooser = row.settings(bench), row.chooser
+    recipe, chooser = row.recipe(bench), row.chooser
     patches = chooser.count(bench.patches(stage))
-
-    def earlier(name: str) -> nn.Module:
-        return row.model(bench, name) if name in POLICY_STAGES else bench.earlier(name)
-
-    model = starting_model(stage, settings, row.config(bench), bench.statistics, earlier)
-    assert isinstance(model, PatchDrop)
+    model = _starting_policy(row, bench, stage)
     if chooser.policy is not None:
         model = PatchDrop(chooser.policy(bench.grid, patches), model.classifier)
     _weigh_as_the_run(model, bench, stage)
     on_device(model, bench.device)
-    fit, val = bench.data.splits["fit"], bench.data.splits["val"]
-    teacher = teacher_of(stage, bench.settings, bench.earlier, bench.device)
-    return ChooserTask(stage, model, chooser.learns(patches), fit, val, settings, bench.device, teacher)
+    teacher = teacher_of(stage, bench.config(), bench.earlier, bench.device)
+    return ChooserTask(stage, model, chooser.learns(patches), recipe.loader(bench.data), recipe.learning, teacher)
+
+
+def _starting_policy(row: Row, bench: Bench, stage: str) -> PatchDrop:
+    """A model of the row's own policy as its stage starts."""
+
+    def earlier(name: str) -> nn.Module:
+        return row.model(bench, name) if name in POLICY_STAGES else bench.earlier(name)
+
+    recipe, config = row.recipe(bench), row.config(bench)
+    start = Start(recipe.schedule.stages, recipe.pretrained, starts_as_low(config))
+    model = starting_model(stage, start, config, bench.statistics, earlier)
+    assert isinstance(model, PatchDrop)
+    return model
 
 
 def _weigh_as_the_run(model: PatchDrop, bench: Bench, stage: str) -> None:
@@ -209,23 +211,23 @@ def _new_coupled(bench: Bench, config: ModelConfig, pretrained: bool) -> Partial
         len(config.classes),
         bench.normalise_low(),
         bench.normalise(),
-        channels=config.channels,
+        channels=config.shape.channels,
         enlarge=max(2, config.low_enlarge),  # at LR's own size, HR averaged to it would be LR
         pretrained=pretrained,
     )
 
 
 def _generator(bench: Bench) -> SuperResolution:
-    sizes, settings = bench.options.sizes, bench.settings
+    sizes, (high, low, _, channels) = bench.options.sizes, bench.data.shape
     generator = Generator(
-        settings.high_size,
-        settings.low_size,
+        high,
+        low,
         bench.normalise_low(),
-        channels=settings.channels,
+        channels=channels,
         width=sizes.generator_width,
         blocks=sizes.generator_blocks,
     )
-    return SuperResolution(generator, Discriminator(settings.channels, sizes.generator_width))
+    return SuperResolution(generator, Discriminator(channels, sizes.generator_width))
 
 
 def _build_super_resolution(bench: Bench, stage: str, config: ModelConfig) -> nn.Module:
@@ -277,15 +279,16 @@ def _chooser_row(method: str) -> Row:
         stages=POLICY_STAGES,
         task=_choosing,
         build=_build_choosing(chooser),
-        settings=_own_network,
+        recipe=_own_network,
         chooser=chooser,
     )
 
 
-def _own_network(bench: Bench) -> TrainSettings:
+def _own_network(bench: Bench) -> Recipe:
     """A chooser has patch logits alone, which STN learns end to end: no ranking, and no network that stays LR-CNN's."""
-    start = "lr" if bench.settings.policy_start == "shared" else bench.settings.policy_start
-    return replace(bench.settings, policy="bernoulli", policy_start=start)
+    networks = bench.recipe.networks
+    start = "lr" if networks.policy_start == "shared" else networks.policy_start
+    return replace(bench.recipe, networks=replace(networks, policy="bernoulli", policy_start=start))
 
 
 def _budget_row(method: str, stage: str) -> Row:
@@ -294,13 +297,14 @@ def _budget_row(method: str, stage: str) -> Row:
         "the same network and recipe for as many epochs as Ft-2 was trained in all",
         stages=(stage,),
         task=_plain,
-        settings=partial(Bench.with_budget, stage=stage),
+        recipe=partial(Bench.with_budget, stage=stage),
         independent=True,
     )
 
 
-def _cnn_settings(bench: Bench) -> TrainSettings:
-    return replace(bench.settings, classifier="masked", hr_network=bench.options.sizes.cnn_network)
+def _plain_cnn(bench: Bench) -> Recipe:
+    networks = replace(bench.recipe.networks, classifier="masked", hr_network=bench.options.sizes.cnn_network)
+    return replace(bench.recipe, networks=networks)
 
 
 SUPER_RESOLUTION = Row(
@@ -315,42 +319,36 @@ HR_CNN = Row("HR-CNN", "a classifier on all of HR", own="hr")
 PATCHDROP = Row("PatchDrop", "the policy and its classifier", own="policy")
 
 
-def _medium_settings(bench: Bench) -> TrainSettings:
-    """HR-CNN's network and epochs in LR-CNN's place, on images of as many pixels as the last stage's patches have."""
-    settings = bench.settings
+def _medium_size(bench: Bench) -> Size:
+    """Sides of as many pixels as the last stage's patches have."""
     share = math.sqrt(bench.patches(bench.policy_stages[-1]) / bench.grid.patches)
-    sides = [min(side, max(8, round(side * share / 4) * 4)) for side in settings.high_size]
-    return replace(
-        settings,
-        low=f"{sides[0]}x{sides[1]}",
-        lr_network=settings.hr_network,
-        low_enlarge=1,
-        epochs_lr=settings.epochs_hr,
-    )
+    height, width = (min(side, max(8, round(side * share / 4) * 4)) for side in bench.data.shape.high)
+    return height, width
+
+
+def _medium_recipe(bench: Bench) -> Recipe:
+    """HR-CNN's network and epochs in LR-CNN's place, on images of the medium size."""
+    recipe, shape = bench.recipe, bench.data.shape._replace(low=_medium_size(bench))
+    networks = replace(recipe.networks, shape=shape, lr_network=recipe.networks.hr_network, low_enlarge=1)
+    return replace(recipe, networks=networks, schedule=recipe.schedule.with_epochs(lr=recipe.schedule.epochs["hr"]))
 
 
 def _medium(row: Row, bench: Bench, stage: str) -> Task:
-    settings = row.settings(bench)
-    fit, val = bench.data.splits["fit"], bench.data.splits["val"]
-    model = build_stage("lr", row.config(bench), statistics(fit, settings.low_size))
-    return ClassifierTask(stage, on_device(model, bench.device), fit, val, settings, bench.device)
+    recipe, config = row.recipe(bench), row.config(bench)
+    data = replace(bench.data, shape=config.shape)
+    model = build_stage("lr", config, statistics(data.splits["fit"], config.shape.low))
+    return ClassifierTask(stage, on_device(model, bench.device), recipe.loader(data))
 
 
-def _bernoulli_settings(bench: Bench) -> TrainSettings:
-    return replace(_own_network(bench), estimator="self-critical")
+def _bernoulli_recipe(bench: Bench) -> Recipe:
+    return replace(_own_network(bench), learning=replace(bench.recipe.learning, estimator="self-critical"))
 
 
 def _bernoulli(row: Row, bench: Bench, stage: str) -> Task:
-    settings = row.settings(bench)
-
-    def earlier(name: str) -> nn.Module:
-        return row.model(bench, name) if name in POLICY_STAGES else bench.earlier(name)
-
-    model = starting_model(stage, settings, row.config(bench), bench.statistics, earlier)
-    assert isinstance(model, PatchDrop)
+    recipe, model = row.recipe(bench), _starting_policy(row, bench, stage)
     _weigh_as_the_run(model, bench, stage)
-    task = make_task(stage, on_device(model, bench.device), bench.data, settings, bench.device)
-    if bench.settings.policy == "ranking":
+    task = make_task(stage, on_device(model, bench.device), recipe.loader(bench.data), recipe.learning)
+    if bench.recipe.networks.policy == "ranking":
         keep_weights(model)
     return task
 
@@ -372,15 +370,15 @@ MEDIUM = Row(
     "HR-CNN's network on the whole image at the resolution that has as many pixels as PatchDrop reads",
     stages=("lr",),
     task=_medium,
-    settings=_medium_settings,
-    whole_at=lambda bench: _medium_settings(bench).low_size,
+    recipe=_medium_recipe,
+    whole_at=_medium_size,
 )
 BERNOULLI = Row(
     "PatchDrop (Bernoulli)",
     "the paper's policy of independent patches, by its self-critical estimator",
     stages=POLICY_STAGES,
     task=_bernoulli,
-    settings=_bernoulli_settings,
+    recipe=_bernoulli_recipe,
     policy=True,
 )
 CHOOSER_ROWS = tuple(_chooser_row(method) for method in CHOOSERS)
@@ -433,7 +431,7 @@ BAGNET_ROWS = (
         "a dense network on all of HR",
         stages=("hr",),
         task=_plain,
-        settings=_cnn_settings,
+        recipe=_plain_cnn,
         independent=True,
     ),
     *CHOOSER_ROWS,

@@ -27,8 +27,8 @@ from patchdrop.compare.train import train_row, train_run
 from patchdrop.data.load import load
 from patchdrop.errors import Interrupted, TrainingError
 from patchdrop.settings.comparison import CompareOptions
-from patchdrop.settings.flat import TrainSettings
 from patchdrop.terminal.talk import as_line, warnings_told
+from patchdrop.training.recipe import Recipe
 from patchdrop.training.run import Advance, Stopper
 
 POLL_SECONDS = 0.5
@@ -46,7 +46,7 @@ def train_side_by_side(bench: Bench, rows: Sequence[Row], jobs: int, advance: Ad
     context = get_context("spawn")
     told: Queue[tuple[str, int]] = context.Queue()
     asked: Synchronized[int] = context.Value("i", 0)
-    begin = (bench.options, bench.settings, bench.folder, jobs, told, asked, os.getpid())
+    begin = (bench.options, bench.recipe, bench.folder, jobs, told, asked, os.getpid())
     with ProcessPoolExecutor(jobs, context, initializer=_begin, initargs=begin) as pool:
         try:
             run = pool.submit(_train, RUN)
@@ -102,7 +102,7 @@ _busy = Lock()
 
 def _begin(
     options: CompareOptions,
-    settings: TrainSettings,
+    recipe: Recipe,
     folder: Path,
     jobs: int,
     told: Queue[tuple[str, int]],
@@ -113,8 +113,8 @@ def _begin(
     global _bench, _told, _stop
     # The terminal's Ctrl-C reaches every process; the first one passes it on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(settings.threads or max(1, torch.get_num_threads() // jobs))
-    _bench = Bench(options, settings, load(settings, lambda done, total: None), folder)
+    torch.set_num_threads(recipe.threads or max(1, torch.get_num_threads() // jobs))
+    _bench = Bench(options, recipe, load(recipe.source, lambda done, total: None), folder)
     _told, _stop = told, _Asked(asked, parent)
     Thread(target=_end_after, args=(parent,), daemon=True).start()
 

@@ -12,20 +12,21 @@ from patchdrop.compare.bench import Bench
 from patchdrop.compare.rows import Row
 from patchdrop.errors import Interrupted
 from patchdrop.runs.folder import RunFolder
-from patchdrop.settings.flat import TrainSettings
-from patchdrop.training.loop import Task, clear_state, derived_seed
+from patchdrop.training.loop import Task, clear_state
 from patchdrop.training.run import (
     Advance,
+    Start,
     Stopper,
-    active_stages,
     make_task,
     on_device,
-    seconds_a_step,
     starting_model,
+    starts_as_low,
     teacher_of,
     train_stage,
     train_stages,
 )
+from patchdrop.training.seeds import derived_seed
+from patchdrop.training.work import seconds_a_step
 
 
 class Work(NamedTuple):
@@ -56,8 +57,8 @@ def train_rows(bench: Bench, rows: Sequence[Row], advance: Advance, stop: Stoppe
 
 def train_run(bench: Bench, advance: Advance, stop: Stopper) -> None:
     """Train the run that all rows start from, with every stage of the table; as `train_rows`."""
-    settings = replace(bench.settings, insist=True)
-    train_stages(settings, bench.data, bench.run, lambda stage, n: advance(f"run {stage}", n), stop)
+    recipe = replace(bench.recipe, insist=True)
+    train_stages(recipe, bench.data, bench.run, lambda stage, n: advance(f"run {stage}", n), stop)
 
 
 def train_row(row: Row, bench: Bench, advance: Advance, stop: Stopper) -> None:
@@ -74,7 +75,6 @@ def train_row(row: Row, bench: Bench, advance: Advance, stop: Stopper) -> None:
             task,
             folder,
             row.config(bench),
-            row.settings(bench),
             lambda n, name=name: advance(name, n),  # type: ignore[misc]
             stop,
             {"epochs": task.epochs, **more},
@@ -86,29 +86,28 @@ def train_row(row: Row, bench: Bench, advance: Advance, stop: Stopper) -> None:
 def start(row: Row, bench: Bench, stage: str) -> Task:
     """What trains a stage of a row, with its model as it starts."""
     assert row.task is not None
-    torch.manual_seed(derived_seed(bench.settings.seed, stage, "weights"))
+    torch.manual_seed(derived_seed(bench.seed, stage, "weights"))
     return row.task(row, bench, stage)
 
 
 def plan(bench: Bench, rows: Sequence[Row], measured: bool) -> list[Work]:
     """Every stage of the run and of the rows: epochs, steps and, where ``measured``, the time of its steps here."""
-    found = []
-    for stage in active_stages(bench.settings):
-        model = on_device(
-            starting_model(stage, bench.settings, bench.config(), bench.statistics, bench.earlier), bench.device
-        )
-        teacher = teacher_of(stage, bench.settings, bench.earlier, bench.device)
-        task = make_task(stage, model, bench.data, bench.settings, bench.device, teacher)
-        found.append(_work("run", task, bench.run, bench.settings, measured))
+    found, config, recipe = [], bench.config(), bench.recipe
+    begin = Start(recipe.schedule.stages, recipe.pretrained, starts_as_low(config))
+    for stage in recipe.stages:
+        model = on_device(starting_model(stage, begin, config, bench.statistics, bench.earlier), bench.device)
+        teacher = teacher_of(stage, config, bench.earlier, bench.device)
+        task = make_task(stage, model, bench.loader, recipe.learning, teacher)
+        found.append(_work("run", task, bench.run, measured))
     for row in rows:
         for stage in row.trains(bench):
             task = start(row, bench, stage)
-            found.append(_work(row.method, task, row.folder(bench), bench.settings, measured))
+            found.append(_work(row.method, task, row.folder(bench), measured))
     return found
 
 
-def _work(row: str, task: Task, folder: RunFolder, settings: TrainSettings, measured: bool) -> Work:
+def _work(row: str, task: Task, folder: RunFolder, measured: bool) -> Work:
     steps = task.epochs * task.steps_per_epoch
     done = folder.done(task.stage)
-    seconds = steps * seconds_a_step(task, settings.optimizer, settings.precision) if measured and not done else 0.0
+    seconds = steps * seconds_a_step(task) if measured and not done else 0.0
     return Work(row, task.stage, task.epochs, steps, round(seconds, 3), done)

@@ -57,7 +57,7 @@ def ways_of(models: Mapping[str, nn.Module], config: ModelConfig, scores: Tensor
         scores: ``(n, P)`` logits that say which patches are read where only their number is fixed; a batch of B images
             takes the first B.
     """
-    grid = Grid.parse(config.grid)
+    grid = config.shape.grid
     found: list[Way] = []
     for stage, model in models.items():
         if isinstance(model, PatchDrop):

@@ -14,13 +14,12 @@ from patchdrop.data.listing import Listing, Record, list_images
 from patchdrop.data.markers import CLASSES as SCENE_CLASSES
 from patchdrop.data.markers import make_scenes
 from patchdrop.data.sets import FileSource, MemorySource, Progress, Source, Split, into_memory, low_of, without_bad
+from patchdrop.data.source import DataSource
 from patchdrop.data.splits import carve
 from patchdrop.data.window_sets import Read, load_windows
 from patchdrop.data.windows import groups, is_window_list, list_windows
 from patchdrop.errors import DataError
-from patchdrop.grid import Grid
-from patchdrop.read.tiled import Shape
-from patchdrop.settings.flat import TrainSettings
+from patchdrop.grid import Shape, Size
 
 TRAIN_SCENES, TEST_SCENES = 5000, 1500
 
@@ -40,6 +39,7 @@ class Data:
     """Labelled images in splits.
 
     Attributes:
+        shape: of the images as they are decoded.
         splits: ``fit`` (all networks train on it), ``val`` (picks the checkpoint) and ``test``.
         skipped: image -> why it was left out.
         read: what reading windows of scenes cost; None for other data.
@@ -48,12 +48,13 @@ class Data:
     name: str
     layout: str
     classes: tuple[str, ...]
+    shape: Shape
     splits: Mapping[str, Split]
     skipped: Mapping[str, str]
     read: Read | None = None
 
 
-def load(settings: TrainSettings, progress: Progress, only: str | None = None) -> Data:
+def load(asked: DataSource, progress: Progress, only: str | None = None) -> Data:
     """Read a data set and split it.
 
     Args:
@@ -63,16 +64,16 @@ def load(settings: TrainSettings, progress: Progress, only: str | None = None) -
     Raises:
         DataError: see `patchdrop.data.listing` and `patchdrop.read.images`.
     """
-    parts = _read(settings, progress, only)
+    parts = _read(asked, progress, only)
     if only is not None:
         if only not in parts.sources:
-            raise DataError(f"{settings.data}: has no {only} split; name one that it has with --split")
+            raise DataError(f"{asked.data}: has no {only} split; name one that it has with --split")
         whole = {only: _whole(parts.sources[only])}
-        return Data(parts.name, parts.layout, parts.classes, whole, parts.skipped, parts.read)
+        return Data(parts.name, parts.layout, parts.classes, asked.shape, whole, parts.skipped, parts.read)
     if "train" not in parts.sources:
-        raise DataError(f"{settings.data}: has no train split, so nothing can be trained on it")
-    splits = _split(parts.sources, settings, parts.groups)
-    return Data(parts.name, parts.layout, parts.classes, splits, parts.skipped, parts.read)
+        raise DataError(f"{asked.data}: has no train split, so nothing can be trained on it")
+    splits = _split(parts.sources, asked, parts.groups)
+    return Data(parts.name, parts.layout, parts.classes, asked.shape, splits, parts.skipped, parts.read)
 
 
 @dataclass(frozen=True)
@@ -87,29 +88,29 @@ class _Parts:
     read: Read | None = None
 
 
-def _read(settings: TrainSettings, progress: Progress, only: str | None) -> _Parts:
-    layout = settings.layout
-    if layout == "scenes" or (layout == "auto" and settings.data == "scenes"):
-        size = settings.high_size
-        if size[0] != size[1] or settings.channels != 3:
+def _read(asked: DataSource, progress: Progress, only: str | None) -> _Parts:
+    layout, shape = asked.layout, asked.shape
+    if layout == "scenes" or (layout == "auto" and asked.data == "scenes"):
+        size = shape.high
+        if size[0] != size[1] or shape.channels != 3:
             raise DataError("scenes: the embedded scenes are square RGB images, set one --high and 3 channels")
         made = {"train": make_scenes("train", TRAIN_SCENES, size[0]), "test": make_scenes("test", TEST_SCENES, size[0])}
         return _in_memory("scenes", "scenes", SCENE_CLASSES, made)
-    root = Path(settings.data)
+    root = Path(asked.data)
     if layout in ("cifar10", "cifar100"):
-        return _cifar(root, layout, settings)
+        return _cifar(root, layout, shape)
     if layout in ("auto", "csv") and is_window_list(root):
-        return _from_scenes(root, settings, progress, only)
+        return _from_scenes(root, asked, progress, only)
     listing = list_images(root, layout)
     if listing.layout in ("cifar10", "cifar100"):
-        return _cifar(root, listing.layout, settings)
-    return _from_files(listing, settings, progress, only)
+        return _cifar(root, listing.layout, shape)
+    return _from_files(listing, asked, progress, only)
 
 
-def _cifar(root: Path, layout: str, settings: TrainSettings) -> _Parts:
+def _cifar(root: Path, layout: str, shape: Shape) -> _Parts:
     classes, splits = load_cifar(root, layout)
     for name, (high, _) in splits.items():
-        if tuple(high.shape[1:]) != (settings.channels, *settings.high_size):
+        if tuple(high.shape[1:]) != (shape.channels, *shape.high):
             raise DataError(f"{root}: {name} images are 32 x 32 RGB, set --high 32 --channels 3")
     return _in_memory(root.name, layout, classes, splits)
 
@@ -122,42 +123,41 @@ def _in_memory(name: str, layout: str, classes: Sequence[str], splits: Mapping[s
     return _Parts(name, layout, tuple(classes), sources, {})
 
 
-def _from_files(listing: Listing, settings: TrainSettings, progress: Progress, only: str | None) -> _Parts:
+def _from_files(listing: Listing, asked: DataSource, progress: Progress, only: str | None) -> _Parts:
     sources: dict[str, Source] = {}
     skipped: dict[str, str] = {}
     wanted = {k: v for k, v in listing.splits.items() if only in (None, k)}
-    height, width = settings.high_size
+    height, width = asked.shape.high
     images = sum(map(len, wanted.values()))
-    fits = images * settings.channels * height * width <= settings.memory_gb * 2**30
+    fits = images * asked.shape.channels * height * width <= asked.memory_gb * 2**30
     before = 0
     for split, records in wanted.items():
         source = FileSource(
             records,
-            settings.high_size,
-            settings.low_size,
-            settings.channels,
-            settings.workers,
+            asked.shape.high,
+            asked.shape.low,
+            asked.shape.channels,
+            asked.workers,
             [_name(listing.root, record) for record in records],
             torch.tensor([record.target for record in records]),
-            settings.skip_bad,
+            asked.skip_bad,
             skipped,
         )
         if fits:
-            sources[split] = into_memory(source, settings.workers, _after(before, images, progress))
-        elif settings.skip_bad:
-            sources[split] = without_bad(source, settings.workers, _after(before, images, progress))
+            sources[split] = into_memory(source, asked.workers, _after(before, images, progress))
+        elif asked.skip_bad:
+            sources[split] = without_bad(source, asked.workers, _after(before, images, progress))
         else:
             sources[split] = source
         before += len(records)
     return _Parts(listing.root.name, listing.layout, listing.classes, sources, skipped)
 
 
-def _from_scenes(root: Path, settings: TrainSettings, progress: Progress, only: str | None) -> _Parts:
+def _from_scenes(root: Path, asked: DataSource, progress: Progress, only: str | None) -> _Parts:
     listing = list_windows(root)
     wanted = {k: v for k, v in listing.splits.items() if only in (None, k)}
-    shape = Shape(settings.high_size, settings.low_size, Grid.parse(settings.grid), settings.channels)
     skipped: dict[str, str] = {}
-    sources, read = load_windows(wanted, shape, settings, skipped, progress)
+    sources, read = load_windows(wanted, asked, skipped, progress)
     train = listing.splits.get("train", ())
     joined = dict(zip((window.name for window in train), groups(train), strict=True))
     return _Parts(root.name, "windows", listing.classes, sources, skipped, joined, read)
@@ -190,27 +190,25 @@ def check_classes(data: Data, where: str) -> None:
         )
 
 
-def _split(
-    sources: Mapping[str, Source], settings: TrainSettings, groups: Mapping[str, int] | None
-) -> dict[str, Split]:
+def _split(sources: Mapping[str, Source], asked: DataSource, groups: Mapping[str, int] | None) -> dict[str, Split]:
     train = sources["train"]
     group = list(range(len(train.targets))) if groups is None else [groups[name] for name in train.names]
     fit = list(range(len(train.targets)))
     splits: dict[str, Split] = {}
     if "val" in sources:
         splits["val"] = _whole(sources["val"])
-    elif settings.val_fraction > 0:
-        fit, val = carve(train.targets.tolist(), settings.val_fraction, settings.seed, group)
+    elif asked.val_fraction > 0:
+        fit, val = carve(train.targets.tolist(), asked.val_fraction, asked.seed, group)
         splits["val"] = Split(train, torch.tensor(val))
     else:
-        raise DataError(f"{settings.data}: has no val split, and val_fraction is 0; one of the two is needed")
+        raise DataError(f"{asked.data}: has no val split, and val_fraction is 0; one of the two is needed")
     splits["fit"] = Split(train, torch.tensor(fit))
     if "test" in sources:
         splits["test"] = _whole(sources["test"])
     empty = [name for name, split in splits.items() if len(split) == 0]
     if empty:
         joined = ", or too many of its windows overlap: name splits in a column split" if groups else ""
-        raise DataError(f"{settings.data}: no image is left for the {empty[0]} split{joined}")
+        raise DataError(f"{asked.data}: no image is left for the {empty[0]} split{joined}")
     return splits
 
 
@@ -218,7 +216,7 @@ def _whole(source: Source) -> Split:
     return Split(source, torch.arange(len(source.targets)))
 
 
-def statistics(split: Split, low_size: tuple[int, int], images: int = 2048) -> Statistics:
+def statistics(split: Split, low_size: Size, images: int = 2048) -> Statistics:
     """Channel statistics over up to ``images`` evenly spaced images of a split (use ``fit`` alone)."""
     step = max(1, len(split) // images)
     positions = torch.arange(0, len(split), step)[:images]

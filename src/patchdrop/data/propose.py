@@ -26,13 +26,10 @@ from typing import TypeVar
 from patchdrop.data.listing import CIFAR_FOLDERS, Record, list_images
 from patchdrop.data.windows import Window, is_window_list, list_windows
 from patchdrop.errors import DataError
-from patchdrop.grid import Grid, patch_size
+from patchdrop.grid import Grid, Named, Size, patch_size, size_text
 from patchdrop.read.images import Box, read_size
-from patchdrop.settings.flat import size_of
 
-Size = tuple[int, int]
-"""Height and width in pixels."""
-
+NOTHING_NAMED = Named(None, None, None)
 LARGEST_ON_CPU, LARGEST_ON_GPU = 128, 224
 """HR's longer side in pixels, at most, on a machine without a GPU and on one with."""
 SMALLEST = 16
@@ -55,47 +52,45 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Proposal:
-    """Sizes and grid, as `patchdrop.settings.flat.TrainSettings` takes them.
+    """Sizes and grid.
 
     Attributes:
-        high, low: ``128``, or ``96x128`` for height x width in pixels.
-        grid: ``4``, or ``3x4`` for rows x columns.
         reasons: ``high``, ``low`` and ``grid``, those that no user named, each with why, in words that may follow a
             colon.
         warning: a sentence where HR that a user named is larger than most of the images.
     """
 
-    high: str
-    low: str
-    grid: str
+    high: Size
+    low: Size
+    grid: Grid
     reasons: Mapping[str, str]
     warning: str | None = None
 
 
 def propose_for(
-    data: str, layout: str = "auto", largest: int = LARGEST_ON_CPU, *, high: str = "", low: str = "", grid: str = ""
+    data: str, layout: str = "auto", largest: int = LARGEST_ON_CPU, given: Named = NOTHING_NAMED
 ) -> Proposal:
     """What to train with on a data set, in any layout.
 
     Args:
         data, layout: as in the settings.
         largest: HR's longer side in pixels, at most.
-        high, low, grid: what a user named; an empty text is proposed.
+        given: what a user named; the rest is proposed.
 
     Raises:
         DataError: there is no such data set, it has no train split, its images are too small, or none can be read.
-        UsageError: a layout, size or grid that does not exist.
+        UsageError: a layout that does not exist.
     """
     if layout == "scenes" or (layout == "auto" and data == "scenes"):
-        return _for_embedded(high, low, grid)
+        return _for_embedded(given)
     root = Path(data)
     if layout in ("auto", "csv") and is_window_list(root):
-        return _for_windows(_train(list_windows(root).splits, data), high, low, grid)
+        return _for_windows(_train(list_windows(root).splits, data), given)
     listing = None if layout in CIFAR_FOLDERS else list_images(root, layout)
     if listing is None or listing.layout in CIFAR_FOLDERS:
-        return _exactly((32, 32), "the images are 32 x 32 px", high, low, grid)
+        return _exactly((32, 32), "the images are 32 x 32 px", given)
     records = _train(listing.splits, data)
-    return propose(image_sizes(records), low_sizes(records), largest, high=high, low=low, grid=grid)
+    return propose(image_sizes(records), low_sizes(records), largest, given)
 
 
 def _train(splits: Mapping[str, Sequence[T]], data: str) -> Sequence[T]:
@@ -104,34 +99,35 @@ def _train(splits: Mapping[str, Sequence[T]], data: str) -> Sequence[T]:
     return splits["train"]
 
 
-def _for_embedded(high: str, low: str, grid: str) -> Proposal:
+def _for_embedded(given: Named) -> Proposal:
     """An eighth of HR a side, which hides the digits, is what the embedded scenes are made for."""
-    side = size_of(high or "64", "high")[0]
-    made = propose([], high=str(side), low=low or str(max(1, side // 8)), grid=grid or str(PARTS))
-    named = {"high": high, "low": low, "grid": grid}
+    side = given.high[0] if given.high else 64
+    part = max(1, side // 8)
+    high, low = given.high or (side, side), given.low or (part, part)
     reasons = {
         "high": "the embedded scenes are drawn at any size, the demo's is 64 px",
         "low": "an eighth of HR a side shows where a marker is and hides its digit",
         "grid": f"{PARTS} x {PARTS} patches, each about as large as a marker",
     }
-    return replace(made, high=high or made.high, reasons={k: v for k, v in reasons.items() if not named[k]})
+    proposed = {name: why for name, why in reasons.items() if getattr(given, name) is None}
+    return Proposal(high, low, given.grid or Grid(PARTS, PARTS), proposed)
 
 
-def _for_windows(windows: Sequence[Window], high: str, low: str, grid: str) -> Proposal:
+def _for_windows(windows: Sequence[Window], given: Named) -> Proposal:
     """Where windows differ, HR is the most frequent size; whoever reads them names the line of each other."""
     counts = Counter((bottom - top, right - left) for top, left, bottom, right in (window.box for window in windows))
     (height, width), count = counts.most_common(1)[0]
     which = "the windows" if count == len(windows) else f"{count} of {len(windows)} windows"
     why = f"{which} of the list are {height} x {width} px"
-    if not high and min(height, width) < SMALLEST:
+    if given.high is None and min(height, width) < SMALLEST:
         raise DataError(f"{why}, too small to choose patches from: list windows of {SMALLEST} px a side or more")
-    return _exactly((height, width), f"{why}, and a window is never resampled", high, low, grid)
+    return _exactly((height, width), f"{why}, and a window is never resampled", given)
 
 
-def _exactly(size: Size, why: str, high: str, low: str, grid: str) -> Proposal:
+def _exactly(size: Size, why: str, given: Named) -> Proposal:
     """HR of a size that nobody may round."""
-    made = propose([], high=high or _text(size), low=low, grid=grid)
-    return made if high else replace(made, reasons={"high": why, **made.reasons})
+    made = propose([], given=given if given.high else given._replace(high=size))
+    return made if given.high else replace(made, reasons={"high": why, **made.reasons})
 
 
 # --- sizes of images
@@ -183,42 +179,39 @@ def propose(
     sizes: Sequence[Size],
     own_low_sizes: Sequence[Size] | None = None,
     largest: int = LARGEST_ON_CPU,
-    *,
-    high: str = "",
-    low: str = "",
-    grid: str = "",
+    given: Named = NOTHING_NAMED,
 ) -> Proposal:
     """HR, LR and grid by the rules at the top of this file.
 
     Args:
-        sizes: (height, width) of images in pixels; may be empty where ``high`` is named.
+        sizes: (height, width) of images in pixels; may be empty where HR is named.
         own_low_sizes: those of the LR images, where LR has files of its own.
         largest: HR's longer side in pixels, at most.
-        high, low, grid: what a user named; an empty text is proposed.
+        given: what a user named; the rest is proposed.
 
     Raises:
-        DataError: more than a quarter of the images are too small, and no ``high`` is named.
-        UsageError: ``high``, ``low`` or ``grid`` makes no sense, or the images cannot hold that grid.
+        DataError: more than a quarter of the images are too small, and no HR is named.
+        UsageError: the images cannot hold the grid.
     """
     reasons: dict[str, str] = {}
     own_low = _lower_quartile([min(size) for size in own_low_sizes]) if own_low_sizes else None
-    known_low = min(size_of(low, "low")) if low else own_low
-    if high:
-        sides = size_of(high, "high")
-        parts = Grid.parse(grid) if grid else _grid(sides, known_low)
+    known_low = min(given.low) if given.low else own_low
+    if given.high:
+        sides = given.high
+        grid = given.grid or _grid(sides, known_low)
     else:
         held = _held(sizes)
         _check_large(min(held))
         capped = _capped(held, largest)
-        parts = Grid.parse(grid) if grid else _grid(capped, known_low)
-        sides = _fitted(capped, parts)
-        reasons["high"] = _why_high(sizes, held, sides, _fitted(held, parts), largest)
-    if not low:
-        low_sides, reasons["low"] = _low(sides, own_low)
-        low = _text(low_sides)
-    if not grid:
-        reasons["grid"] = _why_grid(parts, sides)
-    return Proposal(high or _text(sides), low, str(parts), reasons, too_large(sizes, sides))
+        grid = given.grid or _grid(capped, known_low)
+        sides = _fitted(capped, grid)
+        reasons["high"] = _why_high(sizes, held, sides, _fitted(held, grid), largest)
+    low = given.low
+    if low is None:
+        low, reasons["low"] = _low(sides, own_low)
+    if given.grid is None:
+        reasons["grid"] = _why_grid(grid, sides)
+    return Proposal(sides, low, grid, reasons, too_large(sizes, sides))
 
 
 def too_large(sizes: Sequence[Size], high: Size) -> str | None:
@@ -231,10 +224,6 @@ def too_large(sizes: Sequence[Size], high: Size) -> str | None:
         f"HR of {high[0]} x {high[1]} px is larger than {smaller} of the {len(sizes)} images looked at: enlarging them "
         f"adds no detail, only time; {held[0]} x {held[1]} px is what three of four have"
     )
-
-
-def _text(size: Size) -> str:
-    return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
 def _lower_quartile(values: Sequence[int]) -> int:
@@ -327,7 +316,7 @@ def _why_high(sizes: Sequence[Size], held: Size, high: Size, without_cap: Size, 
     if high != without_cap:
         return (
             f"{why}, but time grows with the square of the side, so HR stops at {largest} px; --high asks for more, "
-            f"up to {_text(without_cap)}"
+            f"up to {size_text(without_cap)}"
         )
     return why if high == held else f"{why}, and the grid has to divide HR into patches that halve well"
 

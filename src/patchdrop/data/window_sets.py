@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from patchdrop.data.sets import Bad, Batch, Decoded, MemorySource, Pixels, Progress, Source, streamed
+from patchdrop.data.source import DataSource
 from patchdrop.data.windows import Window
 from patchdrop.errors import DataError, PatchDropError, UsageError
-from patchdrop.read.tiled import Shape
+from patchdrop.grid import Shape
 from patchdrop.read.windows import Seen, Windows
-from patchdrop.settings.flat import TrainSettings
 from patchdrop.transport.kept import open_kept
 from patchdrop.transport.ledger import PURPOSES, Ledger
 from patchdrop.transport.ranges import Transport, is_url
@@ -67,8 +67,7 @@ class Read:
 
 def load_windows(
     splits: Mapping[str, Sequence[Window]],
-    shape: Shape,
-    settings: TrainSettings,
+    asked: DataSource,
     skipped: dict[str, str],
     progress: Progress,
 ) -> tuple[dict[str, Source], Read]:
@@ -81,19 +80,19 @@ def load_windows(
         DataError: a window cannot be read; file and line are named.
         UsageError: windows behind a network neither fit into memory nor have a cache.
     """
-    cache = Path(settings.cache) if settings.cache else None
+    shape, cache = asked.shape, Path(asked.cache) if asked.cache else None
     members = [window for windows in splits.values() for window in windows]
     samples = shape.channels * shape.high[0] * shape.high[1]
-    fits = len(members) * samples <= settings.memory_gb * 2**30
+    fits = len(members) * samples <= asked.memory_gb * 2**30
     if not fits and cache is None and any(is_url(window.scene) for window in members):
         raise UsageError(
-            f"{settings.data}: more than --memory-gb {settings.memory_gb:g} of windows, some behind a network, which "
+            f"{asked.data}: more than --memory-gb {asked.memory_gb:g} of windows, some behind a network, which "
             "every epoch would read again: name a folder that keeps them with --cache"
         )
 
     def bad(position: int, reason: str) -> None:
         window = members[position]
-        if not settings.skip_bad:
+        if not asked.skip_bad:
             raise DataError(f"{window.where}: {reason}")
         skipped[window.name] = f"{window.where}: {reason}"
         left_out.add(position)
@@ -110,7 +109,7 @@ def load_windows(
             raise DataError(f"none of the {len(windows)} windows of {split} could be read")
         chosen = [members[i] for i in kept]
         sources[split] = (
-            WindowSource(chosen, shape, cache, settings.workers, settings.skip_bad, skipped)
+            WindowSource(chosen, shape, cache, asked.workers, asked.skip_bad, skipped)
             if held is None
             else held.source(kept, chosen)
         )

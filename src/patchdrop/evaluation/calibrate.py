@@ -21,7 +21,7 @@ from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.evaluation.dial import policy_scores
 from patchdrop.evaluation.guarantee import p_values, proved, towards_cheaper
 from patchdrop.evaluation.metrics import wilson
-from patchdrop.grid import Grid, boxes
+from patchdrop.grid import boxes
 from patchdrop.models.build import ModelConfig
 from patchdrop.policy.budget import cut_for_mean, probability_of
 from patchdrop.policy.reward import gain
@@ -113,13 +113,13 @@ def measure(
             is classified again only where that is more.
         advance: told how many images are done.
     """
-    grid = Grid.parse(config.grid)
+    grid = config.shape.grid
     choices: list[Tensor] = []
     rights: list[Tensor] = []
     with torch.inference_mode():
         for batch in split.in_order(BATCH):
             low, high, target = (
-                low_of(batch, config.low_size).to(device),
+                low_of(batch, config.shape.low).to(device),
                 batch.high.to(device),
                 batch.target.to(device),
             )
@@ -144,10 +144,9 @@ def measure(
 def bytes_read(choice: Tensor, config: ModelConfig) -> list[float]:
     """Mean bytes an image of ``choice (M, n, P)``: the chosen patches' pixels, one byte a channel, uncompressed."""
     areas = [
-        (bottom - top) * (right - left)
-        for top, left, bottom, right in boxes(Grid.parse(config.grid), *config.high_size)
+        (bottom - top) * (right - left) for top, left, bottom, right in boxes(config.shape.grid, *config.shape.high)
     ]
-    sizes = config.channels * torch.tensor(areas, dtype=torch.float64)
+    sizes = config.shape.channels * torch.tensor(areas, dtype=torch.float64)
     found: list[float] = (choice.double() @ sizes).mean(1).tolist()
     return found
 
@@ -177,8 +176,8 @@ def mask_price(target: Target, config: ModelConfig) -> MaskPrice | None:
     """
     if target.tariff is None:
         return None
-    grid = Grid.parse(config.grid)
-    return MaskPrice(read_tariff(target.tariff), grid, config.high_size, config.channels, target.pixel_metres)
+    grid = config.shape.grid
+    return MaskPrice(read_tariff(target.tariff), grid, config.shape.high, config.shape.channels, target.pixel_metres)
 
 
 def cost(
@@ -330,7 +329,7 @@ def operating_points(
     Raises:
         DataError: no point qualifies.
     """
-    scores = policy_scores(model, config, val, device)
+    scores = policy_scores(model, config.shape.low, val, device)
     cuts = cuts_on(scores, target.mean_budget)
     validation = measure(model, config, val, cuts, device, lambda count: advance("val", count))
     calibration = measure(model, config, held, cuts, device, lambda count: advance("calibration", count))

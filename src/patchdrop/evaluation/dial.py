@@ -14,8 +14,7 @@ from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError, UsageError
 from patchdrop.files import read_json
-from patchdrop.grid import Grid
-from patchdrop.models.build import ModelConfig
+from patchdrop.grid import Size
 from patchdrop.models.one_look import Advised
 from patchdrop.policy.budget import above, at_most, cut_for_mean, logit_of
 from patchdrop.policy.choice import Choose
@@ -49,10 +48,10 @@ def policy_stage(run: RunFolder, stage: str | None = None) -> str:
     return stage
 
 
-def policy_scores(model: PatchDrop, config: ModelConfig, split: Split, device: torch.device) -> Tensor:
+def policy_scores(model: PatchDrop, low_size: Size, split: Split, device: torch.device) -> Tensor:
     """The policy's patch logits on every image of a split: ``(n, P)`` float32. The classifier is not run."""
     with torch.inference_mode():
-        found = [model.look(low_of(batch, config.low_size).to(device)).scores.cpu() for batch in split.in_order(BATCH)]
+        found = [model.look(low_of(batch, low_size).to(device)).scores.cpu() for batch in split.in_order(BATCH)]
     return torch.cat(found).float()
 
 
@@ -73,7 +72,7 @@ def choices_of(
             stage than the one asked for.
         RunError: no calibrated point, or one made with other weights.
     """
-    dial.check(Grid.parse(run.settings().grid).patches)
+    dial.check(run.settings().shape.grid.patches)
     if dial.calibrated:
         calibration = read_calibration(run)
         stage = calibration["stage"]
@@ -89,7 +88,7 @@ def choices_of(
                 raise UsageError(
                     "--mean-budget: needs all images at once; calibrate the run with it, then give --calibrated"
                 )
-            scores = policy_scores(model.to(device), config, images, device)
+            scores = policy_scores(model.to(device), config.shape.low, images, device)
             choices[stage] = partial(above, cut=cut_for_mean(scores, dial.mean_budget))
             continue
         if dial.mistake is not None:

@@ -30,7 +30,6 @@ from patchdrop.evaluation.strategies import (
     random_places,
 )
 from patchdrop.evaluation.verdict import last_verdict
-from patchdrop.grid import Grid
 from patchdrop.models.build import ModelConfig
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.policy.reward import reward
@@ -59,10 +58,8 @@ def evaluate(
             continue
         model, config = run.load(stage)
         model.to(device)
-        grid = Grid.parse(config.grid)
-
         choose = greedy if choices is None else choices.get(stage, greedy)
-        outcomes[stage] = outcome_of(model, config, grid, split, lambda scores, _: choose(scores), device)  # noqa: B023
+        outcomes[stage] = outcome_of(model, config.shape, split, lambda scores, _: choose(scores), device)  # noqa: B023
         advance(stage, len(split))
         if isinstance(model, PatchDrop):
             stand = Stand(model, config, split, outcomes[stage], outcomes.get("lr"), outcomes.get("hr"), seed, device)
@@ -157,7 +154,7 @@ def results(
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
     """The document ``results.json`` (the contract is in the documentation); no rows where nothing is trained."""
-    grid = Grid.parse(config.grid)
+    grid = config.shape.grid
     sigmas = {
         stage: float(run.stage_config(stage)["figures"].get("sigma", 0.5)) for stage in POLICY_STAGES if run.done(stage)
     }
@@ -170,8 +167,8 @@ def results(
         "class_names": list(config.classes),
         "patches": grid.patches,
         "grid": [grid.rows, grid.cols],
-        "high": list(config.high_size),
-        "low": list(config.low_size),
+        "high": list(config.shape.high),
+        "low": list(config.shape.low),
         "rows": table_rows(outcomes, sigmas),
         "per_class": {stage: per_class(outcomes[stage], config.classes) for stage in shown},
         "looks": {stage: outcomes[stage].choice.float().mean(0).tolist() for stage in shown},

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from patchdrop.classify.high import HighClassifier
 from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop
-from patchdrop.grid import Grid
-from patchdrop.models.build import ModelConfig
+from patchdrop.grid import Shape
 from patchdrop.policy.choice import keep_all
 from patchdrop.read.source import from_memory
 
@@ -42,8 +41,7 @@ class Outcome:
 
 def outcome_of(
     model: nn.Module,
-    config: ModelConfig,
-    grid: Grid,
+    shape: Shape,
     split: Split,
     choose: Callable[[Tensor, int], Tensor],
     device: torch.device,
@@ -59,19 +57,19 @@ def outcome_of(
     start = 0
     with torch.inference_mode():
         for batch in split.in_order(BATCH):
-            low = low_of(batch, config.low_size).to(device)
+            low = low_of(batch, shape.low).to(device)
             high = batch.high.to(device)
             if isinstance(model, PatchDrop):
                 here = start
-                episode = model(low, lambda s: choose(s, here).to(device), from_memory(high, grid))  # noqa: B023
+                episode = model(low, lambda s: choose(s, here).to(device), from_memory(high, shape.grid))  # noqa: B023
                 scores, choice, logits = episode.scores, episode.choice, episode.logits
                 if episode.chances is not None:
                     foreseen.append(episode.chances.cpu())
             else:
-                scores = torch.zeros(len(low), grid.patches, device=device)
+                scores = torch.zeros(len(low), shape.grid.patches, device=device)
                 choice = keep_all(scores)
                 is_low = not isinstance(model, HighClassifier)
-                logits = model(low) if is_low else model(from_memory(high, grid)(choice), low)
+                logits = model(low) if is_low else model(from_memory(high, shape.grid)(choice), low)
                 choice = torch.zeros_like(choice) if is_low else choice
             start += len(low)
             parts.append((scores.cpu(), choice.cpu(), logits.float().cpu(), batch.target))

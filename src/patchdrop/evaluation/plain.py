@@ -22,8 +22,7 @@ from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import UsageError
 from patchdrop.evaluation.outcome import BATCH, Outcome, outcome_of
-from patchdrop.grid import Grid
-from patchdrop.models.build import ModelConfig
+from patchdrop.grid import Shape, Size
 from patchdrop.policy.choice import random_patches, whole_counts
 from patchdrop.policy.network import doubts
 from patchdrop.policy.ranking import first, in_order
@@ -113,8 +112,7 @@ def patch_worth(masks: Tensor, probability: Tensor) -> Tensor:
 
 def fixed_best(
     model: PatchDrop,
-    config: ModelConfig,
-    grid: Grid,
+    shape: Shape,
     split: Split,
     mean_patches: float,
     generator: torch.Generator,
@@ -134,11 +132,12 @@ def fixed_best(
     Raises:
         UsageError: ``mean_patches`` out of its range.
     """
-    _check(mean_patches, grid.patches)
+    patches = shape.grid.patches
+    _check(mean_patches, patches)
     masks, probabilities = [], []
     for _ in range(ROUNDS):
-        choice = random_patches(torch.zeros(len(split), grid.patches), mean_patches, generator)
-        outcome = outcome_of(model, config, grid, split, given(choice), device)
+        choice = random_patches(torch.zeros(len(split), patches), mean_patches, generator)
+        outcome = outcome_of(model, shape, split, given(choice), device)
         masks.append(choice)
         probabilities.append(right_probability(outcome.logits, outcome.target))
     return patch_worth(torch.stack(masks), torch.stack(probabilities)).argsort(descending=True, stable=True)
@@ -193,7 +192,7 @@ def candidates(patches: int, mean_patches: float) -> tuple[int, ...]:
     return tuple(sorted({each for each in (-(-patches // 4), -(-patches // 2), patches) if each >= mean_patches}))
 
 
-def scores_on(split: Split, config: ModelConfig, score: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+def scores_on(split: Split, low_size: Size, score: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
     """Scores of every image of a split, from LR alone.
 
     Args:
@@ -203,7 +202,7 @@ def scores_on(split: Split, config: ModelConfig, score: Callable[[Tensor], Tenso
         ``(n, P)`` in the split's order.
     """
     with torch.inference_mode():
-        return torch.cat([score(low_of(batch, config.low_size).to(device)).cpu() for batch in split.in_order(BATCH)])
+        return torch.cat([score(low_of(batch, low_size).to(device)).cpu() for batch in split.in_order(BATCH)])
 
 
 def given(choice: Tensor) -> Callable[[Tensor, int], Tensor]:

@@ -26,7 +26,7 @@ from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.sets import Split, low_of
 from patchdrop.evaluation.calibrate import cuts_on
 from patchdrop.evaluation.metrics import calibration_error
-from patchdrop.models.build import ModelConfig
+from patchdrop.grid import Size
 from patchdrop.models.one_look import Advised
 from patchdrop.packed import gather
 from patchdrop.policy.budget import cut_for_mean
@@ -93,11 +93,11 @@ def few_counts(patches: int) -> Tensor:
 
 
 @torch.no_grad()
-def hear(model: Advised, config: ModelConfig, split: Split, device: torch.device, counts: Tensor) -> Heard:
+def hear(model: Advised, low_size: Size, split: Split, device: torch.device, counts: Tensor) -> Heard:
     """A ranking policy on a split: its ranking as it is used, followed for each of ``counts (M,)``, rising."""
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for batch in split.in_order(BATCH):
-        low, high = low_of(batch, config.low_size).to(device), batch.high.to(device)
+        low, high = low_of(batch, low_size).to(device), batch.high.to(device)
         utilities, opinion = model.hear(low)
         order = in_order(utilities)
         found = []

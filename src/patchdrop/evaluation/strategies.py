@@ -77,7 +77,7 @@ class Stand:
     @property
     def grid(self) -> Grid:
         """Of its patches."""
-        return Grid.parse(self.config.grid)
+        return self.config.shape.grid
 
     @property
     def mean_patches(self) -> float:
@@ -96,7 +96,7 @@ class Stand:
 
     def with_choice(self, choice: Tensor) -> Outcome:
         """What the stage's classifier says with another choice ``(n, P)`` bool."""
-        return outcome_of(self.model, self.config, self.grid, self.split, given(choice), self.device)
+        return outcome_of(self.model, self.config.shape, self.split, given(choice), self.device)
 
 
 def controls(stand: Stand) -> dict[str, Outcome]:
@@ -120,7 +120,7 @@ def random_places(stand: Stand) -> Outcome:
 def chosen_on(stand: Stand) -> tuple[Plain, dict[str, Outcome]]:
     """What plain strategies take from a validation split, and what those that need it come to there."""
     order = fixed_best(
-        stand.model, stand.config, stand.grid, stand.split, stand.mean_patches, stand.generator(), stand.device
+        stand.model, stand.config.shape, stand.split, stand.mean_patches, stand.generator(), stand.device
     )
     found = {FIXED: stand.with_choice(top_of(order, stand.mean_patches, len(stand.split), stand.generator()))}
     each, maps = stand.grid.patches, _maps(stand)
@@ -147,7 +147,7 @@ def plain_outcomes(stand: Stand, plain: Plain) -> dict[str, Outcome]:
 
 def from_low_alone(stand: Stand) -> dict[str, Outcome]:
     """The strategies that take nothing from validation images: where LR varies most, and a cascade."""
-    spread = scores_on(stand.split, stand.config, lambda low: detail(low, stand.grid), stand.device)
+    spread = scores_on(stand.split, stand.config.shape.low, lambda low: detail(low, stand.grid), stand.device)
     found = {DETAIL: stand.with_choice(top(spread, stand.mean_patches, stand.generator()))}
     if stand.low is not None and stand.high is not None:
         whole = cascade(stand.opinion, stand.mean_patches, stand.grid.patches)
@@ -161,6 +161,8 @@ def _maps(stand: Stand) -> Tensor | None:
         return None
     low_cnn = stand.model.classifier.low
     try:
-        return scores_on(stand.split, stand.config, lambda low: activation_maps(low_cnn, low, stand.grid), stand.device)
+        return scores_on(
+            stand.split, stand.config.shape.low, lambda low: activation_maps(low_cnn, low, stand.grid), stand.device
+        )
     except UsageError:
         return None

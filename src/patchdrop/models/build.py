@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
 from typing import Any, get_args, get_type_hints
 
 import torch
@@ -20,26 +20,26 @@ from patchdrop.classify.vit import TokenViT
 from patchdrop.data.load import Statistics
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError, UsageError
-from patchdrop.grid import Grid
+from patchdrop.grid import Shape, shape_of, size_text
 from patchdrop.models.one_look import Advised, OneLook, Ruled
 from patchdrop.networks.build import Normalise
 from patchdrop.policy.network import Policy
 from patchdrop.policy.ranking import Ranking
 from patchdrop.policy.rules import RULES, Rule
-from patchdrop.settings.flat import TrainSettings, size_of, two_streams
+from patchdrop.settings.flat import TrainSettings, two_streams
 
 AGAIN = "remove that stage's folder and train it again"
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that is needed to build a stage's networks again; part of each stage's ``config.json``."""
+    """All that is needed to build a stage's networks again; part of each stage's ``config.json``.
+
+    In JSON the shape is four plain values beside the others: ``grid``, ``high``, ``low`` and ``channels``.
+    """
 
     classes: tuple[str, ...]
-    grid: str
-    high: str
-    low: str
-    channels: int
+    shape: Shape
     hr_network: str
     lr_network: str
     policy_network: str
@@ -55,56 +55,45 @@ class ModelConfig:
     policy: str = "bernoulli"
 
     @classmethod
-    def of(cls, settings: TrainSettings, classes: Sequence[str]) -> ModelConfig:
-        """The description that belongs to these settings."""
-        shared = {name: getattr(settings, name) for name in cls.__dataclass_fields__ if name != "classes"}
-        return cls(classes=tuple(classes), **shared)
-
-    @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str) -> ModelConfig:
         """The description in a ``config.json``.
 
         Raises:
-            RunError: a key is missing that has no default (the default is what all runs had before there was the key).
+            RunError: a key is missing that has no default (the default is what all runs had before there was the key),
+                or a value makes no sense.
         """
-        defaults = {n: f.default for n, f in cls.__dataclass_fields__.items() if f.default is not MISSING}
+        own = {name: field for name, field in cls.__dataclass_fields__.items() if name not in ("classes", "shape")}
+        kinds: dict[str, type] = {"classes": list, "grid": str, "high": str, "low": str, "channels": int}
+        kinds |= {name: {"int": int, "str": str}[str(field.type)] for name, field in own.items()}
+        defaults: dict[str, Any] = {n: f.default for n, f in own.items() if f.default is not MISSING}
         values = {**defaults, **values}
-        missing = [name for name in cls.__dataclass_fields__ if name not in values]
-        if missing:
-            raise RunError(f"{where}: lacks {missing[0]!r}, it is not of this version; train that stage again")
-        chosen = {name: values[name] for name in cls.__dataclass_fields__}
-        for name, field in cls.__dataclass_fields__.items():
-            kind = {"int": int, "str": str}.get(str(field.type), list)
-            if not isinstance(chosen[name], kind) or (
-                kind is list and not all(isinstance(c, str) for c in chosen[name])
-            ):
-                raise RunError(f"{where}: {name!r} is {chosen[name]!r}, which makes no sense; train that stage again")
-        return cls(**{**chosen, "classes": tuple(chosen["classes"])})
+        for name, kind in kinds.items():
+            if name not in values:
+                raise RunError(f"{where}: lacks {name!r}, it is not of this version; train that stage again")
+            value = values[name]
+            if not isinstance(value, kind) or (kind is list and not all(isinstance(item, str) for item in value)):
+                raise RunError(f"{where}: {name!r} is {value!r}, which makes no sense; train that stage again")
+        try:
+            shape = shape_of(values["high"], values["low"], values["grid"], values["channels"])
+        except UsageError as error:
+            raise RunError(f"{where}: is damaged or of another version ({error}); train that stage again") from error
+        return cls(tuple(values["classes"]), shape, **{name: values[name] for name in own})
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return {**asdict(self), "classes": list(self.classes)}
+        high, low, grid, channels = self.shape
+        flat = {"grid": str(grid), "high": size_text(high), "low": size_text(low), "channels": channels}
+        own = {name: value for name, value in vars(self).items() if name not in ("classes", "shape")}
+        return {"classes": list(self.classes), **flat, **own}
 
     def check(self) -> None:
-        """Raise UsageError where there is no such classifier, or sizes or grid are none or do not fit together."""
+        """Raise UsageError where there is no such classifier or policy."""
         classifiers = get_args(get_type_hints(TrainSettings)["classifier"])
         if self.classifier not in classifiers:
             raise UsageError(f"classifier: {self.classifier!r} is not one of {', '.join(classifiers)}")
         policies = ("ranking", "bernoulli", *RULES)
         if self.policy not in policies:
             raise UsageError(f"policy: {self.policy!r} is not one of {', '.join(policies)}")
-        size_of(self.low, "low")
-        Grid.parse(self.grid).check(*self.high_size)
-
-    @property
-    def high_size(self) -> tuple[int, int]:
-        """HR (height, width) in pixels."""
-        return size_of(self.high, "high")
-
-    @property
-    def low_size(self) -> tuple[int, int]:
-        """LR (height, width) in pixels."""
-        return size_of(self.low, "low")
 
 
 def build_stage(
@@ -125,14 +114,14 @@ def build_stage(
         streams = TwoStream(
             _build_high(config, statistics, False), _build_low(config, statistics, False), config.fusion
         )
-        return Ruled(Rule(config.policy, Grid.parse(config.grid).patches), streams)
+        return Ruled(Rule(config.policy, config.shape.grid.patches), streams)
     ranks, shared = config.policy == "ranking", config.policy_start == "shared"
     policy = Policy(
         config.policy_network,
-        Grid.parse(config.grid),
-        config.low_size,
+        config.shape.grid,
+        config.shape.low,
         _low_statistics(config, statistics),
-        channels=config.channels,
+        channels=config.shape.channels,
         enlarge=config.low_enlarge,
         head=config.policy_head,
         classes=len(config.classes) if config.policy_head == "certainty" or shared else 0,
@@ -153,7 +142,7 @@ def _build_low(config: ModelConfig, statistics: Statistics | None, pretrained: b
         config.lr_network,
         0 if features else len(config.classes),
         _low_statistics(config, statistics),
-        channels=config.channels,
+        channels=config.shape.channels,
         enlarge=config.low_enlarge,
         pretrained=pretrained,
     )
@@ -164,13 +153,13 @@ def _build_high(
 ) -> HighClassifier:
     """The HR classifier; ``alone`` where every patch is read, so that a patch set learns without LR."""
     mean, std = (
-        (torch.zeros(config.channels), torch.ones(config.channels))
+        (torch.zeros(config.shape.channels), torch.ones(config.shape.channels))
         if statistics is None
         else (statistics.mean, statistics.std)
     )
-    network, classes, grid, size = config.hr_network, len(config.classes), Grid.parse(config.grid), config.high_size
+    network, classes, grid, size = config.hr_network, len(config.classes), config.shape.grid, config.shape.high
     normalise, fill = Normalise(mean, std), config.fill
-    shared: dict[str, Any] = {"channels": config.channels, "pretrained": pretrained}
+    shared: dict[str, Any] = {"channels": config.shape.channels, "pretrained": pretrained}
     if config.classifier == "bagnet":
         return BagNet(network, classes, grid, normalise, **shared)
     if config.classifier == "canvas":
@@ -179,13 +168,13 @@ def _build_high(
         context = None if alone or fill == "mean" else _build_low(config, statistics, False, features=True)
         return PatchSet(network, classes, grid, size, normalise, context=context, layers=config.set_layers, **shared)
     if config.classifier == "vit":
-        return TokenViT(network, classes, grid, size, config.low_size, normalise, fill=fill, **shared)
+        return TokenViT(network, classes, grid, size, config.shape.low, normalise, fill=fill, **shared)
     return MaskedCNN(network, classes, grid, size, normalise, fill=fill, **shared)
 
 
 def _low_statistics(config: ModelConfig, statistics: Statistics | None) -> Normalise:
     if statistics is None:
-        return Normalise(torch.zeros(config.channels), torch.ones(config.channels))
+        return Normalise(torch.zeros(config.shape.channels), torch.ones(config.shape.channels))
     return Normalise(statistics.low_mean, statistics.low_std)
 
 

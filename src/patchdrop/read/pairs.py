@@ -20,7 +20,8 @@ import torch
 from numpy.typing import NDArray
 
 from patchdrop.errors import DataError
-from patchdrop.read.tiled import GROUP_PIXELS, SAME_SCALE, Look, Shape, low_misfit
+from patchdrop.grid import Shape
+from patchdrop.read.tiled import GROUP_PIXELS, SAME_SCALE, Look, low_misfit
 from patchdrop.tiff.directory import Header, Level
 from patchdrop.tiff.resample import area_resampled
 from patchdrop.tiff.tiles import Box, Tiles

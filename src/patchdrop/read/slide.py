@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from patchdrop.errors import DataError
-from patchdrop.grid import patch_size
+from patchdrop.grid import Shape, patch_size
 from patchdrop.packed import Packed
 from patchdrop.read.source import Reader
-from patchdrop.read.tiled import SAME_SCALE, Cells, Look, Shape
+from patchdrop.read.tiled import SAME_SCALE, Cells, Look
 from patchdrop.tiff.decode import Pixels
 from patchdrop.tiff.resample import area_resampled
 from patchdrop.tiff.tiles import Box

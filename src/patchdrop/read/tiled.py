@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from patchdrop.errors import DataError
-from patchdrop.grid import Grid, boxes, patch_size
+from patchdrop.grid import Shape, boxes, patch_size
 from patchdrop.packed import Packed
 from patchdrop.read.source import Reader
 from patchdrop.tiff.decode import unreadable
@@ -40,15 +40,6 @@ OVERVIEW_BYTES = 2**24
 """An overview of at most so many bytes, as stored, is asked for at once; a larger one group by group."""
 SAME_SCALE = 1.01
 """An overview this much coarser than LR still counts as LR's size: writers round sides differently."""
-
-
-class Shape(NamedTuple):
-    """What a model takes."""
-
-    high: tuple[int, int]
-    low: tuple[int, int]
-    grid: Grid
-    channels: int
 
 
 class Look(NamedTuple):

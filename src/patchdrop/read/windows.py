@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from patchdrop.errors import DataError
-from patchdrop.read.tiled import GROUP_PIXELS, Shape, look_at, low_level, misfit
+from patchdrop.grid import Shape
+from patchdrop.read.tiled import GROUP_PIXELS, look_at, low_level, misfit
 from patchdrop.tiff.directory import read_header
 from patchdrop.tiff.resample import area_resampled
 from patchdrop.tiff.tiles import Box, Tiles

@@ -13,9 +13,8 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from torch import nn
 from patchdrop.errors import RunError, UsageError
 from patchdrop.files import read_json, read_tensors, write_bytes, write_json, write_tensors
 from patchdrop.models.build import ModelConfig, build_stage, fill_weights
-from patchdrop.settings.flat import FREE_SETTINGS, STAGES, TrainSettings, differences, read_settings, to_yaml
+from patchdrop.settings.flat import FREE_SETTINGS, STAGES, TrainSettings, read_settings, to_yaml
 
 Build = Callable[[str, ModelConfig], nn.Module]
 """Stage and description to its untrained model."""
@@ -95,20 +94,28 @@ class RunFolder:
         """Whether this run was trained on LR images of a sensor of their own."""
         return self.data().get("low") == "own"
 
-    def start(self, settings: TrainSettings) -> None:
+    def start(self, settings: Mapping[str, Any]) -> None:
         """Record the settings, or, once a stage has begun, compare them with those the run was started with.
+
+        Args:
+            settings: all of them, as `TrainSettings.to_mapping` gives them.
 
         Raises:
             RunError: they differ in more than where and how fast it runs.
         """
         if self.exists() and self.begun():
-            changed = differences(settings, self.settings(), FREE_SETTINGS)
+            before = self.settings().to_mapping()
+            changed = [
+                f"{name}: {before[name]} -> {value}"
+                for name, value in settings.items()
+                if name not in FREE_SETTINGS and value != before[name]
+            ]
             if changed:
                 raise RunError(
                     f"{self.path}: was started with other settings ({'; '.join(changed)}); use those, or another --out"
                 )
         else:
-            write_bytes(self.path / "settings.yaml", to_yaml(replace(settings, stages=STAGES)).encode())
+            write_bytes(self.path / "settings.yaml", to_yaml({**settings, "stages": list(STAGES)}).encode())
 
     def done(self, stage: str) -> bool:
         """Whether a stage is trained to its end."""

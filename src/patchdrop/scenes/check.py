@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from patchdrop.errors import DataError
-from patchdrop.grid import Grid, boxes, patch_size
+from patchdrop.grid import Shape, boxes, patch_size
+from patchdrop.grid import shape_of as parsed
 from patchdrop.read.slide import slide_instead, slide_level, slide_misfit
-from patchdrop.read.tiled import Shape, low_level, low_misfit, misfit
+from patchdrop.read.tiled import low_level, low_misfit, misfit
 from patchdrop.runs.folder import RunFolder
 from patchdrop.scenes.at_once import SceneBar, at_once
 from patchdrop.scenes.listing import Source
-from patchdrop.settings.flat import size_of
 from patchdrop.tiff.decode import unreadable
 from patchdrop.tiff.directory import COMPRESSIONS, Header, HeaderError, Level, read_header
 from patchdrop.tiff.tiles import covering
@@ -38,9 +38,8 @@ def shape_of(run: Path | None, high: str, low: str, grid: str) -> Shape:
         UsageError: they are none.
     """
     if run is not None:
-        settings = RunFolder(run).settings()
-        return Shape(settings.high_size, settings.low_size, Grid.parse(settings.grid), settings.channels)
-    return Shape(size_of(high, "high"), size_of(low, "low"), Grid.parse(grid), 3)
+        return RunFolder(run).settings().shape
+    return parsed(high, low, grid, 3)
 
 
 def check(

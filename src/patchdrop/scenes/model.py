@@ -15,9 +15,9 @@ from torch import Tensor
 
 from patchdrop.episode import Classify, Look
 from patchdrop.evaluation.dial import chosen_point, read_calibration, stage_and_choice
+from patchdrop.grid import Shape
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import Choose, greedy
-from patchdrop.read.tiled import Shape
 from patchdrop.runs.folder import RunFolder
 from patchdrop.serve.predictor import Predictor
 from patchdrop.settings.dial import Dial
@@ -60,7 +60,7 @@ class Model:
     def shape(self) -> Shape:
         """What it takes."""
         config = self.predictor.config
-        return Shape(config.high_size, config.low_size, self.predictor.grid, config.channels)
+        return Shape(config.shape.high, config.shape.low, self.predictor.grid, config.shape.channels)
 
     @property
     def identity(self) -> dict[str, str]:

@@ -65,10 +65,10 @@ def to_graphs(model: PatchDrop, config: ModelConfig) -> Graphs:
         RunError: a network cannot be written as a graph.
     """
     assert isinstance(model.classifier, (HighClassifier, TwoStream))
-    low = torch.zeros(3, config.channels, *config.low_size, dtype=torch.uint8)
-    grid = Grid.parse(config.grid)
+    low = torch.zeros(3, config.shape.channels, *config.shape.low, dtype=torch.uint8)
+    grid = config.shape.grid
     order = torch.arange(5)
-    pixels = torch.zeros(len(order), config.channels, *patch_size(grid, *config.high_size), dtype=torch.uint8)
+    pixels = torch.zeros(len(order), config.shape.channels, *patch_size(grid, *config.shape.high), dtype=torch.uint8)
     packed = {"pixels": pixels, "image": order % len(low), "patch": order % grid.patches, "low": low}
     return Graphs(
         _to_graph(_Scores(model), {"low": low}, "scores", f"policy {config.policy_network}"),

@@ -27,7 +27,6 @@ from patchdrop.data.low import area_average
 from patchdrop.episode import Episode, PatchDrop
 from patchdrop.errors import UsageError
 from patchdrop.evaluation.dial import policy_stage
-from patchdrop.grid import Grid
 from patchdrop.packed import scatter
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.policy.ranking import forecast
@@ -83,7 +82,7 @@ class Predictor:
         folder = RunFolder(run).require()
         self.stage = policy_stage(folder, stage)
         model, self.config = folder.load(self.stage)
-        (height, width), (low_height, low_width) = self.config.high_size, self.config.low_size
+        (height, width), (low_height, low_width) = self.config.shape.high, self.config.shape.low
         if scaled_low and height * low_width != width * low_height:
             raise UsageError(f"{run}: HR and LR differ in shape, so LR cannot be HR at a reduced scale")
         self.choose, self.scaled_low = choose, scaled_low
@@ -91,7 +90,7 @@ class Predictor:
         assert isinstance(model, PatchDrop)
         self.device = torch.device(device)
         self.model = model.to(self.device)
-        self.grid = Grid.parse(self.config.grid)
+        self.grid = self.config.shape.grid
 
     def predict(
         self, images: Sequence[str | Path] | str | Path, low: Sequence[str | Path] | None = None
@@ -143,20 +142,20 @@ class Predictor:
         paths = [Path(images)] if isinstance(images, (str, Path)) else [Path(p) for p in images]
         if not paths:
             raise UsageError("no image was given")
-        files = ImageFiles(paths, self.config.high_size, self.config.channels)
+        files = ImageFiles(paths, self.config.shape.high, self.config.shape.channels)
         if low is None and self.own_low:
             raise UsageError(f"{self.run}: was trained on LR images of their own; give one for each image with --low")
         if low is not None and self.scaled_low:
             raise UsageError("LR images were given, and are also to be made from HR; do one of the two")
         if low is None and self.scaled_low:
-            size, channels = self.config.low_size, self.config.channels
+            size, channels = self.config.shape.low, self.config.shape.channels
             return files, torch.stack(at_once(lambda p: read_image(p, size, channels, gap=1), paths))
         if low is None:
             highs = torch.stack(at_once(files.high, range(len(paths))))
-            return files, area_average(highs, self.config.low_size)
+            return files, area_average(highs, self.config.shape.low)
         if len(low) != len(paths):
             raise UsageError(f"{len(paths)} images and {len(low)} LR images were given, one each is needed")
-        size, channels = self.config.low_size, self.config.channels
+        size, channels = self.config.shape.low, self.config.shape.channels
         return files, torch.stack(at_once(lambda p: read_image(Path(p), size, channels), low))
 
     def _play(self, files: ImageFiles, lows: Tensor) -> Episode:

@@ -5,16 +5,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
 from patchdrop.errors import RunError, UsageError
-from patchdrop.grid import Grid
-from patchdrop.settings.flat import FREE_SETTINGS, Stage, TrainSettings, from_mapping, read_yaml, to_mapping
+from patchdrop.settings.flat import FREE_SETTINGS, Stage, from_mapping, read_yaml
 
 TableName = Literal["fmow", "imagenet", "bagnet"]
 ProfileName = Literal["cpu", "paper"]
@@ -79,26 +76,36 @@ class CompareOptions:
         """Of the profile's networks."""
         return SIZES[self.profile]
 
-    def check(self, settings: TrainSettings) -> None:
-        """Raise UsageError where the options make no sense, or not with these settings."""
+    def check(self, patches: int, stages: Sequence[str], classifier: str) -> None:
+        """Raise UsageError where the options make no sense, or not with a run.
+
+        Args:
+            patches: of the run's grid.
+            stages: that it trains.
+            classifier: its kind.
+        """
         if self.seeds < 1:
             raise UsageError(f"seeds: {self.seeds} is out of range, use 1 or more")
         if self.jobs < 1:
             raise UsageError(f"jobs: {self.jobs} is out of range, use 1 or more")
-        count = Grid.parse(settings.grid).patches
-        if self.patches is not None and not 0 <= self.patches <= count:
+        if self.patches is not None and not 0 <= self.patches <= patches:
             raise UsageError(
-                f"patches: {self.patches:g} cannot be read of a grid of {count}; use 0 to {count}, or a finer --grid"
+                f"patches: {self.patches:g} cannot be read of a grid of {patches}; use 0 to {patches}, or a finer "
+                "--grid"
             )
-        missing = [s for s in NEEDED if s not in settings.stages or getattr(settings, f"epochs_{s}") == 0]
+        missing = [stage for stage in NEEDED if stage not in stages]
         if missing:
             raise UsageError(
                 f"table {self.table} compares in every stage, {missing[0]} is left out; leave --stages alone and set "
                 f"--epochs-{missing[0]} to 1 or more"
             )
         wanted = "bagnet" if self.table == "bagnet" else "masked"
-        if settings.classifier != wanted:
-            raise UsageError(f"classifier: table {self.table} compares with {wanted!r}, not {settings.classifier!r}")
+        if classifier != wanted:
+            raise UsageError(f"classifier: table {self.table} compares with {wanted!r}, not {classifier!r}")
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)
@@ -131,8 +138,11 @@ class Price:
         return self.per_km2 * height * width * (self.gsd / 1000) ** 2
 
 
-def bind(folder: Path, options: CompareOptions, settings: TrainSettings) -> None:
+def bind(folder: Path, document: Mapping[str, Any]) -> None:
     """Compare with what the folder was started with; until a stage has begun in it, that may still change.
+
+    Args:
+        document: options and settings, all that is needed to run the comparison again, as ``compare.yaml`` holds it.
 
     Raises:
         RunError: it was started with other settings; they are named.
@@ -141,25 +151,13 @@ def bind(folder: Path, options: CompareOptions, settings: TrainSettings) -> None
     if not path.exists() or not any(folder.glob("seed-*/*/*/")):
         return
     before = read_yaml(path)
-    now = document(options, settings)
     changed = [
-        f"{name}: {before.get(name)} -> {now.get(name)}"
-        for name in now
-        if name not in (*FREE_SETTINGS, *FREE_OPTIONS) and before.get(name, now[name]) != now[name]
+        f"{name}: {before.get(name)} -> {now}"
+        for name, now in document.items()
+        if name not in (*FREE_SETTINGS, *FREE_OPTIONS) and before.get(name, now) != now
     ]
     if changed:
         raise RunError(f"{folder}: was started with other settings ({'; '.join(changed)}); use those, or another --out")
-
-
-def document(options: CompareOptions, settings: TrainSettings) -> dict[str, Any]:
-    """All that is needed to run the comparison again, as ``compare.yaml`` holds it."""
-    asked = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(options).items()}
-    return {**asked, **to_mapping(settings)}
-
-
-def to_yaml(options: CompareOptions, settings: TrainSettings) -> str:
-    """The complete ``compare.yaml``."""
-    return yaml.safe_dump(document(options, settings), sort_keys=False, allow_unicode=True)
 
 
 def split_mapping(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:

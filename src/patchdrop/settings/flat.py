@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
 from patchdrop.errors import UsageError, first_line
+from patchdrop.grid import Named, Shape, named, shape_of
 
 Stage = Literal["lr", "hr", "patches", "pt", "ft1", "ft2"]
 _PROFILES = Path(__file__).parent / "profiles"
@@ -188,20 +189,40 @@ class TrainSettings:
                 raise UsageError(f"{name}: {value} is out of range, use {low:g} to {high:g}")
         if not self.stages:
             raise UsageError(f"stages: none is named, use some of {', '.join(STAGES)}")
-        for name in ("high", "low"):
-            if getattr(self, name):
-                size_of(getattr(self, name), name)
+        _ = self.named  # a size or grid that is none is refused here
 
     @property
-    def high_size(self) -> tuple[int, int]:
-        """HR (height, width) in pixels."""
-        return size_of(self.high, "high")
+    def named(self) -> Named:
+        """Sizes and grid as far as they are named."""
+        return named(self.high, self.low, self.grid)
 
     @property
-    def low_size(self) -> tuple[int, int]:
-        """LR (height, width) in pixels."""
-        return size_of(self.low, "low")
+    def shape(self) -> Shape:
+        """Sizes, grid and channels, once all are named."""
+        return shape_of(self.high, self.low, self.grid, self.channels)
 
+    @property
+    def epochs(self) -> dict[str, int]:
+        """Epochs of each stage, in training order."""
+        return {stage: getattr(self, f"epochs_{stage}") for stage in STAGES}
+
+    def filled(self, values: Mapping[str, Any]) -> TrainSettings:
+        """These settings, with those of `UNNAMED` that nobody named taken from ``values``."""
+        unnamed = [name for name, value in UNNAMED.items() if getattr(self, name) == value]
+        return replace(self, **{name: values[name] for name in unnamed if name in values})
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain values, in the order of the fields, as YAML and JSON take them."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+
+
+UNNAMED: dict[str, Any] = {
+    **dict.fromkeys(("high", "low", "grid", "hr_network", "lr_network", "policy_network"), ""),
+    **dict.fromkeys(("batch", "low_enlarge"), 0),
+    **{f"epochs_{stage}": -1 for stage in STAGES},
+    "augment": ("auto",),
+}
+"""Settings that are filled in from the data, and their values until then."""
 
 _RANGES: tuple[tuple[str, float, float], ...] = (
     ("channels", 1, 64),
@@ -233,18 +254,6 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("threads", 0, 4096),
     ("save_minutes", 0.0, 1e6),
 )
-
-
-def size_of(text: str, name: str) -> tuple[int, int]:
-    """``"128"`` or ``"96x160"`` as (height, width).
-
-    Raises:
-        UsageError: the text is neither, or a side is 0.
-    """
-    parts = str(text).split("x")
-    if len(parts) > 2 or not all(p.isdecimal() and int(p) > 0 for p in parts):
-        raise UsageError(f"{name}: {text!r} is no image size, write 128 or 96x160 (height x width)")
-    return int(parts[0]), int(parts[-1])
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
@@ -307,6 +316,11 @@ def read_settings(path: Path) -> TrainSettings:
     return from_mapping(values, str(path))
 
 
+def to_yaml(values: Mapping[str, Any]) -> str:
+    """Plain values as a YAML file holds them."""
+    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file.
 
@@ -343,22 +357,3 @@ def read_profile(source: str) -> dict[str, Any]:
             f"--config {source}: no such file, and no profile{nearest(source, names)} (profiles: {', '.join(names)})"
         )
     return read_yaml(Path(source))
-
-
-def to_mapping(settings: TrainSettings) -> dict[str, Any]:
-    """Plain values, in the order of the fields, as YAML and JSON take them."""
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(settings).items()}
-
-
-def to_yaml(settings: TrainSettings) -> str:
-    """The complete ``settings.yaml``."""
-    return yaml.safe_dump(to_mapping(settings), sort_keys=False, allow_unicode=True)
-
-
-def differences(ours: TrainSettings, theirs: TrainSettings, ignore: Iterable[str] = ()) -> list[str]:
-    """``name: theirs -> ours`` of each setting that differs."""
-    return [
-        f"{f.name}: {getattr(theirs, f.name)} -> {getattr(ours, f.name)}"
-        for f in fields(TrainSettings)
-        if f.name not in set(ignore) and getattr(ours, f.name) != getattr(theirs, f.name)
-    ]

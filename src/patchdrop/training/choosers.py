@@ -12,15 +12,14 @@ import torch
 from torch import Tensor
 
 from patchdrop.classify.two_stream import TwoStream
-from patchdrop.data.sets import Batch, Split
+from patchdrop.data.sets import Batch
 from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.metrics import spread
 from patchdrop.policy.choice import Choose
 from patchdrop.policy.reward import right_probability
-from patchdrop.settings.flat import TrainSettings
-from patchdrop.training.batches import training_views
+from patchdrop.training.batches import Loader
 from patchdrop.training.objectives import Teacher, cross_entropy, streams_loss
-from patchdrop.training.policy_stages import PolicyTask, keep_weights
+from patchdrop.training.policy_stages import Learning, PolicyTask, keep_weights
 
 
 class ChooserTask(PolicyTask):
@@ -37,13 +36,11 @@ class ChooserTask(PolicyTask):
         stage: str,
         model: PatchDrop,
         choose: Choose,
-        fit: Split,
-        val: Split,
-        settings: TrainSettings,
-        device: torch.device,
+        loader: Loader,
+        learning: Learning,
         teacher: Teacher | None = None,
     ) -> None:
-        super().__init__(stage, model, fit, val, settings, device)
+        super().__init__(stage, model, loader, learning)
         self.choose = choose
         self.teacher = teacher
         if teacher is not None:
@@ -54,9 +51,9 @@ class ChooserTask(PolicyTask):
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
         """The classifier's loss on the chosen patches."""
-        views = training_views(batch, self.settings, self.device)
+        views = self.loader.training_views(batch)
         choice = self.choose(self.model.look(views.low).scores)
-        smoothing = self.settings.label_smoothing
+        smoothing = self.schedule.label_smoothing
         if self.teacher is not None and isinstance(self.judge, TwoStream):
             said = self.judge.apart(self.judge.low(views.low), self._packed(choice, views), views.low)
             logits, loss = said.fused, streams_loss(said, views, smoothing, self.teacher)
@@ -72,7 +69,7 @@ class ChooserTask(PolicyTask):
 
     def validate(self, progress: float) -> dict[str, float]:
         """Accuracy, how the masks spread, and as the score the right class' mean probability."""
-        choice = self.choose(torch.cat([self.model.look(v.low).scores for v in self._val_views()])).bool()
+        choice = self.choose(torch.cat([self.model.look(v.low).scores for v in self.loader.validation_views()])).bool()
         logits, target = self._play(choice)
         accuracy = float((logits.argmax(1) == target).float().mean())
         probability = float(right_probability(logits, target).mean())

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from patchdrop.classify.pcn import PartiallyCoupled
-from patchdrop.data.sets import Split
-from patchdrop.settings.flat import TrainSettings
-from patchdrop.training.batches import Views
+from patchdrop.training.batches import Loader, Views
 from patchdrop.training.supervised import ClassifierTask
 
 
@@ -17,16 +14,8 @@ class CoupledTask(ClassifierTask):
 
     model: PartiallyCoupled
 
-    def __init__(
-        self,
-        stage: str,
-        model: PartiallyCoupled,
-        fit: Split,
-        val: Split,
-        settings: TrainSettings,
-        device: torch.device,
-    ) -> None:
-        super().__init__(stage, model, fit, val, settings, device, like="lr")
+    def __init__(self, stage: str, model: PartiallyCoupled, loader: Loader) -> None:
+        super().__init__(stage, model, loader, like="lr")
 
     def objective(self, logits: Tensor, views: Views) -> Tensor:
         """The sum of both cross-entropies."""

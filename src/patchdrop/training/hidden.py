@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 
 from patchdrop.classify.masked_cnn import MaskedCNN
-from patchdrop.data.sets import Batch, Split
+from patchdrop.data.sets import Batch
 from patchdrop.episode import PatchDrop
 from patchdrop.policy.choice import sampled
 from patchdrop.read.source import from_memory
-from patchdrop.settings.flat import TrainSettings
-from patchdrop.training.batches import Views, training_views
+from patchdrop.training.batches import Loader, Views
 from patchdrop.training.objectives import freeze
 from patchdrop.training.supervised import ClassifierTask
 
@@ -36,23 +35,14 @@ class HiddenTask(ClassifierTask):
         hide: `cut_out` or `policy_masks`.
     """
 
-    def __init__(
-        self,
-        stage: str,
-        model: MaskedCNN,
-        hide: Hide,
-        fit: Split,
-        val: Split,
-        settings: TrainSettings,
-        device: torch.device,
-    ) -> None:
-        super().__init__(stage, model, fit, val, settings, device, like="hr")
+    def __init__(self, stage: str, model: MaskedCNN, hide: Hide, loader: Loader) -> None:
+        super().__init__(stage, model, loader, like="hr")
         self.hide = hide
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Cross-entropy on what is left."""
-        views = training_views(batch, self.settings, self.device)
-        hidden = (torch.rand(len(views.target)) < PROBABILITY).to(self.device)
+        views = self.loader.training_views(batch)
+        hidden = (torch.rand(len(views.target)) < PROBABILITY).to(views.high.device)
         high, left = self.hide(views, self.grid.patches)
         high = torch.where(hidden.view(-1, 1, 1, 1), high, views.high)
         logits: Tensor = self.model(from_memory(high, self.grid)(left | ~hidden.unsqueeze(1)), views.low)

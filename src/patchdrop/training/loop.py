@@ -7,7 +7,6 @@ needs to end with the same bits as an unbroken one.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +22,8 @@ from patchdrop.errors import Interrupted, RunError, TrainingError
 from patchdrop.files import read_json, read_tensors, write_json, write_tensors
 from patchdrop.models.build import fill_weights
 from patchdrop.training.optimizer import Muon
+from patchdrop.training.schedule import Schedule
+from patchdrop.training.seeds import derived_seed
 
 WARM_UP = 0.2
 Log = Callable[[dict[str, Any]], None]
@@ -43,6 +44,7 @@ class Task(Protocol):
     """What a stage tells the loop."""
 
     stage: str
+    schedule: Schedule
     epochs: int
     steps_per_epoch: int
     memory: dict[str, float]
@@ -78,12 +80,6 @@ class _State:
     best: dict[str, Tensor] = field(default_factory=dict)
 
 
-def derived_seed(*parts: object) -> int:
-    """A 63-bit seed from anything printable; independent for every different input."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
-
-
 def rate_at(progress: float) -> float:
     """Learning rate as a share of its peak: linear warm-up, then a half cosine to zero."""
     if progress < WARM_UP:
@@ -91,24 +87,13 @@ def rate_at(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
-def train(
-    task: Task,
-    folder: Path,
-    seed: int,
-    log: Log,
-    advance: Callable[[int], None],
-    stop: Stop,
-    save_minutes: float,
-    optimizer_name: str,
-    precision: str = "float32",
-) -> dict[str, Any]:
+def train(task: Task, folder: Path, log: Log, advance: Callable[[int], None], stop: Stop) -> dict[str, Any]:
     """Train a stage to its end, from where its folder says it was stopped.
 
     Args:
         folder: the stage's folder; holds ``state.json`` and its tensors while training runs.
         log: takes one dict for each epoch.
         advance: told how many steps were done, for a progress bar.
-        precision: of what the networks compute, ``float32`` or ``bfloat16``.
 
     Returns:
         ``figures`` of the best validation and ``seconds`` spent; the model holds the best weights.
@@ -117,7 +102,8 @@ def train(
         TrainingError: the loss or a gradient is not a number.
         Interrupted: ``stop`` said so; the state is saved.
     """
-    optimizer = make_optimizer(task.groups(), optimizer_name)
+    schedule = task.schedule
+    optimizer = make_optimizer(task.groups(), schedule.optimizer)
     state = _resume(folder, task, optimizer)
     total = task.epochs * task.steps_per_epoch
     advance(state.step)
@@ -127,8 +113,8 @@ def train(
         epoch, first = divmod(state.step, task.steps_per_epoch)
         for batch in task.batches(epoch, first):
             task.train_mode()
-            torch.manual_seed(derived_seed(seed, task.stage, "step", state.step))
-            figures = train_step(task, optimizer, batch, state.step, total, precision)
+            torch.manual_seed(derived_seed(schedule.seed, task.stage, "step", state.step))
+            figures = train_step(task, optimizer, batch, state.step, total)
             for name, value in figures.items():
                 state.sums[name] = state.sums.get(name, 0.0) + value
             state.sums["steps"] = state.sums.get("steps", 0.0) + 1
@@ -136,9 +122,9 @@ def train(
             advance(1)
             state.seconds = spent + time.monotonic() - started
             if state.step % task.steps_per_epoch == 0:
-                _end_epoch(task, state, seed, log, precision)
+                _end_epoch(task, state, log)
             interrupted = stop()
-            due = time.monotonic() - saved > 60 * save_minutes
+            due = time.monotonic() - saved > 60 * schedule.save_minutes
             if interrupted or due or state.step % task.steps_per_epoch == 0:
                 _save(folder, task, optimizer, state)
                 saved = time.monotonic()
@@ -157,20 +143,13 @@ def make_optimizer(groups: Sequence[Group], name: str) -> torch.optim.Optimizer:
     return Muon(described) if name == "muon" else torch.optim.AdamW(described)
 
 
-def train_step(
-    task: Task,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    step: int,
-    total: int,
-    precision: str = "float32",
-) -> dict[str, float]:
+def train_step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, step: int, total: int) -> dict[str, float]:
     """One update; returns figures of the batch.
 
     Raises:
         TrainingError: the loss or a gradient is not a number; nothing was updated.
     """
-    with _computing(task, precision):
+    with _computing(task):
         loss, figures = task.loss(batch, step / total)
     value = float(loss.detach())
     if not math.isfinite(value):
@@ -187,11 +166,11 @@ def train_step(
     return {**figures, "loss": value}
 
 
-def _computing(task: Task, precision: str) -> torch.autocast:
-    """Convolutions and matrix products in a precision; what wants float32, such as a softmax, keeps it."""
+def _computing(task: Task) -> torch.autocast:
+    """Convolutions and matrix products in the schedule's precision; what wants float32, such as a softmax, keeps it."""
     device = next(task.model.parameters()).device.type
     # Without the cache: it would hand a weight cast without a gradient to a pass that wants one.
-    return torch.autocast(device, torch.bfloat16, enabled=precision == "bfloat16", cache_enabled=False)
+    return torch.autocast(device, torch.bfloat16, enabled=task.schedule.precision == "bfloat16", cache_enabled=False)
 
 
 def _not_a_number(task: Task, step: int, what: str) -> str:
@@ -201,14 +180,14 @@ def _not_a_number(task: Task, step: int, what: str) -> str:
     )
 
 
-def _end_epoch(task: Task, state: _State, seed: int, log: Log, precision: str) -> None:
+def _end_epoch(task: Task, state: _State, log: Log) -> None:
     epoch = state.step // task.steps_per_epoch
     steps = state.sums.pop("steps")
     means = {f"train_{name}": value / steps for name, value in state.sums.items()}
     state.sums = {}
-    torch.manual_seed(derived_seed(seed, task.stage, "validate"))
+    torch.manual_seed(derived_seed(task.schedule.seed, task.stage, "validate"))
     task.model.eval()
-    with torch.inference_mode(), _computing(task, precision):
+    with torch.inference_mode(), _computing(task):
         figures = task.validate(epoch / task.epochs)
     log({"event": "validation", "stage": task.stage, "epoch": epoch, "step": state.step,
          "seconds": round(state.seconds, 1), **means, **figures})  # fmt: skip

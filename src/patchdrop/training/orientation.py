@@ -13,11 +13,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from patchdrop.data.load import Data, statistics
+from patchdrop.data.load import statistics
 from patchdrop.models.build import ModelConfig, build_stage
-from patchdrop.settings.flat import Augmentation, TrainSettings
-from patchdrop.training.batches import validation_views
-from patchdrop.training.loop import derived_seed, make_optimizer, train_step
+from patchdrop.settings.flat import Augmentation
+from patchdrop.training.batches import Loader
+from patchdrop.training.loop import make_optimizer, train_step
+from patchdrop.training.seeds import derived_seed
 from patchdrop.training.supervised import ClassifierTask
 
 STEPS = 300
@@ -32,22 +33,20 @@ CAREFUL: tuple[Augmentation, ...] = ("flip", "shift")
 """What is used where it is not asked, or has no word."""
 
 
-def augmentations(
-    settings: TrainSettings, data: Data, device: torch.device
-) -> tuple[tuple[Augmentation, ...], dict[str, float]]:
+def augmentations(loader: Loader, config: ModelConfig) -> tuple[tuple[Augmentation, ...], dict[str, float]]:
     """Augmentations that suit a data set, and what they were found by: accuracies on changed validation images.
 
     None are looked at where there are fewer than `FEWEST` of them.
     """
-    fit, val = data.splits["fit"], data.splits["val"]
-    if len(val) < FEWEST:
+    if len(loader.val) < FEWEST:
         return CAREFUL, {}
-    found, config = statistics(fit, settings.low_size), ModelConfig.of(settings, data.classes)
-    shown = replace(settings, augment=("shift",), epochs_lr=1)
-    torch.manual_seed(derived_seed(settings.seed, "orientation"))
-    model = build_stage("lr", config, found).to(device).to(memory_format=torch.channels_last)
-    task = ClassifierTask("orientation", model, fit, val, shown, device, like="lr")
-    optimizer = make_optimizer(task.groups(), settings.optimizer)
+    shown = replace(loader, schedule=replace(loader.schedule, augment=("shift",)).with_epochs(lr=1))
+    seed = shown.schedule.seed
+    torch.manual_seed(derived_seed(seed, "orientation"))
+    model = build_stage("lr", config, statistics(loader.fit, config.shape.low))
+    model.to(loader.device).to(memory_format=torch.channels_last)
+    task = ClassifierTask("orientation", model, shown, like="lr")
+    optimizer = make_optimizer(task.groups(), shown.schedule.optimizer)
     epochs = -(-STEPS // task.steps_per_epoch)
     total = epochs * task.steps_per_epoch
     for step in range(total):
@@ -55,19 +54,19 @@ def augmentations(
         if first == 0:
             batches = task.batches(epoch, 0)
         task.train_mode()
-        torch.manual_seed(derived_seed(settings.seed, "orientation", step))
-        train_step(task, optimizer, next(batches), step, total, settings.precision)
-    accuracy = _accuracies(task, device)
+        torch.manual_seed(derived_seed(seed, "orientation", step))
+        train_step(task, optimizer, next(batches), step, total)
+    accuracy = _accuracies(task)
     plain = accuracy["plain"]
     chosen: list[Augmentation] = []
-    if plain * len(data.classes) > LEARNT:
+    if plain * len(config.classes) > LEARNT:
         chosen += ["flip"] if accuracy["mirrored"] >= ENOUGH * plain else []
         chosen += ["turn"] if accuracy["turned"] >= ENOUGH * plain else []
         return (*chosen, "shift"), accuracy
     return CAREFUL, accuracy
 
 
-def _accuracies(task: ClassifierTask, device: torch.device) -> dict[str, float]:
+def _accuracies(task: ClassifierTask) -> dict[str, float]:
     changes: dict[str, list[Callable[[Tensor], Tensor]]] = {
         "plain": [lambda x: x],
         "mirrored": [lambda x: x.flip(3)],
@@ -76,11 +75,11 @@ def _accuracies(task: ClassifierTask, device: torch.device) -> dict[str, float]:
     right = dict.fromkeys(changes, 0.0)
     task.model.eval()
     with torch.inference_mode():
-        for views in validation_views(task.val, task.settings, device):
+        for views in task.loader.validation_views():
             square = views.low.shape[2] == views.low.shape[3]
             for name, ways in changes.items():
                 possible = ways if square else ways[:1]
                 for way in possible:
                     hits = task.model(way(views.low)).argmax(1) == views.target
                     right[name] += float(hits.sum()) / len(possible)
-    return {name: hits / len(task.val) for name, hits in right.items()}
+    return {name: hits / len(task.loader.val) for name, hits in right.items()}

@@ -24,27 +24,27 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from patchdrop.classify.two_stream import TwoStream
-from patchdrop.data.sets import Batch, Split
+from patchdrop.data.sets import Batch
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import CollapsedPolicyWarning
 from patchdrop.evaluation.metrics import entropy, same_mask, spread
-from patchdrop.grid import Grid
 from patchdrop.models.one_look import Advised, OneLook
 from patchdrop.networks.build import folded
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import greedy, shuffled
 from patchdrop.policy.reward import reward, right_probability, soft_reward
 from patchdrop.read.source import from_memory
-from patchdrop.settings.flat import TrainSettings
-from patchdrop.training.batches import Views, shuffled_plan, steps_in, training_views, validation_views
+from patchdrop.training.batches import Loader, Views
 from patchdrop.training.estimator import estimator
-from patchdrop.training.loop import Group, derived_seed
+from patchdrop.training.loop import Group
 from patchdrop.training.objectives import cross_entropy, freeze
+from patchdrop.training.seeds import derived_seed
 from patchdrop.training.supervised import weight_groups
 
 SIGMA_RANGE = (0.1, 20.0)
@@ -55,6 +55,30 @@ COLLAPSED = 0.98
 """Share of images with one and the same mask above which a policy is said not to look."""
 
 
+@dataclass(frozen=True)
+class Learning:
+    """How a policy learns from rewards.
+
+    Attributes:
+        estimator: of the policy gradient, by name; see `patchdrop.training.estimator`.
+        samples: masks an image that ``rloo`` draws.
+        sigma: penalty for a wrong class, or where that starts.
+        target_patches: patches an image on average that sigma moves towards; 0: sigma stays.
+        alpha_start, alpha_end: mixing towards the policy at a stage's start and end, 0.5 to 1.
+    """
+
+    estimator: str
+    samples: int
+    sigma: float
+    target_patches: float
+    alpha_start: float
+    alpha_end: float
+
+    def alpha(self, progress: float) -> float:
+        """Mixing towards the policy at a share 0..1 of the stage."""
+        return self.alpha_start + (self.alpha_end - self.alpha_start) * progress
+
+
 class PolicyTask:
     """One of the stages ``pt``, ``ft1``, ``ft2``."""
 
@@ -62,21 +86,19 @@ class PolicyTask:
         self,
         stage: str,
         model: PatchDrop,
-        fit: Split,
-        val: Split,
-        settings: TrainSettings,
-        device: torch.device,
+        loader: Loader,
+        learning: Learning,
     ) -> None:
         self.stage = stage
         self.model = model
-        self.fit, self.val = fit, val
-        self.settings, self.device = settings, device
-        self.grid = Grid.parse(settings.grid)
-        self.estimator = estimator(settings.estimator, settings.samples)
-        self.epochs = int(getattr(settings, f"epochs_{stage}"))
+        self.loader, self.schedule = loader, loader.schedule
+        self.learning = learning
+        self.grid = loader.data.shape.grid
+        self.estimator = estimator(learning.estimator, learning.samples)
+        self.epochs = self.schedule.epochs[stage]
         self.trains_classifier = stage != "pt"
-        self.steps_per_epoch = steps_in(fit, settings.batch)
-        self.memory = {"log_sigma": math.log(max(settings.sigma, 1e-6))}
+        self.steps_per_epoch = loader.steps_per_epoch
+        self.memory = {"log_sigma": math.log(max(learning.sigma, 1e-6))}
         freeze(model.classifier, not self.trains_classifier)
         self.judge = model.classifier if self.trains_classifier else folded(model.classifier)
         if isinstance(model.classifier, TwoStream):
@@ -89,18 +111,16 @@ class PolicyTask:
     @property
     def sigma(self) -> float:
         """The penalty for a wrong class now."""
-        return math.exp(self.memory["log_sigma"]) if self.settings.target_patches else self.settings.sigma
+        return math.exp(self.memory["log_sigma"]) if self.learning.target_patches else self.learning.sigma
 
     def groups(self) -> list[Group]:
         """The policy without decay; the classifier as in its own training."""
-        rate = self.settings.rate_policy * (FINETUNE if self.trains_classifier else 1)
+        schedule = self.schedule
+        rate = schedule.rate_policy * (FINETUNE if self.trains_classifier else 1)
         policy = Group([p for p in self.model.policy.parameters() if p.requires_grad], rate)
         if not self.trains_classifier:
             return [policy]
-        return [
-            policy,
-            *weight_groups(self.model.classifier, self.settings.rate_finetune, self.settings.weight_decay),
-        ]
+        return [policy, *weight_groups(self.model.classifier, schedule.rate_finetune, schedule.weight_decay)]
 
     def train_mode(self) -> None:
         """Everything in evaluation mode: no batch-norm statistics move (see the top of this file)."""
@@ -108,15 +128,12 @@ class PolicyTask:
 
     def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
         """Every image of the fit split once, in a new order each epoch."""
-        settings = self.settings
-        plan = shuffled_plan(self.fit, settings.batch, settings.seed, self.stage, epoch)[first_step:]
-        return self.fit.batches(plan)
+        return self.loader.batches(self.stage, epoch, first_step)
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Policy loss, and in Ft the cross-entropy on the sampled mask."""
-        settings = self.settings
-        views = training_views(batch, settings, self.device)
-        alpha = settings.alpha_start + (settings.alpha_end - settings.alpha_start) * progress
+        views = self.loader.training_views(batch)
+        alpha = self.learning.alpha(progress)
         scores = self._scores(views)
         choices = self.estimator.propose(scores, alpha)
         class_logits = [self._classify(choice, views, with_gradient=i == 0) for i, choice in enumerate(choices)]
@@ -130,7 +147,7 @@ class PolicyTask:
             "patches": float(choices[0].detach().sum(1).float().mean()),
         }
         if self.trains_classifier:
-            loss = loss + cross_entropy(class_logits[0], views.target, settings.label_smoothing)
+            loss = loss + cross_entropy(class_logits[0], views.target, self.schedule.label_smoothing)
             figures["accuracy"] = float((class_logits[0].argmax(1) == views.target).float().mean())
         return loss, figures
 
@@ -164,18 +181,18 @@ class PolicyTask:
 
     def _move_sigma(self, patches: float) -> None:
         """Dearer mistakes while images use fewer patches than wanted, cheaper ones while they use more."""
-        if not self.settings.target_patches:
+        if not self.learning.target_patches:
             return
-        gap = (self.settings.target_patches - patches) / self.grid.patches
+        gap = (self.learning.target_patches - patches) / self.grid.patches
         moved = self.memory["log_sigma"] + SIGMA_SPEED * gap
         low, high = (math.log(limit) for limit in SIGMA_RANGE)
         self.memory["log_sigma"] = min(max(moved, low), high)
 
     def validate(self, progress: float) -> dict[str, float]:
         """Greedy policy on the validation split, with the Shuffled control and what shows a collapse."""
-        scores = torch.cat([self._scores(v) for v in self._val_views()])
+        scores = torch.cat([self._scores(v) for v in self.loader.validation_views()])
         choice = greedy(scores)
-        generator = torch.Generator().manual_seed(derived_seed(self.settings.seed, "shuffled"))
+        generator = torch.Generator().manual_seed(derived_seed(self.schedule.seed, "shuffled"))
         logits, target = self._play(choice)
         control, _ = self._play(shuffled(choice, generator))
         figures = {
@@ -185,7 +202,7 @@ class PolicyTask:
             "reward": float(reward(choice, logits, target, self.sigma).mean()),
             "entropy": entropy(scores),
             "sigma": self.sigma,
-            "alpha": self.settings.alpha_start + (self.settings.alpha_end - self.settings.alpha_start) * progress,
+            "alpha": self.learning.alpha(progress),
             **spread(choice),
         }
         self._warn_of_collapse(choice)
@@ -197,17 +214,14 @@ class PolicyTask:
         The probability, because an accuracy over some hundred images is up or down a point by chance, and would pick an
         early checkpoint for its luck. S swings about the wanted number, so an eighth more is still as wanted.
         """
-        if not self.settings.target_patches:
+        if not self.learning.target_patches:
             return figures["reward"]
-        excess = max(0.0, figures["mean_patches"] - 1.125 * self.settings.target_patches)
+        excess = max(0.0, figures["mean_patches"] - 1.125 * self.learning.target_patches)
         return figures["probability"] - excess / self.grid.patches
-
-    def _val_views(self) -> Iterator[Views]:
-        return validation_views(self.val, self.settings, self.device)
 
     def _play(self, choice: Tensor) -> tuple[Tensor, Tensor]:
         logits, targets, start = [], [], 0
-        for views in self._val_views():
+        for views in self.loader.validation_views():
             part = choice[start : start + len(views.target)]
             start += len(part)
             logits.append(self._classify(part, views, with_gradient=False))

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from patchdrop.classify.two_stream import TwoStream
-from patchdrop.data.sets import Batch, Split
+from patchdrop.data.sets import Batch
 from patchdrop.evaluation.metrics import spread
 from patchdrop.models.one_look import Advised
 from patchdrop.policy.budget import above, cut_for_mean
@@ -29,11 +29,11 @@ from patchdrop.policy.choice import shuffled
 from patchdrop.policy.ranking import Ranking, drawn_order, first, log_probability
 from patchdrop.policy.reward import right_probability
 from patchdrop.read.source import from_memory
-from patchdrop.settings.flat import TrainSettings
-from patchdrop.training.batches import training_views
-from patchdrop.training.loop import Group, derived_seed
+from patchdrop.training.batches import Loader
+from patchdrop.training.loop import Group
 from patchdrop.training.objectives import Teacher, streams_loss
-from patchdrop.training.policy_stages import PolicyTask, keep_weights
+from patchdrop.training.policy_stages import Learning, PolicyTask, keep_weights
+from patchdrop.training.seeds import derived_seed
 
 SHARE = 0.25
 """Of all patches, spent on validation images where no number of patches is asked for."""
@@ -57,16 +57,9 @@ class RankingTask(PolicyTask):
     model: Advised
 
     def __init__(
-        self,
-        stage: str,
-        model: Advised,
-        fit: Split,
-        val: Split,
-        settings: TrainSettings,
-        device: torch.device,
-        teacher: Teacher | None = None,
+        self, stage: str, model: Advised, loader: Loader, learning: Learning, teacher: Teacher | None = None
     ) -> None:
-        super().__init__(stage, model, fit, val, settings, device)
+        super().__init__(stage, model, loader, learning)
         self.teacher = teacher
         keep_weights(model)
 
@@ -91,10 +84,10 @@ class RankingTask(PolicyTask):
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
         """The losses of ranking and outlook, and in Ft the classifier's cross-entropy on what was read."""
-        views = training_views(batch, self.settings, self.device)
+        views = self.loader.training_views(batch)
         utilities, opinion = self.model.hear(views.low)
         order = drawn_order(utilities.detach())
-        counts = drawn_counts(*order.shape).to(self.device)
+        counts = drawn_counts(*order.shape).to(order.device)
         packed = from_memory(views.high, self.grid)(first(order, counts))
         with torch.set_grad_enabled(self.trains_classifier):
             said = self.streams.apart(opinion, packed, views.low)
@@ -113,7 +106,7 @@ class RankingTask(PolicyTask):
             "outlook_loss": float(learnt.detach()),
         }
         if self.trains_classifier:
-            loss = loss + streams_loss(said, views, self.settings.label_smoothing, self.teacher)
+            loss = loss + streams_loss(said, views, self.schedule.label_smoothing, self.teacher)
             figures["accuracy"] = figures["reward"]
         return loss, figures
 
@@ -123,10 +116,10 @@ class RankingTask(PolicyTask):
         The score grows with each epoch, so the last one is kept: rates have fallen to 0 by then, and the best of some
         epochs by some hundred images is a lucky one.
         """
-        scores = torch.cat([self._scores(views) for views in self._val_views()])
-        budget = self.settings.target_patches or SHARE * self.grid.patches
+        scores = torch.cat([self._scores(views) for views in self.loader.validation_views()])
+        budget = self.learning.target_patches or SHARE * self.grid.patches
         choice = above(scores, cut_for_mean(scores, budget))
-        generator = torch.Generator().manual_seed(derived_seed(self.settings.seed, "shuffled"))
+        generator = torch.Generator().manual_seed(derived_seed(self.schedule.seed, "shuffled"))
         logits, target = self._play(choice)
         control, _ = self._play(shuffled(choice, generator))
         probability = float(right_probability(logits, target).mean())

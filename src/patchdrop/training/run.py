@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import signal
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cache
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -18,28 +16,28 @@ from patchdrop.classify.patch_set import PatchSet
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.load import Data, Statistics, statistics
 from patchdrop.episode import PatchDrop
-from patchdrop.errors import Interrupted, RunError, UsageError
+from patchdrop.errors import Interrupted, RunError
 from patchdrop.files import write_json
-from patchdrop.grid import Grid
 from patchdrop.models.build import ModelConfig, build_stage, copy_matching
 from patchdrop.models.one_look import Advised
 from patchdrop.runs.folder import RunFolder
-from patchdrop.settings.flat import STAGES, TrainSettings
 from patchdrop.terminal.talk import warnings_told
 from patchdrop.training.attempts import Attempts
-from patchdrop.training.batches import steps_in
-from patchdrop.training.loop import Task, clear_state, derived_seed, make_optimizer, saved_step, train, train_step
+from patchdrop.training.batches import Loader
+from patchdrop.training.loop import Task, clear_state, saved_step, train
 from patchdrop.training.objectives import Teacher
-from patchdrop.training.policy_stages import PolicyTask
+from patchdrop.training.policy_stages import Learning, PolicyTask
 from patchdrop.training.ranking_stages import RankingTask
+from patchdrop.training.recipe import Recipe
+from patchdrop.training.seeds import derived_seed
 from patchdrop.training.settling import (
+    TRIES,
     References,
+    before_last,
     best_of,
     give_way,
-    goal_of,
     read_nothing,
     references,
-    retried,
     settle,
     settled,
     weigh_streams,
@@ -50,35 +48,50 @@ TAUGHT = 0.5
 """HR-CNN's share in what a classifier of a few patches learns from; the labels have the rest."""
 Advance = Callable[[str, int], None]
 Earlier = Callable[[str], nn.Module]
-"""The trained model of an earlier stage, one of its own at each call."""
+"""Loads a fresh copy of an earlier stage's trained model."""
 
 
-def device_of(settings: TrainSettings) -> torch.device:
-    """The device a run trains on; ``auto`` takes a GPU where there is one.
+class Training:
+    """One call of training: a recipe, its data, and the folder that holds what is trained."""
 
-    Raises:
-        UsageError: there is no such device, or none that this project runs on.
-        RunError: it is a GPU that is not here.
-    """
-    name = settings.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise UsageError(f"device: {name!r} is not one of auto, cpu, cuda and cuda:0, cuda:1, ...")
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RunError(f"device {name}: torch finds no GPU here; use --device cpu")
-    number = int(name.partition(":")[2] or 0)
-    if name.startswith("cuda") and number >= torch.cuda.device_count():
-        raise RunError(f"device {name}: torch finds {torch.cuda.device_count()} GPUs here, the first is cuda:0")
-    return torch.device(name)
+    def __init__(self, recipe: Recipe, data: Data, run: RunFolder) -> None:
+        self.recipe, self.data, self.run = recipe, data, run
+        self.config = recipe.with_classes(data.classes)
+        self.statistics = statistics(data.splits["fit"], data.shape.low)
+        self.device = recipe.device
+
+    @cached_property
+    def references(self) -> References:
+        """The two classifiers on validation images."""
+        return references(self.run, self.config, self.data.splits["val"], self.device)
+
+    @property
+    def low_is_enough(self) -> bool:
+        """Whether a policy has nothing to gain, and nobody insists on one."""
+        return not self.recipe.insist and self.references.low_is_enough(self.recipe.goal.tolerance)
+
+    def task(self, stage: str, number: int = 0) -> Task:
+        """What trains a stage, with its model at its start.
+
+        Args:
+            number: of the try; another one has another seed, and in the last one the policy does not start as LR-CNN.
+        """
+        schedule = self.recipe.schedule.again(number)
+        torch.manual_seed(derived_seed(schedule.seed, stage, "weights"))
+
+        def earlier(name: str) -> nn.Module:
+            return _earlier(self.run, name, stage)
+
+        start = Start(schedule.stages, self.recipe.pretrained, starts_as_low(self.config, number))
+        model = on_device(starting_model(stage, start, self.config, self.statistics, earlier), self.device)
+        if stage == "pt" and isinstance(model, Advised) and not self.low_is_enough:
+            weigh_streams(model, self.references)
+        teacher = teacher_of(stage, self.config, earlier, self.device)
+        loader = Loader(self.data, schedule, self.device)
+        return make_task(stage, model, loader, self.recipe.learning, teacher)
 
 
-def active_stages(settings: TrainSettings) -> list[str]:
-    """The stages asked for, in training order, without those of 0 epochs."""
-    return [s for s in STAGES if s in settings.stages and getattr(settings, f"epochs_{s}") > 0]
-
-
-def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: Advance, stop: Stopper) -> None:
+def train_stages(recipe: Recipe, data: Data, run: RunFolder, advance: Advance, stop: Stopper) -> None:
     """Train every stage that is asked for and not there yet.
 
     Raises:
@@ -86,83 +99,51 @@ def train_stages(settings: TrainSettings, data: Data, run: RunFolder, advance: A
         TrainingError: a loss that is not a number.
         Interrupted: ``stop`` was asked; run the same again to go on.
     """
-    _check_data(settings, data, run)
-    device = device_of(settings)
-    found = statistics(data.splits["fit"], settings.low_size)
-    config = ModelConfig.of(settings, data.classes)
-
-    @cache
-    def judged() -> References:
-        return references(run, config, data.splits["val"], device)
-
-    def low_is_enough() -> bool:
-        return not settings.insist and judged().low_is_enough(settings.tolerance)
-
-    for stage in active_stages(settings):
+    _check_data(data, run)
+    training = Training(recipe, data, run)
+    ranks = recipe.networks.policy == "ranking"
+    for stage in recipe.stages:
         if run.done(stage):
             clear_state(run.stage(stage))
             Attempts(run.stage(stage)).clear()
             continue
-        before_ranking = settings.policy == "ranking" and "pt" in active_stages(settings)
-        if stage == "patches" and before_ranking and run.done("lr") and run.done("hr") and low_is_enough():
-            settings = replace(settings, epochs_patches=0)  # a policy that reads nothing needs no classifier of patches
+        judgeable = ranks and "pt" in recipe.stages and run.done("lr") and run.done("hr")
+        if stage == "patches" and judgeable and training.low_is_enough:
+            # A policy that reads nothing needs no classifier of patches.
+            training.recipe = replace(training.recipe, schedule=recipe.schedule.with_epochs(patches=0))
             continue
-
-        def earlier(name: str) -> nn.Module:
-            return _earlier(run, name, stage)  # noqa: B023
-
-        def start(tried: TrainSettings) -> Task:
-            torch.manual_seed(derived_seed(tried.seed, stage, "weights"))  # noqa: B023
-            model = on_device(starting_model(stage, tried, config, found, earlier), device)  # noqa: B023
-            if stage == "pt" and isinstance(model, Advised) and not low_is_enough():  # noqa: B023
-                weigh_streams(model, config, judged())
-            teacher = teacher_of(stage, tried, earlier, device)  # noqa: B023
-            return make_task(stage, model, data, tried, device, teacher)  # noqa: B023
-
-        def more(steps: int) -> None:
-            advance(stage, steps)  # noqa: B023
-
-        if not isinstance(task := start(settings), RankingTask):
-            train_stage(task, run, config, settings, more, stop)
+        more = partial(advance, stage)
+        if not isinstance(task := training.task(stage), RankingTask):
+            train_stage(task, run, training.config, more, stop)
             continue
-        if low_is_enough():
+        if training.low_is_enough:
             if stage == "pt":
-                read_nothing(task.model, run, config, judged(), settings, device)
+                read_nothing(task.model, run, training.config, training.references, recipe.schedule.seed)
             return
-        train_ranking(task, start, run, config, settings, judged(), more, stop)
+        train_ranking(task, training, more, stop)
     if stop():
         raise Interrupted(stop())
 
 
-def train_ranking(
-    task: RankingTask,
-    start: Callable[[TrainSettings], Task],
-    run: RunFolder,
-    config: ModelConfig,
-    settings: TrainSettings,
-    judged: References,
-    advance: Callable[[int], None],
-    stop: Stopper,
-) -> None:
+def train_ranking(task: RankingTask, training: Training, advance: Callable[[int], None], stop: Stopper) -> None:
     """Train a ranking policy's stage and settle it; where it loses to a plain strategy, again, and keep the best try.
 
     Args:
         task: the first try's, at its start.
-        start: settings to the task of another try.
 
     Raises:
         TrainingError, Interrupted: as `train_stages`.
     """
-    folder = run.stage(task.stage)
-    tries = Attempts(folder)
-    last = task.stage == [stage for stage in STAGES if getattr(settings, f"epochs_{stage}") > 0][-1]
+    run, config, judged = training.run, training.config, training.references
+    tries = Attempts(run.stage(task.stage))
+    last = task.stage == training.recipe.schedule.stages[-1]
+    goal = training.recipe.goal if last else before_last(training.recipe.goal)
     while not settled(tries.finished()):
         number = len(tries.finished())
-        tried = settings if number == 0 else retried(settings, number)
-        again = task if number == 0 else start(tried)
+        again = task if number == 0 else training.task(task.stage, number)
         assert isinstance(again, RankingTask)
-        outcome = train_to_end(again, run, tried, advance, stop)
-        said = settle(again.model, config, judged, goal_of(settings, last), settings.seed, judged.device)
+        outcome = train_to_end(again, run, advance, stop)
+        said = settle(again.model, config, judged, goal, training.recipe.schedule.seed)
         tries.add(again.model, {**outcome, **said})
     records = tries.finished()
     best = best_of(records)
@@ -180,7 +161,6 @@ def train_stage(
     task: Task,
     run: RunFolder,
     config: ModelConfig,
-    settings: TrainSettings,
     advance: Callable[[int], None],
     stop: Stopper,
     more: Mapping[str, Any] | None = None,
@@ -193,30 +173,18 @@ def train_stage(
     Raises:
         TrainingError, Interrupted: as `train_stages`.
     """
-    outcome = train_to_end(task, run, settings, advance, stop)
+    outcome = train_to_end(task, run, advance, stop)
     run.finish(task.stage, task.model, config, {**(more or {}), **outcome})
     clear_state(run.stage(task.stage))
 
 
-def train_to_end(
-    task: Task, run: RunFolder, settings: TrainSettings, advance: Callable[[int], None], stop: Stopper
-) -> dict[str, Any]:
+def train_to_end(task: Task, run: RunFolder, advance: Callable[[int], None], stop: Stopper) -> dict[str, Any]:
     """Train one stage to its end, from where its folder says it was stopped; returns what `train` does."""
     folder = run.stage(task.stage)
     folder.mkdir(parents=True, exist_ok=True)
     run.forget_after(task.stage, saved_step(folder))
     with warnings_told(_into_log(task.stage, run)):
-        return train(
-            task,
-            folder,
-            settings.seed,
-            run.log,
-            advance,
-            stop,
-            settings.save_minutes,
-            settings.optimizer,
-            settings.precision,
-        )
+        return train(task, folder, run.log, advance, stop)
 
 
 def on_device(model: nn.Module, device: torch.device) -> nn.Module:
@@ -224,55 +192,46 @@ def on_device(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(device).to(memory_format=torch.channels_last)
 
 
-def stage_steps(settings: TrainSettings, data: Data, stage: str) -> int:
-    """Steps of a whole stage of a run."""
-    return int(getattr(settings, f"epochs_{stage}")) * steps_in(data.splits["fit"], settings.batch)
-
-
-def seconds_a_step(task: Task, optimizer_name: str, precision: str = "float32") -> float:
-    """Time of one training step, the least of three on the task's first batches; 0 for a task without steps."""
-    if task.epochs == 0:
-        return 0.0
-    optimizer = make_optimizer(task.groups(), optimizer_name)
-    task.train_mode()
-    times = []
-    for batch, _ in zip(task.batches(0, 0), range(3), strict=False):
-        start = time.perf_counter()
-        train_step(task, optimizer, batch, 0, 1, precision)
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def make_task(
-    stage: str,
-    model: nn.Module,
-    data: Data,
-    settings: TrainSettings,
-    device: torch.device,
-    teacher: Teacher | None = None,
-) -> Task:
+def make_task(stage: str, model: nn.Module, loader: Loader, learning: Learning, teacher: Teacher | None = None) -> Task:
     """The task that trains a stage's model."""
-    fit, val = data.splits["fit"], data.splits["val"]
     if stage in ("lr", "hr", "patches"):
-        return ClassifierTask(stage, model, fit, val, settings, device, teacher=teacher)
+        return ClassifierTask(stage, model, loader, teacher=teacher)
     assert isinstance(model, PatchDrop)
     if isinstance(model, Advised):
-        return RankingTask(stage, model, fit, val, settings, device, teacher)
-    return PolicyTask(stage, model, fit, val, settings, device)
+        return RankingTask(stage, model, loader, learning, teacher)
+    return PolicyTask(stage, model, loader, learning)
 
 
-def teacher_of(stage: str, settings: TrainSettings, earlier: Earlier, device: torch.device) -> Teacher | None:
+def teacher_of(stage: str, config: ModelConfig, earlier: Earlier, device: torch.device) -> Teacher | None:
     """HR-CNN, where a classifier of a few patches learns from it beside a ranking policy."""
-    if settings.policy != "ranking" or stage not in ("patches", "ft1", "ft2"):
+    if config.policy != "ranking" or stage not in ("patches", "ft1", "ft2"):
         return None
-    return Teacher(on_device(earlier("hr"), device), Grid.parse(settings.grid), TAUGHT)
+    return Teacher(on_device(earlier("hr"), device), config.shape.grid, TAUGHT)
 
 
-def starting_model(
-    stage: str, settings: TrainSettings, config: ModelConfig, found: Statistics, earlier: Earlier
-) -> nn.Module:
+class Start(NamedTuple):
+    """What a stage's training starts from.
+
+    Attributes:
+        stages: of the whole run that have epochs.
+        pretrained: whether timm's networks start from published weights.
+        as_low: whether the policy starts with LR-CNN's features, where both are the same network.
+    """
+
+    stages: Sequence[str]
+    pretrained: bool
+    as_low: bool
+
+
+def starts_as_low(config: ModelConfig, number: int = 0) -> bool:
+    """Whether a policy starts as LR-CNN in a try; in the last one only where it shares LR-CNN's pass."""
+    alike = config.policy_network == config.lr_network
+    return alike and config.policy_start in (("lr", "shared") if number < TRIES - 1 else ("shared",))
+
+
+def starting_model(stage: str, start: Start, config: ModelConfig, found: Statistics, earlier: Earlier) -> nn.Module:
     """A stage's model as its training starts: new, or with what earlier stages have learnt."""
-    model = build_stage(stage, config, found, settings.pretrained)
+    model = build_stage(stage, config, found, start.pretrained)
     if stage == "patches":
         copy_matching(earlier("hr"), model)
         _join_low(model, earlier)
@@ -281,15 +240,15 @@ def starting_model(
         high = streams.high if isinstance(streams, TwoStream) else streams
         joins = isinstance(streams, TwoStream)
         if stage == "pt":
-            classifier = "patches" if settings.epochs_patches > 0 else "hr"
+            classifier = "patches" if "patches" in start.stages else "hr"
             if classifier == "hr":
                 _join_low(high, earlier)
             copy_matching(earlier(classifier), high)
-            if settings.policy_start != "scratch" and settings.policy_network == settings.lr_network:
+            if start.as_low:
                 policy = model.policy.utility if isinstance(model, Advised) else model.policy
                 copy_matching(earlier("lr").network, policy.network)  # type: ignore[arg-type]
         else:
-            before = earlier("ft1" if stage == "ft2" and settings.epochs_ft1 > 0 else "pt")
+            before = earlier("ft1" if stage == "ft2" and "ft1" in start.stages else "pt")
             assert isinstance(before, PatchDrop)
             copy_matching(before.policy, model.policy)
             joins = joins and not isinstance(before.classifier, TwoStream)
@@ -312,7 +271,7 @@ def _earlier(run: RunFolder, stage: str, needed_by: str) -> nn.Module:
     return run.load(stage)[0]
 
 
-def _check_data(settings: TrainSettings, data: Data, run: RunFolder) -> None:
+def _check_data(data: Data, run: RunFolder) -> None:
     """Record what the run trains on, or, once a stage has begun, compare it with what is recorded."""
     described: dict[str, Any] = {
         "name": data.name,

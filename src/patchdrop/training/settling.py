@@ -12,12 +12,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from patchdrop.data.sets import Split
 from patchdrop.evaluation.outcome import Outcome, outcome_of
 from patchdrop.evaluation.settle import (
     Goal,
+    Heard,
     few_counts,
     find_price,
     hear,
@@ -36,7 +37,7 @@ from patchdrop.evaluation.strategies import (
     random_places,
 )
 from patchdrop.evaluation.verdict import CASCADE, EVERYTHING, NOTHING, PLACES, Played, low_is_enough, verdict
-from patchdrop.grid import Grid
+from patchdrop.grid import Size
 from patchdrop.models.build import ModelConfig, copy_matching
 from patchdrop.models.one_look import Advised, Ruled, SharedLook
 from patchdrop.policy.budget import cut_for_mean
@@ -44,8 +45,6 @@ from patchdrop.policy.choice import greedy
 from patchdrop.policy.network import doubts
 from patchdrop.policy.rules import RULES, Rule
 from patchdrop.runs.folder import RunFolder
-from patchdrop.settings.flat import TrainSettings
-from patchdrop.training.loop import derived_seed
 
 TRIES = 3
 CERTAIN = 30.0
@@ -65,6 +64,12 @@ class References:
     high: Outcome
     device: torch.device
 
+    low_size: Size
+
+    def hear(self, model: Advised, counts: Tensor) -> Heard:
+        """The policy on these images, each of ``counts`` patches of its ranking read."""
+        return hear(model, self.low_size, self.split, self.device, counts)
+
     def low_is_enough(self, tolerance: float) -> bool:
         """Whether HR-CNN is at most ``tolerance`` points better than LR-CNN."""
         return low_is_enough(self.low.right, self.high.right, tolerance)
@@ -75,30 +80,20 @@ def references(run: RunFolder, config: ModelConfig, val: Split, device: torch.de
     step = max(1.0, len(val) / JUDGED)
     positions = (torch.arange(min(len(val), JUDGED)) * step).long()
     split = Split(val.source, val.index[positions])
-    grid = Grid.parse(config.grid)
 
     def alone(stage: str) -> Outcome:
-        return outcome_of(run.load(stage)[0].to(device), config, grid, split, lambda scores, _: scores >= 0, device)
+        return outcome_of(run.load(stage)[0].to(device), config.shape, split, lambda scores, _: scores >= 0, device)
 
-    return References(split, alone("lr"), alone("hr"), device)
+    return References(split, alone("lr"), alone("hr"), device, config.shape.low)
 
 
-def goal_of(settings: TrainSettings, last: bool) -> Goal:
-    """The operating point that the settings ask for.
+def before_last(goal: Goal) -> Goal:
+    """The operating point of a stage that another one follows.
 
-    Only the ``last`` stage looks for the tolerance: before it the classifier is not fine-tuned, and half a point may
-    cost nearly all of HR.
+    It looks for no tolerance: before the last stage the classifier is not fine-tuned, and half a point may cost nearly
+    all of HR.
     """
-    if not (last or settings.target_patches or settings.mistake):
-        return Goal(mistake=MISTAKE, tolerance=settings.tolerance)
-    return Goal(settings.target_patches, settings.mistake, settings.tolerance)
-
-
-def retried(settings: TrainSettings, number: int) -> TrainSettings:
-    """Settings of another try: another seed, and in the last one a policy that does not start as LR-CNN."""
-    seed = derived_seed(settings.seed, "try", number)
-    start: Any = "scratch" if number == TRIES - 1 and settings.policy_start == "lr" else settings.policy_start
-    return replace(settings, seed=seed, policy_start=start)
+    return goal if goal.target_patches or goal.mistake else replace(goal, mistake=MISTAKE)
 
 
 def settled(records: Sequence[Mapping[str, Any]]) -> bool:
@@ -114,34 +109,20 @@ def best_of(records: Sequence[Mapping[str, Any]]) -> int:
     return max(range(len(records)), key=lambda number: records[number]["verdict"]["reward"])
 
 
-def read_nothing(
-    model: Advised,
-    run: RunFolder,
-    config: ModelConfig,
-    found: References,
-    settings: TrainSettings,
-    device: torch.device,
-) -> None:
+def read_nothing(model: Advised, run: RunFolder, config: ModelConfig, found: References, seed: int) -> None:
     """Finish Pt without training: a policy that reads nothing, so that the run predicts as LR-CNN does."""
-    said = settle(model, config, found, Goal(tolerance=100.0), settings.seed, device)
+    said = settle(model, config, found, Goal(tolerance=100.0), seed)
     run.finish("pt", model, config, {"figures": {"mean_patches": 0.0}, "seconds": 0.0, **said, "tries": []})
 
 
-def weigh_streams(model: Advised, config: ModelConfig, found: References) -> None:
+def weigh_streams(model: Advised, found: References) -> None:
     """Set the fusion before a policy is trained for what both streams say together."""
     model.eval()
-    counts = few_counts(Grid.parse(config.grid).patches)
-    set_fusion_right(model.classifier, hear(model, config, found.split, found.device, counts))
+    counts = few_counts(model.policy.utility.grid.patches)
+    set_fusion_right(model.classifier, found.hear(model, counts))
 
 
-def settle(
-    model: Advised,
-    config: ModelConfig,
-    found: References,
-    goal: Goal,
-    seed: int,
-    device: torch.device,
-) -> dict[str, Any]:
+def settle(model: Advised, config: ModelConfig, found: References, goal: Goal, seed: int) -> dict[str, Any]:
     """Set fusion, outlook and price of a trained policy, and compare it with what needs none.
 
     Returns:
@@ -150,14 +131,14 @@ def settle(
     """
     model.eval()
     model.policy.log_price.fill_(0)
-    grid = Grid.parse(config.grid)
-    heard = hear(model, config, found.split, device, tried_counts(grid.patches))
+    grid, device = config.shape.grid, found.device
+    heard = found.hear(model, tried_counts(grid.patches))
     set_fusion_right(model.classifier, heard)
     error = set_outlook_right(model, heard)
     with torch.inference_mode():
         scores, chances = model.policy.weigh(heard.utilities.to(device), heard.opinion.to(device))
     find_price(model, scores.cpu(), chances.cpu(), heard, goal)
-    ours = outcome_of(model, config, grid, found.split, lambda s, _: greedy(s), device)
+    ours = outcome_of(model, config.shape, found.split, lambda s, _: greedy(s), device)
     stand = Stand(model, config, found.split, ours, found.low, found.high, seed, device)
     plain, rivals = chosen_on(stand)
     rivals |= {NOTHING: found.low, EVERYTHING: found.high, PLACES: random_places(stand)}
@@ -196,8 +177,8 @@ def give_way(
     if better in (NOTHING, EVERYTHING):
         model.policy.log_price.fill_(CERTAIN if better == NOTHING else -CERTAIN)
         if better == EVERYTHING:  # another classifier, other chances
-            counts = tried_counts(Grid.parse(config.grid).patches)
-            error = set_outlook_right(model, hear(model, config, found.split, found.device, counts))
+            counts = tried_counts(config.shape.grid.patches)
+            error = set_outlook_right(model, found.hear(model, counts))
         return model, config, error
     mean_patches = float(record["verdict"]["mean_patches"])
     plain = Plain.from_json(record["plain"])

@@ -6,14 +6,12 @@ loss and one optimizer play the game (`classify.super_resolution` has how, and t
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from patchdrop.classify.masked_cnn import MaskedCNN
 from patchdrop.classify.super_resolution import SuperResolution, SuperResolved, bilinear, generator_losses, psnr
-from patchdrop.data.sets import Batch, Split
-from patchdrop.settings.flat import TrainSettings
-from patchdrop.training.batches import training_views, validation_views
+from patchdrop.data.sets import Batch
+from patchdrop.training.batches import Loader
 from patchdrop.training.loop import Group
 from patchdrop.training.objectives import freeze
 from patchdrop.training.supervised import ClassifierTask, weight_groups
@@ -37,24 +35,21 @@ class GeneratorTask(ClassifierTask):
         stage: str,
         model: SuperResolution,
         reference: MaskedCNN,
-        fit: Split,
-        val: Split,
-        settings: TrainSettings,
-        device: torch.device,
+        loader: Loader,
         epochs: int,
     ) -> None:
-        super().__init__(stage, model, fit, val, settings, device, like="hr")
+        super().__init__(stage, model, loader, like="hr")
         self.epochs = epochs
-        self.reference = reference.to(device).eval()
+        self.reference = reference.to(loader.device).eval()
         freeze(reference, True)
 
     def groups(self) -> list[Group]:
         """At the rate of fine-tuning: without batch norm the classifiers' rate is too high. No decay."""
-        return [Group(list(self.model.parameters()), self.settings.rate_finetune)]
+        return [Group(list(self.model.parameters()), self.schedule.rate_finetune)]
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
         """Pixel, feature and adversarial loss."""
-        views = training_views(batch, self.settings, self.device)
+        views = self.loader.training_views(batch)
         made = self.model(views.low)
         losses = generator_losses(made, views.high, self.model.discriminator, self.reference, ADVERSARIAL_WEIGHT)
         figures = {name: float(value.detach()) for name, value in losses._asdict().items()}
@@ -64,29 +59,20 @@ class GeneratorTask(ClassifierTask):
     def validate(self, progress: float) -> dict[str, float]:
         """Mean PSNR, which is the score, and that of the bilinear enlargement."""
         made, plain = 0.0, 0.0
-        for views in validation_views(self.val, self.settings, self.device):
+        for views in self.loader.validation_views():
             made += float(psnr(self.model(views.low), views.high).sum())
-            plain += float(psnr(bilinear(views.low, self.settings.high_size), views.high).sum())
-        count = len(self.val)
+            plain += float(psnr(bilinear(views.low, self.loader.data.shape.high), views.high).sum())
+        count = len(self.loader.val)
         return {"psnr": made / count, "psnr_bilinear": plain / count, "score": made / count}
 
 
 class SuperResolvedTask(ClassifierTask):
     """Trains the classifier alone, for ``epochs`` at the rate of fine-tuning."""
 
-    def __init__(
-        self,
-        stage: str,
-        model: SuperResolved,
-        fit: Split,
-        val: Split,
-        settings: TrainSettings,
-        device: torch.device,
-        epochs: int,
-    ) -> None:
-        super().__init__(stage, model, fit, val, settings, device, like="lr")
+    def __init__(self, stage: str, model: SuperResolved, loader: Loader, epochs: int) -> None:
+        super().__init__(stage, model, loader, like="lr")
         self.epochs = epochs
 
     def groups(self) -> list[Group]:
         """It starts from trained weights, as the stage ``patches`` does."""
-        return weight_groups(self.model, self.settings.rate_finetune, self.settings.weight_decay)
+        return weight_groups(self.model, self.schedule.rate_finetune, self.schedule.weight_decay)

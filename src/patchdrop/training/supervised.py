@@ -11,12 +11,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from patchdrop.data.sets import Batch, Split
-from patchdrop.grid import Grid
+from patchdrop.data.sets import Batch
 from patchdrop.packed import Packed
 from patchdrop.read.source import from_memory
-from patchdrop.settings.flat import TrainSettings
-from patchdrop.training.batches import Views, shuffled_plan, steps_in, training_views, validation_views
+from patchdrop.training.batches import Loader, Views
 from patchdrop.training.loop import Group
 from patchdrop.training.objectives import Teacher, classifier_loss
 
@@ -34,28 +32,25 @@ class ClassifierTask:
         self,
         stage: str,
         model: nn.Module,
-        fit: Split,
-        val: Split,
-        settings: TrainSettings,
-        device: torch.device,
+        loader: Loader,
         like: str = "",
         teacher: Teacher | None = None,
     ) -> None:
         self.stage = stage
         self.like = like or stage
         self.model = model
-        self.fit, self.val = fit, val
-        self.settings, self.device = settings, device
+        self.loader, self.schedule = loader, loader.schedule
         self.teacher = teacher
-        self.epochs = int(getattr(settings, f"epochs_{self.like}"))
-        self.steps_per_epoch = steps_in(fit, settings.batch)
+        self.epochs = self.schedule.epochs[self.like]
+        self.steps_per_epoch = loader.steps_per_epoch
         self.memory: dict[str, float] = {}
-        self.grid = Grid.parse(settings.grid)
+        self.grid = loader.data.shape.grid
 
     def groups(self) -> list[Group]:
         """All weights at one rate."""
-        rate = self.settings.rate_finetune if self.like == "patches" else self.settings.rate_classifier
-        return weight_groups(self.model, rate, self.settings.weight_decay)
+        schedule = self.schedule
+        rate = schedule.rate_finetune if self.like == "patches" else schedule.rate_classifier
+        return weight_groups(self.model, rate, schedule.weight_decay)
 
     def train_mode(self) -> None:
         """Batch-norm statistics move."""
@@ -63,30 +58,29 @@ class ClassifierTask:
 
     def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
         """Every image of the fit split once, in a new order each epoch."""
-        plan = shuffled_plan(self.fit, self.settings.batch, self.settings.seed, self.stage, epoch)
-        return self.fit.batches(plan[first_step:])
+        return self.loader.batches(self.stage, epoch, first_step)
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
         """The objective on an augmented batch."""
-        views = training_views(batch, self.settings, self.device)
+        views = self.loader.training_views(batch)
         logits = self._classify(views, random_subset(len(views.target), self.grid.patches))
         right = (logits.argmax(1) == views.target).float().mean()
         return self.objective(logits, views), {"accuracy": float(right)}
 
     def objective(self, logits: Tensor, views: Views) -> Tensor:
         """`classifier_loss`; what stages trained in another way replace."""
-        return classifier_loss(logits, views, self.settings.label_smoothing, self.teacher)
+        return classifier_loss(logits, views, self.schedule.label_smoothing, self.teacher)
 
     def validate(self, progress: float) -> dict[str, float]:
         """Accuracy; for ``patches`` at S = P, P/2 and P/4, whose mean is the score."""
         patches = self.grid.patches
         counts = [patches, max(1, patches // 2), max(1, patches // 4)] if self.like == "patches" else [patches]
         right = [0] * len(counts)
-        for views in validation_views(self.val, self.settings, self.device):
+        for views in self.loader.validation_views():
             for i, count in enumerate(counts):
                 logits = self._classify(views, exact_subset(len(views.target), patches, count))
                 right[i] += int((logits.argmax(1) == views.target).sum())
-        accuracies = [r / len(self.val) for r in right]
+        accuracies = [r / len(self.loader.val) for r in right]
         figures = {"accuracy": accuracies[0], "score": sum(accuracies) / len(accuracies)}
         if self.like == "patches":
             figures |= {f"accuracy_at_{c}": a for c, a in zip(counts, accuracies, strict=True)}
@@ -97,7 +91,7 @@ class ClassifierTask:
             logits: Tensor = self.model(views.low)
             return logits
         choice = subset if self.like == "patches" else torch.ones_like(subset)
-        packed: Packed = from_memory(views.high, self.grid)(choice.to(self.device))
+        packed: Packed = from_memory(views.high, self.grid)(choice.to(views.high.device))
         logits = self.model(packed, views.low)
         return logits
 

@@ -1,0 +1,38 @@
+"""Which labelled images to load, from where, in which sizes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from patchdrop.grid import Shape
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """A data set as `patchdrop.data.load.load` takes it.
+
+    Attributes:
+        data: folder or CSV file, or the name of the embedded data set.
+        layout: how it is laid out, or ``auto``.
+        shape: sizes in which images are decoded, and what the model makes of them.
+        val_fraction: share of train that is carved out for validation where there is no ``val`` split.
+        seed: of that.
+        skip_bad: whether images that cannot be read are left out; otherwise they are an error.
+        memory_gb: GiB of 8-bit pixels that may be held in memory; more is streamed.
+        workers: processes that decode.
+        cache: folder that keeps what is read over a network; none where it is empty.
+    """
+
+    data: str
+    layout: str
+    shape: Shape
+    val_fraction: float
+    seed: int
+    skip_bad: bool
+    memory_gb: float
+    workers: int
+    cache: str
+
+    def elsewhere(self, data: str | None) -> DataSource:
+        """Another data set, read in the same way; itself where none, or the same, is named."""
+        return self if data in (None, self.data) else replace(self, data=str(data), layout="auto")

@@ -1,0 +1,130 @@
+"""Which settings go together, in one table; the documentation shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from patchdrop.errors import UsageError
+from patchdrop.settings.flat import TrainSettings
+
+EXACT_PATCHES = 10
+"""The estimator ``exact`` takes all 2^P masks of a grid of so many patches, at most."""
+
+
+@dataclass(frozen=True)
+class Combination:
+    """One thing that cannot be asked for.
+
+    Attributes:
+        rule: in words, for the documentation.
+        broken: whether settings, with sizes, grid and networks filled in, ask for it.
+        says: the error, which tells what to do instead.
+    """
+
+    rule: str
+    broken: Callable[[TrainSettings], bool]
+    says: Callable[[TrainSettings], str]
+
+
+def _patches(settings: TrainSettings) -> int:
+    return settings.shape.grid.patches
+
+
+def _operating_points(settings: TrainSettings) -> list[str]:
+    """Flags of the operating points that are asked for."""
+    given = {
+        "--target-patches": settings.target_patches > 0,
+        "--mistake": settings.mistake > 0,
+        "--tolerance": settings.tolerance != TrainSettings.tolerance,
+    }
+    return [flag for flag, is_given in given.items() if is_given]
+
+
+COMBINATIONS = (
+    Combination(
+        "`target_patches` is at most the number of patches of `grid`",
+        lambda s: s.target_patches > _patches(s),
+        lambda s: (
+            f"target_patches: {s.target_patches:g} is out of range, grid {s.grid} has {_patches(s)} patches; "
+            f"use 0 to {_patches(s)}"
+        ),
+    ),
+    Combination(
+        "one of `tolerance`, `target_patches` and `mistake` is given",
+        lambda s: len(_operating_points(s)) > 1,
+        lambda s: f"{' and '.join(_operating_points(s))} ask for different operating points; give one",
+    ),
+    Combination(
+        f"`estimator: exact` has at most {EXACT_PATCHES} patches",
+        lambda s: s.estimator == "exact" and _patches(s) > EXACT_PATCHES,
+        lambda s: (
+            f"estimator: exact takes all 2^P masks, grid {s.grid} has {_patches(s)} patches; use a grid of at most "
+            f"{EXACT_PATCHES} patches, or rloo with more --samples"
+        ),
+    ),
+    Combination(
+        "`classifier: bagnet` has `fill: mean`",
+        lambda s: s.classifier == "bagnet" and s.fill != "mean",
+        lambda s: f"fill: {s.fill!r} has no meaning with classifier bagnet, which sees patches only; use mean",
+    ),
+    Combination(
+        "`policy: ranking` has `low_stream: pt`",
+        lambda s: s.policy == "ranking" and s.low_stream != "pt",
+        lambda s: (
+            f"low_stream: policy ranking hears LR-CNN from Pt on, not from {s.low_stream}; use --low-stream pt, "
+            "or --policy bernoulli"
+        ),
+    ),
+    Combination(
+        "`policy_head: certainty` has `policy: bernoulli`",
+        lambda s: s.policy_head == "certainty" and s.policy == "ranking",
+        lambda s: "policy_head: certainty is for --policy bernoulli, policy ranking has LR-CNN's word anyway",
+    ),
+    Combination(
+        "`policy_start: shared` has one network for policy and LR-CNN",
+        lambda s: s.policy_start == "shared" and s.policy_network != s.lr_network,
+        lambda s: (
+            f"policy_start: shared takes LR-CNN's network, but policy_network is {s.policy_network} and lr_network "
+            f"{s.lr_network}; name the same twice"
+        ),
+    ),
+    Combination(
+        "`policy_start: shared` with `policy: bernoulli` has `policy_head: certainty`",
+        lambda s: s.policy_start == "shared" and s.policy == "bernoulli" and s.policy_head != "certainty",
+        lambda s: (
+            f"policy_start: shared needs a policy that keeps LR-CNN's classes, which head {s.policy_head} does not; "
+            "use --policy-head certainty"
+        ),
+    ),
+    Combination(
+        "`policy_start: shared` has another `policy_head` than `global`",
+        lambda s: s.policy_start == "shared" and s.policy_head == "global",
+        lambda s: (
+            "policy_start: shared needs a policy that reads the features of LR-CNN's network, which head global does "
+            "not; use --policy-head spatial"
+        ),
+    ),
+    Combination(
+        "`policy_start: shared` has `low_stream: pt`",
+        lambda s: s.policy_start == "shared" and s.low_stream != "pt",
+        lambda s: (
+            f"policy_start: shared needs LR-CNN as a second stream from Pt on, not from {s.low_stream}; "
+            "use --low-stream pt"
+        ),
+    ),
+)
+
+
+def check_combinations(settings: TrainSettings) -> None:
+    """Refuse settings that contradict each other.
+
+    Args:
+        settings: with sizes, grid and networks filled in.
+
+    Raises:
+        UsageError: they do; or the grid has more patches than HR can hold.
+    """
+    for combination in COMBINATIONS:
+        if combination.broken(settings):
+            raise UsageError(combination.says(settings))
