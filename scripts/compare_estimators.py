@@ -47,7 +47,7 @@ def main(out: Path) -> None:
 def _run(first: Path, folder: Path, settings: TrainSettings) -> dict[str, Any]:
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(first, folder)
-    (folder / "settings.yaml").write_text(to_yaml(settings), encoding="utf-8")
+    (folder / "settings.yaml").write_text(to_yaml(settings.to_mapping()), encoding="utf-8")
     return patchdrop.train(settings, folder)
 
 

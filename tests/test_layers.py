@@ -1,41 +1,20 @@
-"""Imports go one way. The contract is `LAYERS`; the reasons are in the documentation's page on the architecture."""
+"""Imports go one way, and the page on the architecture shows how; the contract is in `scripts/rooms.py`."""
 
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 import patchdrop
 
-SOURCE = Path(patchdrop.__file__).parent
+sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
+import rooms
 
-LAYERS: list[tuple[str, ...]] = [
-    # From high to low. A part (a module, or a folder with all that is in it) imports from lower layers and from
-    # itself; parts of one layer do not know each other.
-    ("__main__",),
-    ("cli",),
-    ("commands", "scenes"),
-    ("compare",),
-    ("serve", "training"),
-    ("report", "evaluation", "costs"),
-    ("runs",),
-    ("models",),
-    ("episode",),
-    ("classify",),  # above policy: it enlarges LR as the policy does
-    ("policy", "data", "tariffs"),
-    ("read",),  # below data: labelled windows of scenes are read as serving reads them
-    ("tiff",),
-    ("transport",),
-    ("networks", "packed", "files", "terminal"),
-    ("settings",),
-    ("grid",),
-    ("errors", "version"),
-]
 ALWAYS_FREE_OF_TORCH = (
     "settings.flat",
     "settings.combinations",
@@ -53,58 +32,15 @@ ALWAYS_FREE_OF_TORCH = (
 )
 
 
-def modules() -> dict[str, Path]:
-    """Dotted name below the package -> file; a folder's ``__init__`` has the folder's name, the package's ''."""
-    found = {}
-    for path in SOURCE.rglob("*.py"):
-        parts = path.relative_to(SOURCE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def part_of(module: str) -> str:
-    return module.split(".")[0]
-
-
-def layer_of(module: str) -> int:
-    return next(i for i, parts in enumerate(LAYERS) if part_of(module) in parts)
-
-
-def imports(source: str, known: set[str]) -> Iterator[str]:
-    """The package's own modules that a file imports, wherever in it; not what is only for type checkers."""
-    for node in runtime_nodes(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name == "patchdrop" or alias.name.startswith("patchdrop."):
-                    yield alias.name.removeprefix("patchdrop").removeprefix(".")
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "write imports in full"
-            name = node.module or ""
-            if name == "patchdrop" or name.startswith("patchdrop."):
-                below = name.removeprefix("patchdrop").removeprefix(".")
-                for alias in node.names:
-                    longer = f"{below}.{alias.name}".removeprefix(".")
-                    yield longer if longer in known else below
-
-
-def runtime_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    yield node
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
-            continue
-        yield from runtime_nodes(child)
-
-
 @pytest.fixture(scope="module")
 def graph() -> dict[str, set[str]]:
-    known = modules()
-    return {name: set(imports(path.read_text(encoding="utf-8"), set(known))) for name, path in known.items()}
+    return rooms.graph()
 
 
 def test_every_part_has_its_layer_and_every_layer_its_parts(graph: dict[str, set[str]]) -> None:
-    named = [part for parts in LAYERS for part in parts]
+    named = [part for parts in rooms.LAYERS for part in parts]
     assert len(named) == len(set(named))
-    assert {part_of(module) for module in graph if module} == set(named)
+    assert {rooms.room_of(module) for module in graph if module} == set(named)
 
 
 def test_every_import_goes_to_a_lower_layer_or_stays_in_its_part(graph: dict[str, set[str]]) -> None:
@@ -112,7 +48,9 @@ def test_every_import_goes_to_a_lower_layer_or_stays_in_its_part(graph: dict[str
         f"{module or 'patchdrop'} imports {other or 'patchdrop'}"
         for module, others in graph.items()
         for other in others
-        if module and part_of(module) != part_of(other) and (not other or layer_of(module) >= layer_of(other))
+        if module
+        and rooms.room_of(module) != rooms.room_of(other)
+        and (not other or rooms.layer_of(module) >= rooms.layer_of(other))
     ]
     assert wrong == []
 
@@ -142,13 +80,13 @@ def test_the_walk_sees_imports_at_the_top_in_functions_and_of_modules(graph: dic
         "if TYPE_CHECKING:\n    from patchdrop.episode import PatchDrop\n"
         "def f():\n    from patchdrop.training import loop\n"
     )
-    assert set(imports(source, set(graph))) == {"grid", "commands", "files", "training.loop"}
+    assert set(rooms.imports(source, set(graph))) == {"grid", "commands", "files", "training.loop"}
     assert graph["cli"] >= {"commands", "terminal.tables", "errors", "settings.flat"}
 
 
 @pytest.mark.parametrize("module", ALWAYS_FREE_OF_TORCH)
 def test_what_answers_at_once_does_not_import_torch_at_its_top(module: str) -> None:
-    tree = ast.parse(modules()[module].read_text(encoding="utf-8"))
+    tree = ast.parse(rooms.modules()[module].read_text(encoding="utf-8"))
     names = {
         name.split(".")[0]
         for node in tree.body
@@ -208,3 +146,71 @@ def test_every_name_the_package_offers_exists_and_no_other_does() -> None:
         assert getattr(patchdrop, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         patchdrop.nothing  # noqa: B018
+
+
+def test_a_room_says_in_its_own_words_which_rooms_it_may_import() -> None:
+    found = rooms.room_imports()
+    for room in (part for parts in rooms.LAYERS for part in parts):
+        if not (rooms.SOURCE / room).is_dir():
+            continue
+        said = " ".join((rooms.SOURCE / room / "__init__.py").read_text(encoding="utf-8").split())
+        named = re.search(r"May import (.*?)\.(?: |$|\"\"\")", said)
+        assert named, room
+        if "everything" in named[1] or "below" in named[1]:
+            continue
+        missing = {other for other in found[room] - {"errors"} if f"`{other}`" not in named[1]}
+        assert not missing, f"{room} imports {sorted(missing)}"
+
+
+def test_the_drawing_and_the_walks_are_those_of_the_code() -> None:
+    assert rooms.DRAWING.read_text(encoding="utf-8") == rooms.draw(), "run python scripts/rooms.py"
+    page = (rooms.ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    for walk in (rooms.TRAINING, rooms.SERVING):
+        assert rooms.missing_steps(walk) == []
+        assert all(f"{number}. `{step}`: {what}" in page for number, (step, what) in enumerate(walk, 1))
+    assert rooms.missing_steps((("cli.train", ""), ("cli.no_such", ""), ("packed.gather", ""))) != []
+
+
+def test_only_the_door_takes_the_whole_of_the_settings() -> None:
+    """A room takes the value that it needs; whoever takes all of them stands at the door."""
+    door = {"cli", "commands", "settings", "training.recipe"}
+    takers = []
+    for module, path in rooms.modules().items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                if any("TrainSettings" in ast.unparse(a.annotation) for a in given if a.annotation is not None):
+                    takers.append((module, node.name))
+    outside = [taker for taker in takers if taker[0] not in door and rooms.room_of(taker[0]) not in door]
+    assert outside == []
+    assert len({name for module, name in takers if module != "cli"}) <= 9
+
+
+def test_text_becomes_sizes_grids_and_tariffs_in_one_place_each() -> None:
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in rooms.modules().values())
+    for call in ("Grid.parse(", "= (size_of(text", "read_tariff(tariff)"):
+        assert sources.count(call) == 1, call
+
+
+def test_at_most_eight_modules_lie_beside_the_rooms() -> None:
+    beside = {path.name for path in rooms.SOURCE.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert "episode.py" in beside
+    assert len(beside) <= 8
+
+
+def test_no_function_is_longer_than_a_screen() -> None:
+    long = [
+        f"{module}.{node.name}"
+        for module, path in rooms.modules().items()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and module != "cli" and _lines(node) > 50
+    ]
+    assert long == []
+
+
+def _lines(node: ast.FunctionDef) -> int:
+    """Lines of a function, its docstring left out."""
+    first = node.body[0]
+    said = isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)
+    docstring = (first.end_lineno or 0) - first.lineno + 1 if said else 0
+    return (node.end_lineno or 0) - node.lineno + 1 - docstring

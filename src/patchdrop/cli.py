@@ -6,9 +6,9 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
@@ -21,6 +21,11 @@ from patchdrop.settings.config_file import defaults
 from patchdrop.settings.dial import Dial, Target
 from patchdrop.settings.flat import TrainSettings, from_mapping, read_profile
 from patchdrop.version import VERSION
+
+if TYPE_CHECKING:
+    from patchdrop.scenes.listing import Source
+    from patchdrop.scenes.walk import Reading
+    from patchdrop.tariffs.tariff import Tariff
 
 DONE, USAGE, BAD_INPUT, SOME_FAILED, PLAIN_IS_BETTER, INTERRUPTED, TERMINATED = 0, 2, 3, 4, 5, 130, 143
 
@@ -172,51 +177,52 @@ def predict(
         Files to write for each scene: jsonl, csv, geojson, gpkg (GeoPackage), map (of classes, a COG), png (a picture).
     """
     asked = scene or SceneFlags()
-    if out is not None:
-        if low or overlay or scaled_low:
-            raise UsageError("--low, --overlay and --scaled-low are for image files, not for scenes (--out)")
-        if plan and tariff:
-            raise UsageError("--tariff: a plan brings its own; give it to `patchdrop plan`")
-        from patchdrop.scenes import predict as scenes
-        from patchdrop.scenes.listing import sources_of
-        from patchdrop.scenes.model import Choosing
-        from patchdrop.scenes.walk import reading_of
-        from patchdrop.tariffs.tariff import read_tariff
+    if out is None:
+        for_scenes = plan or tariff or asked != SceneFlags() or formats != DEFAULT
+        if for_scenes or any("://" in name for name in images or ()):
+            raise UsageError(
+                "URLs, --scenes, --asset, --limit, --jobs, --cache, --plan, --format, --gap, --low-scene, "
+                "--cell-metres and --tariff are for scenes: name a folder for their results with --out"
+            )
+        if not images:
+            raise UsageError("images: none was given; name one or more image files")
+        return _predict_images(run, images, low, stage, overlay, scaled_low, dial, as_json)
+    if low or overlay or scaled_low:
+        raise UsageError("--low, --overlay and --scaled-low are for image files, not for scenes (--out)")
+    if plan and tariff:
+        raise UsageError("--tariff: a plan brings its own; give it to `patchdrop plan`")
+    from patchdrop.scenes import predict as scenes
+    from patchdrop.scenes.model import Choosing
 
-        reading = reading_of(asked)
-        choosing, results = Choosing(run, stage, dial), scenes.Results(out, formats)
-        sold = None if tariff is None else read_tariff(tariff)
+    choosing, results = Choosing(run, stage, dial), scenes.Results(out, formats)
+    sold = _sold_by(tariff)
+    return _scenes(
+        lambda sources, reading, failed: scenes.predict(choosing, sources, results, reading, failed, plan, sold),
+        images,
+        asked,
+        as_json,
+    )
 
-        def read(failed: Callable[[str], None]) -> dict[str, Any]:
-            sources = sources_of(images, asked.scenes, asked.asset, failed, asked.low_scene)
-            return scenes.predict(choosing, sources, results, reading, failed, plan, sold)
 
-        return _scenes(read, as_json)
-    for_scenes = plan or tariff or asked != SceneFlags() or formats != DEFAULT
-    if for_scenes or any("://" in name for name in images or ()):
-        raise UsageError(
-            "URLs, --scenes, --asset, --limit, --jobs, --cache, --plan, --format, --gap, --low-scene, --cell-metres "
-            "and --tariff are for scenes: name a folder for their results with --out"
-        )
-    if not images:
-        raise UsageError("images: none was given; name one or more image files")
+def _predict_images(
+    run: Path,
+    images: list[str],
+    low: list[Path] | None,
+    stage: str | None,
+    overlay: Path | None,
+    scaled_low: bool,
+    dial: Dial | None,
+    as_json: bool,
+) -> int:
     from dataclasses import asdict
 
     from patchdrop import commands
     from patchdrop.terminal.tables import predictions_table
-    from patchdrop.terminal.talk import say
 
-    failures: list[str] = []
-
-    def failed(reason: str) -> None:
-        failures.append(reason)
-        say(f"error: {reason}")
-
+    failures, failed = _failures()
     found = [asdict(p) for p in commands.predict(run, images, low, stage, overlay, failed, dial, scaled_low)]
     _print({"predictions": found, "failed": failures}, predictions_table, as_json)
-    if failures:
-        return SOME_FAILED if found else BAD_INPUT
-    return DONE
+    return _code(failures, bool(found))
 
 
 @app.command
@@ -250,14 +256,8 @@ def check(
     from patchdrop.scenes.check import shape_of
     from patchdrop.scenes.listing import sources_of
     from patchdrop.scenes.tables import check_table
-    from patchdrop.terminal.talk import say
 
-    failures: list[str] = []
-
-    def failed(reason: str) -> None:
-        failures.append(reason)
-        say(f"error: {reason}")
-
+    failures, failed = _failures()
     shape, asked = shape_of(run, high, low, grid), reach or Reach()
     named = sources_of(sources, asked.scenes, asked.asset, failed, asked.low_scene)
     found = check_scenes(named, shape, failed, asked.jobs, asked.cache, asked.limit)
@@ -299,37 +299,59 @@ def plan(
         Megabits a second, for the estimate of time; by default 100 over HTTP, 4000 on a disk.
     """
     from patchdrop.scenes import plan as scenes
-    from patchdrop.scenes.listing import sources_of
     from patchdrop.scenes.model import Choosing
-    from patchdrop.scenes.walk import reading_of
+
+    choosing = Choosing(run, stage, dial)
+    terms = scenes.Terms(_sold_by(tariff), latency, bandwidth)
+    return _scenes(
+        lambda named, reading, failed: scenes.plan(choosing, named, out, reading, terms, failed),
+        sources,
+        scene or SceneFlags(),
+        as_json,
+    )
+
+
+def _sold_by(tariff: Path | None) -> Tariff | None:
     from patchdrop.tariffs.tariff import read_tariff
 
-    asked = scene or SceneFlags()
-    choosing, reading = Choosing(run, stage, dial), reading_of(asked)
-    terms = scenes.Terms(None if tariff is None else read_tariff(tariff), latency, bandwidth)
-
-    def look(failed: Callable[[str], None]) -> dict[str, Any]:
-        named = sources_of(sources, asked.scenes, asked.asset, failed, asked.low_scene)
-        return scenes.plan(choosing, named, out, reading, terms, failed)
-
-    return _scenes(look, as_json)
+    return None if tariff is None else read_tariff(tariff)
 
 
-def _scenes(work: Callable[[Callable[[str], None]], dict[str, Any]], as_json: bool) -> int:
+def _scenes(
+    work: Callable[[Sequence[Source], Reading, Callable[[str], None]], dict[str, Any]],
+    named: list[str] | None,
+    asked: SceneFlags,
+    as_json: bool,
+) -> int:
     """Do something with scenes, of which some may fail, and print what came of it."""
+    from patchdrop.scenes.listing import sources_of
     from patchdrop.scenes.tables import scenes_table
+    from patchdrop.scenes.walk import reading_of
+
+    reading = reading_of(asked)
+    failures, failed = _failures()
+    document = work(sources_of(named, asked.scenes, asked.asset, failed, asked.low_scene), reading, failed)
+    _print({**document, "failed": failures}, scenes_table, as_json)
+    return _code(failures, bool(document["scenes"]))
+
+
+def _failures() -> tuple[list[str], Callable[[str], None]]:
+    """Reasons of what failed, and what takes and says each of them."""
     from patchdrop.terminal.talk import say
 
-    failures: list[str] = []
+    found: list[str] = []
 
     def failed(reason: str) -> None:
-        failures.append(reason)
+        found.append(reason)
         say(f"error: {reason}")
 
-    document = work(failed)
-    _print({**document, "failed": failures}, scenes_table, as_json)
+    return found, failed
+
+
+def _code(failures: list[str], some: bool) -> int:
+    """The exit code where some items may have failed; ``some``: whether any did not."""
     if failures:
-        return SOME_FAILED if document["scenes"] else BAD_INPUT
+        return SOME_FAILED if some else BAD_INPUT
     return DONE
 
 

@@ -60,7 +60,7 @@ def calibrate(
         assert isinstance(model, PatchDrop)
         patches = config.shape.grid.patches
         times = milliseconds(run.bench(), stage, patches) if target.unit == "milliseconds" else None
-        prices = mask_price(target, config)
+        priced = (target, times, mask_price(target, config))
         loaded, val = _calibration_data(run, recipe.source, data, split)
         whole = loaded.splits[split]
         if fraction is None:
@@ -70,7 +70,6 @@ def calibrate(
         described, device = run.stage_config(stage), recipe.device
         sigma = float(described["figures"].get("sigma", 0.5))
         with bars({"val": (len(val), 1.0), "calibration": (len(held), 1.0)}, "images") as bar:
-            priced = (target, times, prices)
             found = operating_points(model.to(device), config, val, held, *priced, sigma, device, bar.advance)
         document = {
             "name": run.path.name,

@@ -36,7 +36,9 @@ def compare(
         settings: of the run and, where a row does not say otherwise, of every row; its seed is the first one.
         out: folder of the comparison.
     """
-    settings, rows = _asked(options, settings)
+    settings, _ = sized(replace(settings, insist=True))  # a table has all stages
+    options.check(settings.shape.grid.patches, settings.trained_stages, settings.classifier)
+    rows = chosen_rows(FORMS[options.table], options.rows)
     if not settings.data:
         raise UsageError(f"table {options.table} needs labelled images: name a folder or CSV file with --data")
     folder = RunFolder(out)
@@ -45,14 +47,14 @@ def compare(
         document = {**options.to_mapping(), **settings.to_mapping()}
         bind(folder.path, document)
         seeds = [settings.seed + i for i in range(options.seeds)]
-        ready = _ready(settings, folder.path)
+        ready = prepared(settings, recorded=_recorded(folder.path, settings.seed))
         split = judging_split(ready.data)
         if not asked.exists():
             write_bytes(asked, to_yaml(document).encode())
         first, judged = _bench(options, ready, folder.path), []
         for seed in seeds:
             if seed != settings.seed:  # each seed carves its own val out of train
-                ready = _ready(replace(ready.settings, seed=seed), folder.path)
+                ready = prepared(replace(ready.settings, seed=seed), recorded=_recorded(folder.path, seed))
             bench = first if seed == settings.seed else _bench(options, ready, folder.path)
             _train_comparison(bench, ready.settings.to_mapping(), rows)
             with bars({}, "images") as progress:
@@ -67,7 +69,9 @@ def compare(
 
 def compare_list(options: CompareOptions, settings: TrainSettings, out: str | Path) -> dict[str, Any]:
     """The rows of a table; with data also the stages that one seed trains, and what each takes here."""
-    settings, rows = _asked(options, settings)
+    settings, _ = sized(replace(settings, insist=True))  # a table has all stages
+    options.check(settings.shape.grid.patches, settings.trained_stages, settings.classifier)
+    rows = chosen_rows(FORMS[options.table], options.rows)
     document: dict[str, Any] = {
         "table": options.table,
         "profile": options.profile,
@@ -75,7 +79,7 @@ def compare_list(options: CompareOptions, settings: TrainSettings, out: str | Pa
     }
     if not settings.data:
         return document
-    ready = _ready(settings, Path(out))
+    ready = prepared(settings, recorded=_recorded(Path(out), settings.seed))
     bench = replace(_bench(options, ready, Path(out)), planned=True)
     work = comparison_plan(bench, rows, measured=True)
     return {
@@ -100,10 +104,10 @@ def _train_comparison(bench: Bench, settings: Mapping[str, Any], rows: Sequence[
                 train_side_by_side(bench, rows, bench.options.jobs, progress.advance, stop)
 
 
-def _ready(settings: TrainSettings, folder: Path) -> Prepared:
-    """What one seed's run is given: what is filled in is as the run has it on record, where it has begun."""
-    run = RunFolder(_folder(folder, settings.seed) / "run")
-    return prepared(settings.filled(run.settings().to_mapping()) if run.exists() and run.begun() else settings)
+def _recorded(folder: Path, seed: int) -> dict[str, Any]:
+    """The settings of a seed's run, once it has begun."""
+    run = RunFolder(_folder(folder, seed) / "run")
+    return run.settings().to_mapping() if run.exists() and run.begun() else {}
 
 
 def _bench(options: CompareOptions, ready: Prepared, folder: Path) -> Bench:
@@ -112,12 +116,3 @@ def _bench(options: CompareOptions, ready: Prepared, folder: Path) -> Bench:
 
 def _folder(folder: Path, seed: int) -> Path:
     return folder / f"seed-{seed}"
-
-
-def _asked(options: CompareOptions, settings: TrainSettings) -> tuple[TrainSettings, list[Row]]:
-    """Settings with sizes and networks, and the rows asked for; a table has all stages."""
-    rows = chosen_rows(FORMS[options.table], options.rows)
-    settings, _ = sized(replace(settings, insist=True))
-    stages = [stage for stage in settings.stages if settings.epochs[stage] != 0]
-    options.check(settings.shape.grid.patches, stages, settings.classifier)
-    return settings, rows

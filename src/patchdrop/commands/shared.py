@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from patchdrop.costs.flops import Cost, forward_costs
 from patchdrop.data.load import Data, check_classes, load
@@ -54,18 +55,19 @@ class Prepared:
         return self.recipe.schedule.batch * step_flops(stage, self.costs, self.config, self.recipe.learning)
 
 
-def prepared(settings: TrainSettings, trial: bool = True) -> Prepared:
+def prepared(settings: TrainSettings, trial: bool = True, recorded: Mapping[str, Any] | None = None) -> Prepared:
     """Look at the data, fill in what nobody named, load the images.
 
     Args:
         trial: whether augmentations that are left open are found by a short training, and what is filled in is said;
             else they are `CAREFUL`.
+        recorded: settings of a run that has begun, from which what nobody named is taken.
 
     Raises:
         UsageError: settings contradict each other; this is said before images are decoded, and where sizes and grid
             are named before data are looked for.
     """
-    settings, reasons = sized(settings)
+    settings, reasons = sized(settings.filled(recorded or {}))
     recipe = Recipe.of(settings)
     recipe.use_threads()
     data = load_with_bar(recipe.source)

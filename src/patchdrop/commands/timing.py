@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from patchdrop.commands.shared import first_stage, split_to_evaluate
-from patchdrop.costs.times import WARM_UP, straight_lines, ways_of
+from patchdrop.costs.times import WARM_UP, Way, straight_lines, ways_of
 from patchdrop.costs.times import measure as time_ways
 from patchdrop.data.low import area_average
 from patchdrop.data.sets import low_of
@@ -55,11 +56,7 @@ def bench(
     """
     run = RunFolder(run_folder).require()
     recipe = Recipe.of(run.settings())
-    if min(batches, default=0) < 1 or min(rounds, images, 1 if threads is None else threads) < 1:
-        raise UsageError("batch, threads, rounds and images must be at least 1")
-    odd = sorted(set(stages or ()) - {"lr", "hr", *POLICY_STAGES})
-    if odd:
-        raise UsageError(f"stage {odd[0]!r} cannot be timed, use lr, hr, pt, ft1 or ft2")
+    _check((*batches, rounds, images, 1 if threads is None else threads), stages or ())
     (recipe if threads is None else replace(recipe, threads=threads)).use_threads()
     first_stage(run)
     where = device_of(device)
@@ -68,11 +65,7 @@ def bench(
     high, low = _pixels_to_time(recipe, config, images, max(batches), data, split)
     generator = torch.Generator().manual_seed(recipe.schedule.seed)
     ways = ways_of(models, config, torch.rand(len(high), config.shape.grid.patches, generator=generator))
-    work = {f"batch {size}": ((rounds + WARM_UP) * len(ways), float(size)) for size in batches}
-    rows: list[dict[str, Any]] = []
-    with bars(work, "runs") as bar:
-        for size, name in zip(batches, work, strict=True):
-            rows += time_ways(ways, high.to(where), low.to(where), size, rounds, lambda name=name: bar.advance(name, 1))  # type: ignore[misc]
+    rows = _timed(ways, high.to(where), low.to(where), batches, rounds)
     document = {
         "name": run.path.name,
         "pixels": "noise" if data is None else f"{Path(data).name}, {split} split",
@@ -90,6 +83,24 @@ def bench(
     }
     write_json(run.path / "bench.json", document)
     return document
+
+
+def _check(counts: Sequence[int], stages: Sequence[str]) -> None:
+    if min(counts) < 1:
+        raise UsageError("batch, threads, rounds and images must be at least 1")
+    odd = sorted(set(stages) - {"lr", "hr", *POLICY_STAGES})
+    if odd:
+        raise UsageError(f"stage {odd[0]!r} cannot be timed, use lr, hr, pt, ft1 or ft2")
+
+
+def _timed(ways: Sequence[Way], high: Tensor, low: Tensor, batches: Sequence[int], rounds: int) -> list[dict[str, Any]]:
+    """Rows of all ways at each batch size."""
+    work = {f"batch {size}": ((rounds + WARM_UP) * len(ways), float(size)) for size in batches}
+    rows: list[dict[str, Any]] = []
+    with bars(work, "runs") as bar:
+        for size, name in zip(batches, work, strict=True):
+            rows += time_ways(ways, high, low, size, rounds, partial(bar.advance, name, 1))
+    return rows
 
 
 def _pixels_to_time(

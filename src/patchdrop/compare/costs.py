@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from patchdrop.episode import PatchDrop
 from patchdrop.grid import Grid, boxes
 from patchdrop.read.source import from_memory
 
+Key = TypeVar("Key")
 BATCHES = (1, 64)
 WARM_UP, REPEATS = 2, 25
 SINGLES = 16
@@ -60,10 +62,10 @@ def flops(player: Player, high: Tensor, low: Tensor, choice: Tensor) -> float:
 
 
 def times_in_turns(
-    work: Mapping[str, Callable[[], object]], device: torch.device, repeats: int = REPEATS
-) -> dict[str, float]:
+    work: Mapping[Key, Callable[[], object]], device: torch.device, repeats: int = REPEATS
+) -> dict[Key, float]:
     """Median seconds of each named piece of work, all of them in turns, after `WARM_UP` rounds that do not count."""
-    taken: dict[str, list[float]] = {name: [] for name in work}
+    taken: dict[Key, list[float]] = {name: [] for name in work}
     for number in range(WARM_UP + repeats):
         for name, run in work.items():
             wait_for(device)

@@ -86,18 +86,19 @@ def measured_costs(bench: Bench, rows: Sequence[Row], split: Split, judged: Judg
     for size in BATCHES:
         starts = torch.linspace(0, len(high) - 1, min(SINGLES, len(high))).long().tolist() if size == 1 else [0]
         parts = [slice(start, start + min(size, len(high))) for start in starts]
-
-        def play(key: tuple[str, str]) -> None:
-            for part in parts:  # noqa: B023
-                players[key](high[part], lows[key][part], choices[key][part])
-
-        seconds = times_in_turns({"/".join(key): partial(play, key) for key in players}, bench.device)
+        work = {key: partial(_play, player, high, lows[key], choices[key], parts) for key, player in players.items()}
+        seconds = times_in_turns(work, bench.device)
         images = sum(part.stop - part.start for part in parts)
         for key in players:
-            costs[key][f"ms_batch{size}"] = 1000 * seconds["/".join(key)] / images
+            costs[key][f"ms_batch{size}"] = 1000 * seconds[key] / images
     # A row without a policy is one model, timed once, whatever the stage.
     for row in rows:
         for stage in judged.get(row.method, {}):
             first = next((costs[k] for k in costs if k[0] == row.method), dict.fromkeys(MEASURED))
             costs.setdefault((row.method, stage), first)
     return costs
+
+
+def _play(player: Player, high: Tensor, low: Tensor, choice: Tensor, parts: Sequence[slice]) -> None:
+    for part in parts:
+        player(high[part], low[part], choice[part])

@@ -165,7 +165,8 @@ def foot(
     lines = [
         f"{bench.data.name}, {split_name} split, {n} images, {len(bench.data.classes)} classes; "
         f"HR {size_text(high)} px, LR {size_text(low)} px, P = {grid.patches}; profile "
-        f"{bench.options.profile}: HR {networks.hr_network} ({networks.classifier}), LR {networks.lr_network}, policy {networks.policy_network}; epochs "
+        f"{bench.options.profile}: HR {networks.hr_network} ({networks.classifier}), LR {networks.lr_network}, policy "
+        f"{networks.policy_network}; epochs "
         + ", ".join(f"{stage} {epochs}" for stage, epochs in bench.recipe.schedule.epochs.items())
         + f"; seed {bench.seed}.",
         _matched(bench, rows),

@@ -1,4 +1,4 @@
 """Labelled images: where they come from, how they are split, how batches are made.
 
-May import `read` and what lies below it, and `settings`.
+May import `read` and what lies below it.
 """

@@ -1,4 +1,4 @@
 """How right, how dear, and against what: accuracy and cost, yardsticks, operating points, verdicts.
 
-May import `runs`, `models`, `episode`, `data`, `policy`.
+May import `runs` and what lies below it.
 """

@@ -335,15 +335,15 @@ def operating_points(
     calibration = measure(model, config, held, cuts, device, lambda count: advance("calibration", count))
     costs = cost(validation, target, config, times, prices)
     return {
-        "target": _wishes(target),
+        "target": _wishes(target, prices),
         "chosen": pick(target, cuts, scores, validation, calibration, costs),
         "points": curve(cuts, validation, calibration, config, sigma, costs),
     }
 
 
-def _wishes(target: Target) -> dict[str, Any]:
+def _wishes(target: Target, prices: MaskPrice | None) -> dict[str, Any]:
     """What was asked for, without what was not."""
     given = {name: value for name, value in asdict(target).items() if value is not None}
-    given |= {} if target.tariff is None else {"tariff": read_tariff(target.tariff).to_mapping()}
+    given |= {} if prices is None else {"tariff": prices.tariff.to_mapping()}
     needed = {"confidence": "target_accuracy", "unit": "target_cost"}
     return {name: value for name, value in given.items() if needed.get(name, name) in given}

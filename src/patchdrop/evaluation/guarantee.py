@@ -8,10 +8,10 @@ as long as the order of the tests does not depend on the calibration labels.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
+from scipy.stats import binom
 from torch import Tensor
 
 
@@ -25,10 +25,7 @@ def p_values(correct: Tensor, n: int, accuracy: float) -> Tensor:
     Returns:
         ``P(Binomial(n, accuracy) >= correct)``, float64 of the same shape.
     """
-    k = torch.arange(n + 1, dtype=torch.float64)
-    ways = math.lgamma(n + 1) - torch.lgamma(k + 1) - torch.lgamma(n - k + 1)
-    chance = (ways + k * math.log(accuracy) + (n - k) * math.log1p(-accuracy)).exp()
-    return chance.flip(0).cumsum(0).flip(0).clamp(max=1)[correct]
+    return torch.from_numpy(binom.sf(correct.numpy() - 1, n, accuracy))
 
 
 def proved(p: Tensor, order: Sequence[int], confidence: float) -> list[int]:

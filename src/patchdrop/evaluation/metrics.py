@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
+from scipy.stats import binomtest
 from torch import Tensor
 
 
-def wilson(correct: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(correct: int, n: int) -> tuple[float, float]:
     """95 % interval of a share (Wilson 1927); ``(0, 1)`` for n = 0."""
     if n == 0:
         return 0.0, 1.0
-    share = correct / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, centre - half), min(1.0, centre + half)
+    interval = binomtest(correct, n).proportion_ci(0.95, "wilson")
+    return float(interval.low), float(interval.high)
 
 
 def mcnemar(ours: Tensor, theirs: Tensor) -> float:
@@ -23,14 +20,7 @@ def mcnemar(ours: Tensor, theirs: Tensor) -> float:
     only_ours = int((ours & ~theirs).sum())
     only_theirs = int((theirs & ~ours).sum())
     discordant = only_ours + only_theirs
-    if discordant == 0:
-        return 1.0
-    smaller = min(only_ours, only_theirs)
-    log_terms = [
-        math.lgamma(discordant + 1) - math.lgamma(i + 1) - math.lgamma(discordant - i + 1) for i in range(smaller + 1)
-    ]
-    tail = sum(math.exp(term - discordant * math.log(2)) for term in log_terms)
-    return min(1.0, 2 * tail)
+    return float(binomtest(only_ours, discordant).pvalue) if discordant else 1.0
 
 
 def distinct_masks(choice: Tensor) -> int:

@@ -71,7 +71,8 @@ class ModelConfig:
             if name not in values:
                 raise RunError(f"{where}: lacks {name!r}, it is not of this version; train that stage again")
             value = values[name]
-            if not isinstance(value, kind) or (kind is list and not all(isinstance(item, str) for item in value)):
+            texts = value if isinstance(value, list) else []
+            if not isinstance(value, kind) or not all(isinstance(text, str) for text in texts):
                 raise RunError(f"{where}: {name!r} is {value!r}, which makes no sense; train that stage again")
         try:
             shape = shape_of(values["high"], values["low"], values["grid"], values["channels"])

@@ -1,4 +1,4 @@
 """Large tiled scenes and slides: are they fit, what would reading cost, and the work itself.
 
-May import `serve`, `tariffs`, `read` and what lies below them; knows nothing of `commands`.
+May import `serve`, `tariffs` and what lies below them; knows nothing of `commands`.
 """

@@ -1,4 +1,4 @@
 """A trained run at work on new images, and as ONNX graphs.
 
-May import `evaluation`, `report`, `runs`, `read`.
+May import `evaluation`, `report`, and what lies below them.
 """

@@ -27,40 +27,26 @@ class Combination:
     says: Callable[[TrainSettings], str]
 
 
-def _patches(settings: TrainSettings) -> int:
-    return settings.shape.grid.patches
-
-
-def _operating_points(settings: TrainSettings) -> list[str]:
-    """Flags of the operating points that are asked for."""
-    given = {
-        "--target-patches": settings.target_patches > 0,
-        "--mistake": settings.mistake > 0,
-        "--tolerance": settings.tolerance != TrainSettings.tolerance,
-    }
-    return [flag for flag, is_given in given.items() if is_given]
-
-
 COMBINATIONS = (
     Combination(
         "`target_patches` is at most the number of patches of `grid`",
-        lambda s: s.target_patches > _patches(s),
+        lambda s: s.target_patches > s.shape.grid.patches,
         lambda s: (
-            f"target_patches: {s.target_patches:g} is out of range, grid {s.grid} has {_patches(s)} patches; "
-            f"use 0 to {_patches(s)}"
+            f"target_patches: {s.target_patches:g} is out of range, grid {s.grid} has {s.shape.grid.patches} patches; "
+            f"use 0 to {s.shape.grid.patches}"
         ),
     ),
     Combination(
         "one of `tolerance`, `target_patches` and `mistake` is given",
-        lambda s: len(_operating_points(s)) > 1,
-        lambda s: f"{' and '.join(_operating_points(s))} ask for different operating points; give one",
+        lambda s: len(s.operating_points) > 1,
+        lambda s: f"{' and '.join(s.operating_points)} ask for different operating points; give one",
     ),
     Combination(
         f"`estimator: exact` has at most {EXACT_PATCHES} patches",
-        lambda s: s.estimator == "exact" and _patches(s) > EXACT_PATCHES,
+        lambda s: s.estimator == "exact" and s.shape.grid.patches > EXACT_PATCHES,
         lambda s: (
-            f"estimator: exact takes all 2^P masks, grid {s.grid} has {_patches(s)} patches; use a grid of at most "
-            f"{EXACT_PATCHES} patches, or rloo with more --samples"
+            f"estimator: exact takes all 2^P masks, grid {s.grid} has {s.shape.grid.patches} patches; use a grid of at "
+            f"most {EXACT_PATCHES} patches, or rloo with more --samples"
         ),
     ),
     Combination(

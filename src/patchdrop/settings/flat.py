@@ -206,6 +206,21 @@ class TrainSettings:
         """Epochs of each stage, in training order."""
         return {stage: getattr(self, f"epochs_{stage}") for stage in STAGES}
 
+    @property
+    def trained_stages(self) -> list[str]:
+        """The stages asked for that are not left out by 0 epochs."""
+        return [stage for stage in self.stages if self.epochs[stage] != 0]
+
+    @property
+    def operating_points(self) -> list[str]:
+        """Flags of the operating points that are asked for, one of which makes sense."""
+        given = {
+            "--target-patches": self.target_patches > 0,
+            "--mistake": self.mistake > 0,
+            "--tolerance": self.tolerance != TrainSettings.tolerance,
+        }
+        return [flag for flag, is_given in given.items() if is_given]
+
     def filled(self, values: Mapping[str, Any]) -> TrainSettings:
         """These settings, with those of `UNNAMED` that nobody named taken from ``values``."""
         unnamed = [name for name, value in UNNAMED.items() if getattr(self, name) == value]

@@ -40,7 +40,7 @@ class MaskPrice:
                 "give --pixel-metres"
             )
         side = pixel_metres or 0.0
-        self._tariff, self._size, self._channels = tariff, size, channels
+        self.tariff, self._size, self._channels = tariff, size, channels
         self._ground = Ground(side, side, side * side / 1e6)
         self._boxes = boxes(grid, *size)
         self._known: dict[bytes, float] = {}
@@ -57,7 +57,7 @@ class MaskPrice:
         return torch.tensor([self._known[key] for key in keys], dtype=torch.float64)
 
     def _price(self, patches: list[int] | range) -> float:
-        tariff = self._tariff
+        tariff = self.tariff
         chosen = [self._boxes[patch] for patch in patches]
         pixels = sum((bottom - top) * (right - left) for top, left, bottom, right in chosen)
         money = tariff.storage(Cost(len(chosen), pixels * self._channels))
