@@ -1,4 +1,4 @@
-"""Train the embedded scenes with each estimator from the same classifiers, and write the table of the docs.
+"""Train the embedded images with each estimator from the same classifiers, and write the table of the docs.
 
     python scripts/compare_estimators.py results/estimators
 

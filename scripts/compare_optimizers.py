@@ -2,7 +2,7 @@
 
     python scripts/compare_optimizers.py results/optimizers [PROFILE] [DATA]
 
-By default on the embedded scenes, about 4 minutes on 2 cores. Only the validation split is looked at.
+By default on the embedded images, about 4 minutes on 2 cores. Only the validation split is looked at.
 """
 
 from __future__ import annotations

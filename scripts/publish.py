@@ -6,7 +6,7 @@
 Takes the folder of a run or of a comparison. Draws the table of README.md anew, which must have a place for it: between
 ``<!-- results/demo -->`` and ``<!-- end -->``; of a run, with the yardsticks that the chart shows, all of them being in
 results/<name>/README.md. ``--gallery`` copies the pictures of images too; only for data that may
-be shown, such as the embedded scenes.
+be shown, such as the embedded images.
 """
 
 from __future__ import annotations

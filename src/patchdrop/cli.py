@@ -23,8 +23,7 @@ from patchdrop.settings.flat import TrainSettings, from_mapping, read_profile
 from patchdrop.version import VERSION
 
 if TYPE_CHECKING:
-    from patchdrop.scenes.listing import Source
-    from patchdrop.scenes.walk import Reading
+    from patchdrop.read.inputs import Inputs
     from patchdrop.tariffs.tariff import Tariff
 
 DONE, USAGE, BAD_INPUT, SOME_FAILED, PLAIN_IS_BETTER, INTERRUPTED, TERMINATED = 0, 2, 3, 4, 5, 130, 143
@@ -56,7 +55,7 @@ TariffFile = Annotated[Path | None, Parameter(help="YAML file with the terms tha
 
 @app.command
 def demo(*, out: Out, as_json: Json = False) -> int:
-    """Train every stage on the embedded scenes, evaluate, write the report and print the table."""
+    """Train every stage on the embedded images, evaluate, write the report and print the table."""
     from patchdrop import commands
     from patchdrop.terminal.tables import results_table
 
@@ -139,90 +138,123 @@ def evaluate(
 @app.command
 def predict(
     run: Path,
-    images: Annotated[list[str] | None, Files] = None,
+    inputs: Annotated[list[str] | None, Files] = None,
     *,
+    out: Path | None = None,
     low: Annotated[list[Path] | None, Files] = None,
     stage: str | None = None,
     overlay: Path | None = None,
     scaled_low: Annotated[bool, Flag] = False,
     dial: DialFlags | None = None,
-    out: Path | None = None,
     plan: Path | None = None,
     formats: Formats = DEFAULT,
     scene: SceneOptions | None = None,
     tariff: TariffFile = None,
     as_json: Json = False,
 ) -> int:
-    """Label, probability, chosen patches and share of HR read: of image files, or, with --out, of each cell of scenes.
+    """Label, probability, chosen patches and share of HR read: of image files, and of each cell of scenes.
 
     Parameters
     ----------
     run
         Run folder.
-    images
-        Image files; with --out, tiled GeoTIFFs or their URLs (http, https, s3, gs, az).
+    inputs
+        Image files, folders of them, patterns, and scenes: tiled GeoTIFFs, slides, or URLs (http, https, s3, gs, az).
+        Which of them are scenes is found by looking at them, and said.
+    out
+        Folder for the results; scenes that are finished there are not read again. Without it they are printed.
     low
-        LR images of a sensor of their own, one for each image.
+        LR images of a sensor of their own, one for each image file.
     stage
         pt, ft1 or ft2; by default the last one that is trained.
     overlay
-        Folder for pictures of what was read.
+        Folder for pictures of what was read of image files.
     scaled_low
         Make LR by decoding a JPEG at a reduced scale: an image without a chosen patch is then never decoded whole.
-    out
-        Folder for the results of scenes; scenes that are finished there are not read again.
     plan
-        Read what this plan.json says, rather than what the policy chooses now.
+        Read of scenes what this plan.json says, rather than what the policy chooses now.
     formats
-        Files to write for each scene: jsonl, csv, geojson, gpkg (GeoPackage), map (of classes, a COG), png (a picture).
+        Files to write: jsonl, csv; of scenes also geojson, gpkg (GeoPackage), map (of classes, a COG), png (picture).
     """
+    from patchdrop.terminal.tables import predicted_tables
+
     asked = scene or SceneFlags()
-    if out is None:
-        for_scenes = plan or tariff or asked != SceneFlags() or formats != DEFAULT
-        if for_scenes or any("://" in name for name in images or ()):
-            raise UsageError(
-                "URLs, --scenes, --asset, --limit, --jobs, --cache, --plan, --format, --gap, --low-scene, "
-                "--cell-metres and --tariff are for scenes: name a folder for their results with --out"
-            )
-        if not images:
-            raise UsageError("images: none was given; name one or more image files")
-        return _predict_images(run, images, low, stage, overlay, scaled_low, dial, as_json)
-    if low or overlay or scaled_low:
-        raise UsageError("--low, --overlay and --scaled-low are for image files, not for scenes (--out)")
+    found = _looked_at(run, inputs, asked)
+    for_images = {"--low": low, "--overlay": overlay, "--scaled-low": scaled_low}
+    for_scenes = {"--plan": plan, "--tariff": tariff, "the flags of scenes": asked != SceneFlags()}
+    _refuse_idle(for_images, found.images, "image files", found)
+    _refuse_idle(for_scenes, found.scenes or asked.scenes, "scenes", found)
     if plan and tariff:
         raise UsageError("--tariff: a plan brings its own; give it to `patchdrop plan`")
-    from patchdrop.scenes import predict as scenes
-    from patchdrop.scenes.model import Choosing
+    failures, failed = _failures()
+    document: dict[str, Any] = {}
+    if found.images:
+        of_images = (low, stage, overlay, failed, dial, scaled_low)
+        document |= _predict_images(run, found.images, of_images, out, formats)
+    if found.scenes or asked.scenes:
+        how = (run, stage, dial)
+        document |= _predict_scenes(how, found.scenes, asked, failed, out, formats, plan, _sold_by(tariff))
+    _print({**document, "failed": failures}, predicted_tables, as_json)
+    return _code(failures, bool(document.get("predictions") or document.get("scenes")))
 
-    choosing, results = Choosing(run, stage, dial), scenes.Results(out, formats)
-    sold = _sold_by(tariff)
-    return _scenes(
-        lambda sources, reading, failed: scenes.predict(choosing, sources, results, reading, failed, plan, sold),
-        images,
-        asked,
-        as_json,
-    )
+
+def _looked_at(run: Path, inputs: list[str] | None, asked: SceneFlags) -> Inputs:
+    """What kind each input is; where there are both, or some stand for others, that is said."""
+    if not inputs and not asked.scenes:
+        raise UsageError("inputs: none was given; name image files, folders, scenes or URLs, or a list with --scenes")
+    from patchdrop.read.inputs import inputs_of
+    from patchdrop.runs.folder import RunFolder
+    from patchdrop.terminal.talk import say
+
+    found = inputs_of(inputs or [], RunFolder(run).settings().shape.high)
+    if found.scenes or [*found.images] != [*(inputs or [])]:
+        say(f"inputs: {found or asked.scenes}")
+    return found
+
+
+def _refuse_idle(flags: dict[str, Any], wanted: Any, kind: str, found: Inputs) -> None:
+    """Refuse flags that none of the inputs has a use for."""
+    given = [flag for flag, value in flags.items() if value]
+    if given and not wanted:
+        raise UsageError(f"{' and '.join(given)}: for {kind}, and the inputs are {found}; leave out, or name some")
 
 
 def _predict_images(
-    run: Path,
-    images: list[str],
-    low: list[Path] | None,
-    stage: str | None,
-    overlay: Path | None,
-    scaled_low: bool,
-    dial: Dial | None,
-    as_json: bool,
-) -> int:
+    run: Path, images: list[str], asked: tuple[Any, ...], out: Path | None, formats: Sequence[Format]
+) -> dict[str, Any]:
     from dataclasses import asdict
 
     from patchdrop import commands
-    from patchdrop.terminal.tables import predictions_table
+    from patchdrop.serve.files import write_predictions
+    from patchdrop.terminal.talk import say
 
-    failures, failed = _failures()
-    found = [asdict(p) for p in commands.predict(run, images, low, stage, overlay, failed, dial, scaled_low)]
-    _print({"predictions": found, "failed": failures}, predictions_table, as_json)
-    return _code(failures, bool(found))
+    found = [asdict(prediction) for prediction in commands.predict(run, images, *asked)]
+    if out is not None:
+        written = write_predictions(out, found, formats)
+        say(f"image files: {', '.join(map(str, written))}")
+    return {"predictions": found}
+
+
+def _predict_scenes(
+    how: tuple[Path, str | None, Dial | None],
+    named: list[str],
+    asked: SceneFlags,
+    failed: Callable[[str], None],
+    out: Path | None,
+    formats: Sequence[Format],
+    plan: Path | None,
+    sold: Tariff | None,
+) -> dict[str, Any]:
+    from patchdrop.scenes import predict as scenes
+    from patchdrop.scenes.listing import sources_of
+    from patchdrop.scenes.model import Choosing
+    from patchdrop.scenes.walk import reading_of
+
+    sources = sources_of(named, asked.scenes, asked.asset, failed, asked.low_scene)
+    choosing, reading = Choosing(*how), reading_of(asked)
+    if out is None:
+        return scenes.predicted_cells(choosing, sources, reading, failed, plan, sold)
+    return scenes.predict(choosing, sources, scenes.Results(out, formats), reading, failed, plan, sold)
 
 
 @app.command
@@ -255,7 +287,7 @@ def check(
     from patchdrop.scenes.check import check as check_scenes
     from patchdrop.scenes.check import shape_of
     from patchdrop.scenes.listing import sources_of
-    from patchdrop.scenes.tables import check_table
+    from patchdrop.terminal.scene_tables import check_table
 
     failures, failed = _failures()
     shape, asked = shape_of(run, high, low, grid), reach or Reach()
@@ -299,40 +331,25 @@ def plan(
         Megabits a second, for the estimate of time; by default 100 over HTTP, 4000 on a disk.
     """
     from patchdrop.scenes import plan as scenes
+    from patchdrop.scenes.listing import sources_of
     from patchdrop.scenes.model import Choosing
+    from patchdrop.scenes.walk import reading_of
+    from patchdrop.terminal.scene_tables import scenes_table
 
-    choosing = Choosing(run, stage, dial)
+    asked = scene or SceneFlags()
+    choosing, reading = Choosing(run, stage, dial), reading_of(asked)
     terms = scenes.Terms(_sold_by(tariff), latency, bandwidth)
-    return _scenes(
-        lambda named, reading, failed: scenes.plan(choosing, named, out, reading, terms, failed),
-        sources,
-        scene or SceneFlags(),
-        as_json,
-    )
+    failures, failed = _failures()
+    named = sources_of(sources, asked.scenes, asked.asset, failed, asked.low_scene)
+    document = scenes.plan(choosing, named, out, reading, terms, failed)
+    _print({**document, "failed": failures}, scenes_table, as_json)
+    return _code(failures, bool(document["scenes"]))
 
 
 def _sold_by(tariff: Path | None) -> Tariff | None:
     from patchdrop.tariffs.tariff import read_tariff
 
     return None if tariff is None else read_tariff(tariff)
-
-
-def _scenes(
-    work: Callable[[Sequence[Source], Reading, Callable[[str], None]], dict[str, Any]],
-    named: list[str] | None,
-    asked: SceneFlags,
-    as_json: bool,
-) -> int:
-    """Do something with scenes, of which some may fail, and print what came of it."""
-    from patchdrop.scenes.listing import sources_of
-    from patchdrop.scenes.tables import scenes_table
-    from patchdrop.scenes.walk import reading_of
-
-    reading = reading_of(asked)
-    failures, failed = _failures()
-    document = work(sources_of(named, asked.scenes, asked.asset, failed, asked.low_scene), reading, failed)
-    _print({**document, "failed": failures}, scenes_table, as_json)
-    return _code(failures, bool(document["scenes"]))
 
 
 def _failures() -> tuple[list[str], Callable[[str], None]]:

@@ -29,6 +29,10 @@ class CollapsedPolicyWarning(UserWarning):
     """The policy gives (nearly) the same mask to every image."""
 
 
+class RenamedWarning(UserWarning):
+    """A name of an earlier version was used; it goes on working."""
+
+
 class Interrupted(Exception):
     """Work was asked to stop by a signal; its state is saved."""
 

@@ -21,6 +21,7 @@ from patchdrop.files import write_json
 from patchdrop.runs.folder import RunFolder
 from patchdrop.runs.provenance import provenance
 from patchdrop.settings.dial import Target
+from patchdrop.settings.flat import MARKERS
 from patchdrop.terminal.talk import bars
 from patchdrop.training.recipe import Recipe
 
@@ -121,10 +122,10 @@ def _refuse_trained(run: RunFolder, source: DataSource, loaded: Data, data: str,
     for name, used in recorded.get("sha256", {}).items():
         if name != "test" and used == digest:
             raise DataError(f"{data}: its {split} split is what the run used as {name}; calibrate on other images")
-    in_memory = loaded.layout in ("scenes", "cifar10", "cifar100")
+    in_memory = loaded.layout in (MARKERS, "cifar10", "cifar100")
     if in_memory and split == "train" and loaded.layout == recorded.get("layout"):
         raise DataError(f"{data}: its train split was used in training; calibrate on other images")
-    if in_memory or source.data == "scenes":
+    if in_memory or source.embedded:
         return
     if is_window_list(Path(data)) or is_window_list(Path(source.data)):
         _refuse_trained_windows(Path(source.data), Path(data), split)

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from patchdrop.errors import DataError
+from patchdrop.read.images import SUFFIXES
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels; right and bottom are just outside."""
 
 SPLITS = ("train", "val", "test")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"})
 
 
 class Row(NamedTuple):

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from patchdrop.data.cifar import load_cifar
 from patchdrop.data.listing import Listing, Record, list_images
-from patchdrop.data.markers import CLASSES as SCENE_CLASSES
-from patchdrop.data.markers import make_scenes
+from patchdrop.data.markers import CLASSES as MARKER_CLASSES
+from patchdrop.data.markers import make_images
 from patchdrop.data.sets import FileSource, MemorySource, Progress, Source, Split, into_memory, low_of, without_bad
 from patchdrop.data.source import DataSource
 from patchdrop.data.splits import carve
@@ -20,8 +20,9 @@ from patchdrop.data.window_sets import Read, load_windows
 from patchdrop.data.windows import groups, is_window_list, list_windows
 from patchdrop.errors import DataError
 from patchdrop.grid import Shape, Size
+from patchdrop.settings.flat import MARKERS
 
-TRAIN_SCENES, TEST_SCENES = 5000, 1500
+TRAIN_MARKERS, TEST_MARKERS = 5000, 1500
 
 
 @dataclass(frozen=True)
@@ -90,12 +91,15 @@ class _Parts:
 
 def _read(asked: DataSource, progress: Progress, only: str | None) -> _Parts:
     layout, shape = asked.layout, asked.shape
-    if layout == "scenes" or (layout == "auto" and asked.data == "scenes"):
+    if asked.embedded:
         size = shape.high
         if size[0] != size[1] or shape.channels != 3:
-            raise DataError("scenes: the embedded scenes are square RGB images, set one --high and 3 channels")
-        made = {"train": make_scenes("train", TRAIN_SCENES, size[0]), "test": make_scenes("test", TEST_SCENES, size[0])}
-        return _in_memory("scenes", "scenes", SCENE_CLASSES, made)
+            raise DataError("markers: the embedded images are square RGB images, set one --high and 3 channels")
+        made = {
+            "train": make_images("train", TRAIN_MARKERS, size[0]),
+            "test": make_images("test", TEST_MARKERS, size[0]),
+        }
+        return _in_memory(MARKERS, MARKERS, MARKER_CLASSES, made)
     root = Path(asked.data)
     if layout in ("cifar10", "cifar100"):
         return _cifar(root, layout, shape)

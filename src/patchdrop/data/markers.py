@@ -66,8 +66,8 @@ CHUNK_SAMPLES = 4_000_000
 
 
 @dataclass(frozen=True)
-class Scenes:
-    """Drawn scenes with the ground truth that a model never sees."""
+class Drawn:
+    """Drawn images with the ground truth that a model never sees."""
 
     images: Bytes
     """(n, size, size, 3)."""
@@ -101,8 +101,8 @@ class Markers:
     """(m, 3), RGB in 0..255."""
 
 
-def make_scenes(split: Split, count: int, size: int = 64, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Draw ``count`` scenes of ``size`` px; the same arguments give the same bytes.
+def make_images(split: Split, count: int, size: int = 64, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw ``count`` images of ``size`` px; the same arguments give the same bytes.
 
     Returns:
         Images, uint8 (n, 3, size, size), and labels, int64 (n,), indices into `CLASSES`.
@@ -110,13 +110,13 @@ def make_scenes(split: Split, count: int, size: int = 64, seed: int = 0) -> tupl
     Raises:
         UsageError: an unknown split, no images asked for, or images smaller than `MIN_SIZE`.
     """
-    scenes = draw_scenes(split, count, size, seed)
-    images = torch.from_numpy(scenes.images).permute(0, 3, 1, 2).contiguous()
-    return images, torch.from_numpy(scenes.labels)
+    drawn = draw_images(split, count, size, seed)
+    images = torch.from_numpy(drawn.images).permute(0, 3, 1, 2).contiguous()
+    return images, torch.from_numpy(drawn.labels)
 
 
-def draw_scenes(split: Split, count: int, size: int, seed: int) -> Scenes:
-    """As `make_scenes`, with the markers' positions."""
+def draw_images(split: Split, count: int, size: int, seed: int) -> Drawn:
+    """As `make_images`, with the markers' positions."""
     _check(split, count, size)
     rng = np.random.default_rng([seed, int(split == "test")])
     labels = _draw_labels(rng, count)
@@ -126,7 +126,7 @@ def draw_scenes(split: Split, count: int, size: int, seed: int) -> Scenes:
     _paint_markers(images, marked, markers)
     centres = np.full((count, 2), np.nan, dtype=np.float32)
     centres[marked] = markers.centres
-    return Scenes(images, labels, centres)
+    return Drawn(images, labels, centres)
 
 
 def split_digits() -> tuple[Ints, Ints]:
@@ -143,11 +143,11 @@ def split_digits() -> tuple[Ints, Ints]:
 
 def _check(split: str, count: int, size: int) -> None:
     if split not in ("train", "test"):
-        raise UsageError(f"scenes split {split!r}: choose train or test")
+        raise UsageError(f"markers: split {split!r}: choose train or test")
     if count < 1:
-        raise UsageError(f"{count} scenes: ask for at least one")
+        raise UsageError(f"markers: {count} images, ask for at least one")
     if size < MIN_SIZE:
-        raise UsageError(f"scenes of {size} px: no digit is legible in so few, use 64 px (at least {MIN_SIZE})")
+        raise UsageError(f"markers of {size} px: no digit is legible in so few, use 64 px (at least {MIN_SIZE})")
 
 
 def _draw_labels(rng: np.random.Generator, count: int) -> Ints:

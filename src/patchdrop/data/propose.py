@@ -10,7 +10,7 @@ grid  4 x 4, the paper's for images of 32 to 224 px, as long as a patch keeps 8 
       is not square has about as many patches, nearly square ones: 3 x 4 for 4:3, 3 x 5 for 16:9. Never finer by itself:
       what a policy has to choose from doubles with every patch.
 
-What a user names stays as it is, and the rest follows from it. The embedded scenes have the sizes of the profile
+What a user names stays as it is, and the rest follows from it. The embedded images have the sizes of the profile
 ``demo``; CIFAR's images and windows of tiled scenes are never resampled, so HR is their own size, whatever it is.
 """
 
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from patchdrop.data.listing import CIFAR_FOLDERS, Record, list_images
+from patchdrop.data.source import is_embedded
 from patchdrop.data.windows import Window, is_window_list, list_windows
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid, Named, Size, patch_size, size_text
@@ -81,7 +82,7 @@ def propose_for(
         DataError: there is no such data set, it has no train split, its images are too small, or none can be read.
         UsageError: a layout that does not exist.
     """
-    if layout == "scenes" or (layout == "auto" and data == "scenes"):
+    if is_embedded(data, layout):
         return _for_embedded(given)
     root = Path(data)
     if layout in ("auto", "csv") and is_window_list(root):
@@ -100,12 +101,12 @@ def _train(splits: Mapping[str, Sequence[T]], data: str) -> Sequence[T]:
 
 
 def _for_embedded(given: Named) -> Proposal:
-    """An eighth of HR a side, which hides the digits, is what the embedded scenes are made for."""
+    """An eighth of HR a side, which hides the digits, is what the embedded images are made for."""
     side = given.high[0] if given.high else 64
     part = max(1, side // 8)
     high, low = given.high or (side, side), given.low or (part, part)
     reasons = {
-        "high": "the embedded scenes are drawn at any size, the demo's is 64 px",
+        "high": "the embedded images are drawn at any size, the demo's is 64 px",
         "low": "an eighth of HR a side shows where a marker is and hides its digit",
         "grid": f"{PARTS} x {PARTS} patches, each about as large as a marker",
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from patchdrop.grid import Shape
+from patchdrop.settings.flat import MARKERS, called_now
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,17 @@ class DataSource:
     workers: int
     cache: str
 
+    @property
+    def embedded(self) -> bool:
+        """Whether it is the embedded data set."""
+        return is_embedded(self.data, self.layout)
+
     def elsewhere(self, data: str | None) -> DataSource:
         """Another data set, read in the same way; itself where none, or the same, is named."""
-        return self if data in (None, self.data) else replace(self, data=str(data), layout="auto")
+        data = None if data is None else called_now(str(data))
+        return self if data in (None, self.data) else replace(self, data=data, layout="auto")
+
+
+def is_embedded(data: str, layout: str) -> bool:
+    """Whether name and layout are those of the embedded data set."""
+    return layout == MARKERS or (layout == "auto" and data == MARKERS)

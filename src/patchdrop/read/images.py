@@ -51,6 +51,8 @@ from torch import Tensor
 
 from patchdrop.errors import DataError, UsageError
 
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"})
+"""Of image files."""
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the upright image; right and bottom are just outside."""
 

@@ -24,7 +24,7 @@ from torch import nn
 from patchdrop.errors import RunError, UsageError
 from patchdrop.files import read_json, read_tensors, write_bytes, write_json, write_tensors
 from patchdrop.models.build import ModelConfig, build_stage, fill_weights
-from patchdrop.settings.flat import FREE_SETTINGS, STAGES, TrainSettings, read_settings, to_yaml
+from patchdrop.settings.flat import EARLIER_NAME, FREE_SETTINGS, MARKERS, STAGES, TrainSettings, read_settings, to_yaml
 
 Build = Callable[[str, ModelConfig], nn.Module]
 """Stage and description to its untrained model."""
@@ -72,7 +72,8 @@ class RunFolder:
 
     def data(self) -> dict[str, Any]:
         """What ``data.json`` says of the data this run trains on; empty before its first training."""
-        return self._document("data.json", "run the same training again")
+        found = self._document("data.json", "run the same training again")
+        return found | {name: MARKERS for name in ("name", "layout") if found.get(name) == EARLIER_NAME}
 
     def results(self) -> dict[str, Any]:
         """What ``results.json`` says; empty before the first evaluation."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -103,6 +105,29 @@ def predict(
     total = {**total_of(finished), **over_scenes(finished)}
     document = {"run": model.run, **model.identity, "scenes": finished, "total": total}
     return document | billed(finished, tariff)
+
+
+def predicted_cells(
+    choosing: Choosing,
+    sources: Sequence[Source],
+    reading: Reading,
+    failed: Failed,
+    plan_file: Path | None = None,
+    tariff: Tariff | None = None,
+) -> dict[str, Any]:
+    """As `predict`, for a reader of the screen: nothing is left on disk, and each scene holds its cells.
+
+    Returns:
+        What `predict` returns; each of ``scenes`` has ``results``, the lines of its ``jsonl`` file.
+    """
+    with TemporaryDirectory() as folder:
+        results = Results(Path(folder), ("jsonl",))
+        document = predict(choosing, sources, results, reading, failed, plan_file, tariff)
+        for scene in document["scenes"]:
+            name = scene.pop("files")["jsonl"]
+            lines = (results.folder / name).read_text(encoding="utf-8").splitlines()
+            scene["results"] = [json.loads(line) for line in lines]
+    return document
 
 
 class _Work(NamedTuple):

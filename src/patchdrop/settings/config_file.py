@@ -40,7 +40,7 @@ def _of_compare(arguments: list[str]) -> list[Dict]:
     else:
         values = read_profile(source)
     split_mapping(values, source)
-    # A table is of somebody's images: those of `train`'s default, the embedded scenes, have to be asked for.
+    # A table is of somebody's images: those of `train`'s default, the embedded images, have to be asked for.
     return [_defaults({"data": "", **{k: v for k, v in values.items() if v is not None}}, source)]
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
 
-from patchdrop.errors import UsageError, first_line
+from patchdrop.errors import RenamedWarning, UsageError, first_line
 from patchdrop.grid import Named, Shape, named, shape_of
 
 Stage = Literal["lr", "hr", "patches", "pt", "ft1", "ft2"]
@@ -34,6 +35,23 @@ GONE = {
 Augmentation = Literal["auto", "flip", "upside-down", "turn", "shift", "zoom", "colour", "erase"]
 
 
+MARKERS = "markers"
+"""The embedded data set's name, and its layout's."""
+EARLIER_NAME = "scenes"
+
+
+def called_now(data: Any) -> Any:
+    """The name of a data set, or of a layout, as it is called now; the embedded one had another, which is said."""
+    if data != EARLIER_NAME:
+        return data
+    warnings.warn(
+        f"the embedded data set is called {MARKERS} now; {EARLIER_NAME}, its earlier name, goes on working",
+        RenamedWarning,
+        stacklevel=3,
+    )
+    return MARKERS
+
+
 def two_streams(stage: str, low_stream: str) -> bool:
     """Whether a stage of the policy has LR-CNN as a second stream, where that joins in stage ``low_stream``."""
     order: tuple[str, ...] = STAGES
@@ -45,9 +63,9 @@ class TrainSettings:
     """What to train, on which data, and how."""
 
     # --- data
-    data: str = "scenes"
-    """Folder or CSV file with the labelled images; ``scenes`` is the embedded data set."""
-    layout: Literal["auto", "scenes", "folder", "csv", "cifar10", "cifar100", "imagenet", "fmow"] = "auto"
+    data: str = "markers"
+    """Folder or CSV file with the labelled images; ``markers`` is the embedded data set."""
+    layout: Literal["auto", "markers", "folder", "csv", "cifar10", "cifar100", "imagenet", "fmow"] = "auto"
     """How the data are laid out; ``auto`` looks at the folder."""
     high: str = ""
     """HR size in pixels: ``128``, or ``96x160`` for height x width; by default proposed from the images."""
@@ -181,6 +199,8 @@ class TrainSettings:
     """Save the training state this often besides at each epoch's end."""
 
     def __post_init__(self) -> None:
+        for name in ("data", "layout"):
+            object.__setattr__(self, name, called_now(getattr(self, name)))
         for name, hint in get_type_hints(TrainSettings).items():
             object.__setattr__(self, name, _coerce(getattr(self, name), hint, name))
         for name, low, high in _RANGES:
@@ -294,7 +314,7 @@ def from_mapping(values: Mapping[str, Any], where: str) -> TrainSettings:
             raise UsageError(f"{where}: the setting {key!r} is gone, {GONE[key]}; remove it")
         if key not in hints:
             raise UsageError(f"{where}: there is no setting {key!r}{nearest(key, hints)}")
-        checked[key] = _coerce(value, hints[key], f"{where}: {key}")
+        checked[key] = _coerce(called_now(value) if key == "layout" else value, hints[key], f"{where}: {key}")
     return TrainSettings(**checked)
 
 
@@ -324,6 +344,7 @@ def read_settings(path: Path) -> TrainSettings:
         UsageError: the file cannot be read, is no mapping, or holds an unknown key or a wrong value.
     """
     values = read_yaml(path)
+    values |= {name: MARKERS for name in ("data", "layout") if values.get(name) == EARLIER_NAME}
     if "policy" not in values:  # before there was a choice
         then = {"policy": "bernoulli", "low_stream": "ft2", "fill": "mean", "fusion": "share"}
         gone = {*GONE, *(("estimator",) if values.get("estimator") == "nested" else ())}

@@ -10,6 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from patchdrop.terminal.scene_tables import cells_table, scenes_table
+
 
 def results_table(document: dict[str, Any]) -> RenderableType:
     """The table of a ``results.json``, under the verdict where there is one; that is of the policy's own choice."""
@@ -206,6 +208,17 @@ def compare_list_table(document: dict[str, Any]) -> RenderableType:
         takes = "done" if found["done"] else _time(found["seconds"])
         work.add_row(found["row"], found["stage"], str(found["epochs"]), str(found["steps"]), takes)
     return Group(rows, work, f"in total about {_time(document['seconds'])} a seed on this machine, judging left out")
+
+
+def predicted_tables(document: dict[str, Any]) -> RenderableType:
+    """What was predicted of image files, of scenes, or of both."""
+    parts: list[RenderableType] = []
+    if "predictions" in document:
+        parts.append(predictions_table(document))
+    if "scenes" in document:
+        parts += [cells_table(scene) for scene in document["scenes"] if "results" in scene]
+        parts.append(scenes_table(document))
+    return Group(*parts)
 
 
 def predictions_table(document: dict[str, Any]) -> RenderableType:

@@ -1,4 +1,4 @@
-"""The stages of training: supervised classifiers, then the policy in Pt, Ft-1 and Ft-2.
+"""Train the stages in order: the supervised classifiers, then the policy in Pt, Ft-1 and Ft-2.
 
 May import `evaluation`, `costs`, and what lies below them.
 """

@@ -1,4 +1,4 @@
-"""Tries of one stage, kept beside one another until the best of them becomes the stage."""
+"""Keep the finished tries of one stage side by side until the best of them becomes the stage."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from patchdrop.training.loop import clear_state
 
 
 class Attempts:
-    """Finished tries in a stage's folder: ``try-N.json``, which names the checksum of ``try-N.safetensors``."""
+    """A list of finished tries in a stage's folder: ``try-N.json`` holds the checksum of ``try-N.safetensors``."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def finished(self) -> list[dict[str, Any]]:
-        """What was recorded of each, in order.
+        """Read the record of each finished try, in order.
 
         Raises:
             RunError: a record is damaged.
@@ -34,9 +34,9 @@ class Attempts:
         return found
 
     def add(self, model: nn.Module, record: dict[str, Any]) -> None:
-        """Keep a trained model and what is to be said of it; its training state goes.
+        """Save a trained model and its record as the next try, and remove its training state.
 
-        Before the record is written, because the next try would take that state for its own.
+        The state is removed before the record is written, because the next try would otherwise resume from it.
         """
         number = len(self.finished())
         digest = write_tensors(self.folder / f"try-{number}.safetensors", model.state_dict())
@@ -44,7 +44,7 @@ class Attempts:
         write_json(self.folder / f"try-{number}.json", {**record, "sha256": digest})
 
     def restore(self, number: int, model: nn.Module) -> None:
-        """Fill a model with a try's weights."""
+        """Load a try's weights into a model."""
         weights = self.folder / f"try-{number}.safetensors"
         fill_weights(model, read_tensors(weights, self.finished()[number]["sha256"]), str(weights))
 

@@ -1,4 +1,4 @@
-"""Batches of a data set on their way to the networks: augmented ones to train on, plain ones to validate on."""
+"""Turn batches of a data set into network inputs: augmented for training, plain for validation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from patchdrop.training.seeds import derived_seed
 
 
 class Views(NamedTuple):
-    """A batch as the networks take it, on their device."""
+    """A batch as network inputs, on the networks' device."""
 
     high: Tensor
     low: Tensor
@@ -27,7 +27,7 @@ class Views(NamedTuple):
 
 @dataclass(frozen=True)
 class Loader:
-    """What a stage trains on, in which order, and where."""
+    """A source of a stage's batches: its data, the schedule that orders them, and the device they go to."""
 
     data: Data
     schedule: Schedule
@@ -35,38 +35,39 @@ class Loader:
 
     @property
     def fit(self) -> Split:
-        """The images that train."""
+        """The images to train on."""
         return self.data.splits["fit"]
 
     @property
     def val(self) -> Split:
-        """The images that pick the checkpoint."""
+        """The images that select the checkpoint."""
         return self.data.splits["val"]
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps an epoch; the last, smaller batch is left out unless it is the only one."""
+        """Steps per epoch; the last, smaller batch is left out unless it is the only one."""
         return max(1, len(self.fit) // self.schedule.batch)
 
     def batches(self, stage: str, epoch: int, first_step: int) -> Iterator[Batch]:
-        """Every image once, in a new order each epoch, from a step on; the same for the same arguments."""
+        """Yield an epoch's batches from ``first_step`` on; the order is new each epoch and repeats for equal arguments.
+        """
         generator = torch.Generator().manual_seed(derived_seed(self.schedule.seed, stage, "order", epoch))
         order = torch.randperm(len(self.fit), generator=generator)[: self.steps_per_epoch * self.schedule.batch]
         return self.fit.batches(torch.split(order, self.schedule.batch)[first_step:])
 
     def training_views(self, batch: Batch) -> Views:
-        """An augmented batch, and LR images made from what HR has become."""
+        """Augment a batch, and make its LR images from the augmented HR."""
         high, low = augment(batch.high, batch.low, self.schedule.augment)
         return plain_views(Batch(high, low, batch.target), self.data.shape.low, self.device)
 
     def validation_views(self) -> Iterator[Views]:
-        """The validation split in order."""
+        """Yield the validation split in order, without augmentation."""
         for batch in self.val.in_order(max(64, self.schedule.batch)):
             yield plain_views(batch, self.data.shape.low, self.device)
 
 
 def plain_views(batch: Batch, low_size: Size, device: torch.device) -> Views:
-    """A batch without augmentation."""
+    """Move a batch to the device without augmentation."""
     high, low = batch.high.to(device), None if batch.low is None else batch.low.to(device)
     target = batch.target.to(device)
     return Views(high, low_of(Batch(high, low, target), low_size), target)

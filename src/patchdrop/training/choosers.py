@@ -1,9 +1,9 @@
-"""Pt, Ft-1 and Ft-2 of the choosers that PatchDrop is compared with: no reward, S is given.
+"""Pt, Ft-1 and Ft-2 for the choosers that PatchDrop is compared with: there is no reward, and S is given.
 
-What trains, at which rates, for how many epochs, on which augmented images and with which frozen batch-norm
-statistics is `PolicyTask`'s. Only the loss differs: the classifier's on the chooser's own masks, as it is in the run's
-stage. A blind chooser (`policy.baselines`) has nothing to learn, so its Pt has no steps, and Ft-1 and Ft-2 train the
-classifier alone. STN (`policy.stn`) learns from the same loss through its relaxation, in Pt too.
+Only the loss differs from `PolicyTask`, which sets the trained weights, rates, epochs, augmentation and frozen
+batch-norm statistics: here it is the classifier's loss on the chooser's own masks, as in the run's stage. A blind
+chooser (`policy.baselines`) has nothing to learn, so its Pt has no steps, and Ft-1 and Ft-2 train the classifier alone.
+STN (`policy.stn`) learns from the same loss through its relaxation, in Pt too.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class ChooserTask(PolicyTask):
     """One of the stages ``pt``, ``ft1``, ``ft2`` of a chooser.
 
     Args:
-        choose: the policy's scores ``(B, P)`` to a choice: bool (`greedy`, `sampled`, `top`), or float with a gradient
-            (`relaxed_top`). What it draws comes from torch's own generator, which the loop seeds.
-        teacher: as `RankingTask` has in the same stage.
+        choose: turns the policy's scores ``(B, P)`` into a choice: bool (`greedy`, `sampled`, `top`), or float with a
+            gradient (`relaxed_top`). It draws from torch's own generator, which the loop seeds.
+        teacher: the one that `RankingTask` has in the same stage.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ChooserTask(PolicyTask):
             self.epochs = 0
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """The classifier's loss on the chosen patches."""
+        """Compute the classifier's loss on the chosen patches."""
         views = self.loader.training_views(batch)
         choice = self.choose(self.model.look(views.low).scores)
         smoothing = self.schedule.label_smoothing
@@ -63,12 +63,12 @@ class ChooserTask(PolicyTask):
         right = (logits.argmax(1) == views.target).float().mean()
         figures = {"accuracy": float(right), "patches": float(choice.detach().sum(1).float().mean())}
         if not loss.requires_grad:
-            # No image of the batch kept a patch, so in Ft-2 nothing ran that trains: the gradient is 0.
+            # In Ft-2, when no image of the batch keeps a patch, no trainable weight takes part: the gradient is 0.
             loss = loss + 0 * torch.stack([p.sum() for group in self.groups() for p in group.parameters]).sum()
         return loss, figures
 
     def validate(self, progress: float) -> dict[str, float]:
-        """Accuracy, how the masks spread, and as the score the right class' mean probability."""
+        """Measure accuracy and the spread of the masks; the score is the mean probability of the right class."""
         choice = self.choose(torch.cat([self.model.look(v.low).scores for v in self.loader.validation_views()])).bool()
         logits, target = self._play(choice)
         accuracy = float((logits.argmax(1) == target).float().mean())

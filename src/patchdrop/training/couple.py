@@ -1,4 +1,4 @@
-"""PCN's training: cross-entropy of both networks on the same augmented images, LR and the HR it was made from."""
+"""Train PCN: cross-entropy of both networks on the same augmented images, LR and the HR that it was made from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from patchdrop.training.supervised import ClassifierTask
 
 
 class CoupledTask(ClassifierTask):
-    """Trains as the stage ``lr`` does, with the HR network's cross-entropy added; validates the LR network alone."""
+    """A task that trains as the stage ``lr`` does, plus the HR network's cross-entropy; it validates the LR network
+    alone.
+    """
 
     model: PartiallyCoupled
 
@@ -18,6 +20,6 @@ class CoupledTask(ClassifierTask):
         super().__init__(stage, model, loader, like="lr")
 
     def objective(self, logits: Tensor, views: Views) -> Tensor:
-        """The sum of both cross-entropies."""
+        """Add up the cross-entropies of both networks."""
         high_logits = self.model.high_logits(views.high, views.low)
         return super().objective(logits, views) + super().objective(high_logits, views)

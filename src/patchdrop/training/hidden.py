@@ -1,7 +1,7 @@
-"""HR-CNN trained on images of which a part is hidden, every second one: by CutOut's square, or by a trained policy.
+"""Train HR-CNN with a part hidden in every second image: by CutOut's square, or by a trained policy's masks.
 
-*Conditional hard positives*: a policy has learnt which patches an image's class can be told from, and its masks leave
-just those; CutOut (DeVries and Taylor 2017) hides a place at random. Both are judged on whole images.
+*Conditional hard positives*: a trained policy's masks leave just the patches from which an image's class can be told.
+CutOut (DeVries and Taylor 2017) hides a random place. Both are judged on whole images.
 
 Departures: CutOut's square has a quarter of the image's area here and lies within the image. A mask that leaves nothing
 hides nothing: an image without content has no class.
@@ -25,11 +25,11 @@ from patchdrop.training.supervised import ClassifierTask
 
 PROBABILITY = 0.5
 Hide = Callable[[Views, int], tuple[Tensor, Tensor]]
-"""Views and P to HR ``(B, C, H, W)`` and the patches ``(B, P)`` bool that are left of it."""
+"""Maps views and P to HR ``(B, C, H, W)`` and the patches ``(B, P)`` bool that stay visible."""
 
 
 class HiddenTask(ClassifierTask):
-    """Trains as the stage ``hr`` does, on images each of which is hidden in part with a probability of one half.
+    """A task that trains as the stage ``hr`` does, but hides a part of each image with a probability of one half.
 
     Args:
         hide: `cut_out` or `policy_masks`.
@@ -40,7 +40,7 @@ class HiddenTask(ClassifierTask):
         self.hide = hide
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """Cross-entropy on what is left."""
+        """Compute the cross-entropy on what is left visible."""
         views = self.loader.training_views(batch)
         hidden = (torch.rand(len(views.target)) < PROBABILITY).to(views.high.device)
         high, left = self.hide(views, self.grid.patches)
@@ -70,14 +70,14 @@ def cut_out(mean: Tensor) -> Hide:
 
 
 def _span(n: int, length: int) -> Tensor:
-    """Half of a side from a random place: ``(n, length)`` bool."""
+    """Mark half of a side, from a random place: ``(n, length)`` bool."""
     start = torch.randint(0, length - length // 2 + 1, (n, 1))
     places = torch.arange(length)
     return (places >= start) & (places < start + length // 2)
 
 
 def policy_masks(model: PatchDrop) -> Hide:
-    """Leave the patches that a trained policy samples; its model is frozen and in evaluation mode from here on."""
+    """Hide all but the patches that a trained policy samples; freezes its model and puts it into evaluation mode."""
     model.eval()
     freeze(model, True)
 

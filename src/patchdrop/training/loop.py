@@ -1,8 +1,8 @@
 """One training loop for every stage: seeded, resumable, and stopped by the first value that is not a number.
 
-Nothing random outlives a step: the generators are seeded anew from (seed, stage, step), and the data order from
-(seed, stage, epoch). So weights, optimizer, a few running sums and the step's number are all that a resumed run
-needs to end with the same bits as an unbroken one.
+No random state outlives a step: the generators are seeded anew from (seed, stage, step), and the data order from (seed,
+stage, epoch). So weights, optimizer, a few running sums and the step's number are all that a resumed run needs to end
+with the same bits as an unbroken one.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from patchdrop.training.seeds import derived_seed
 WARM_UP = 0.2
 Log = Callable[[dict[str, Any]], None]
 Stop = Callable[[], int]
-"""Asked after every step: the signal that asks to stop, or 0."""
+"""Called after every step; returns the signal that asks to stop, or 0."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Parameters that share a peak learning rate and a weight decay."""
+    """A group of parameters that share a peak learning rate and a weight decay."""
 
     parameters: Sequence[nn.Parameter]
     rate: float
@@ -41,33 +41,33 @@ class Group:
 
 
 class Task(Protocol):
-    """What a stage tells the loop."""
+    """A stage as the loop sees it: model, parameters, batches, loss and validation."""
 
     stage: str
     schedule: Schedule
     epochs: int
     steps_per_epoch: int
     memory: dict[str, float]
-    """Numbers that change while training and belong to its state, such as a moving sigma."""
+    """Numbers that change while training and are saved with its state, such as a moving sigma."""
 
     @property
     def model(self) -> nn.Module:
         """The stage's model."""
 
     def groups(self) -> list[Group]:
-        """The parameters to train."""
+        """Return the parameters to train."""
 
     def train_mode(self) -> None:
         """Put each module into the mode it trains in."""
 
     def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
-        """The epoch's batches from its ``first_step`` on, unaugmented."""
+        """Yield the epoch's batches from its ``first_step`` on, unaugmented."""
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """The loss of a batch and figures to average over the epoch; ``progress`` in 0..1."""
+        """Return the loss of a batch and figures to average over the epoch; ``progress`` is in 0..1."""
 
     def validate(self, progress: float) -> dict[str, float]:
-        """Figures of the validation split; ``score`` among them picks the checkpoint."""
+        """Return figures of the validation split; ``score`` among them selects the checkpoint."""
 
 
 @dataclass
@@ -81,26 +81,26 @@ class _State:
 
 
 def rate_at(progress: float) -> float:
-    """Learning rate as a share of its peak: linear warm-up, then a half cosine to zero."""
+    """Return the learning rate as a share of its peak: linear warm-up, then a half cosine to zero."""
     if progress < WARM_UP:
         return (progress + 1e-3) / (WARM_UP + 1e-3)
     return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
 def train(task: Task, folder: Path, log: Log, advance: Callable[[int], None], stop: Stop) -> dict[str, Any]:
-    """Train a stage to its end, from where its folder says it was stopped.
+    """Train a stage to its end, resuming from the state in its folder if there is one.
 
     Args:
         folder: the stage's folder; holds ``state.json`` and its tensors while training runs.
-        log: takes one dict for each epoch.
-        advance: told how many steps were done, for a progress bar.
+        log: called with one dict per epoch.
+        advance: called with the number of steps done, for a progress bar.
 
     Returns:
         ``figures`` of the best validation and ``seconds`` spent; the model holds the best weights.
 
     Raises:
         TrainingError: the loss or a gradient is not a number.
-        Interrupted: ``stop`` said so; the state is saved.
+        Interrupted: ``stop`` asked for it; the state is saved.
     """
     schedule = task.schedule
     optimizer = make_optimizer(task.groups(), schedule.optimizer)
@@ -136,7 +136,7 @@ def train(task: Task, folder: Path, log: Log, advance: Callable[[int], None], st
 
 
 def make_optimizer(groups: Sequence[Group], name: str) -> torch.optim.Optimizer:
-    """``muon`` or ``adamw`` over the groups."""
+    """Build a ``muon`` or ``adamw`` optimizer over the groups."""
     described = [
         {"params": list(g.parameters), "lr": g.rate, "peak": g.rate, "weight_decay": g.weight_decay} for g in groups
     ]
@@ -144,7 +144,7 @@ def make_optimizer(groups: Sequence[Group], name: str) -> torch.optim.Optimizer:
 
 
 def train_step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, step: int, total: int) -> dict[str, float]:
-    """One update; returns figures of the batch.
+    """Make one update and return figures of the batch.
 
     Raises:
         TrainingError: the loss or a gradient is not a number; nothing was updated.
@@ -167,9 +167,9 @@ def train_step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, step:
 
 
 def _computing(task: Task) -> torch.autocast:
-    """Convolutions and matrix products in the schedule's precision; what wants float32, such as a softmax, keeps it."""
+    """Compute convolutions and matrix products in the schedule's precision; softmax and the like stay in float32."""
     device = next(task.model.parameters()).device.type
-    # Without the cache: it would hand a weight cast without a gradient to a pass that wants one.
+    # No cache: it could give a weight that was cast without a gradient to a pass that needs one.
     return torch.autocast(device, torch.bfloat16, enabled=task.schedule.precision == "bfloat16", cache_enabled=False)
 
 
@@ -224,7 +224,7 @@ def _save(folder: Path, task: Task, optimizer: torch.optim.Optimizer, state: _St
 
 
 def clear_state(folder: Path) -> None:
-    """Remove what only an unfinished stage needs: its training state and leftovers of broken writes."""
+    """Remove the files that only an unfinished stage needs: its training state and leftovers of broken writes."""
     (folder / "state.json").unlink(missing_ok=True)
     for old in [*folder.glob("state-*.safetensors"), *folder.glob("*.tmp")]:
         old.unlink()
@@ -269,12 +269,14 @@ def _resume(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> _Stat
 
 
 def _belong(parameter: object, slots: Mapping[str, Tensor]) -> bool:
-    """Whether an optimizer's state is of this parameter; of a number, where the optimizer has fewer parameters."""
+    """Check that an optimizer's state fits a parameter; it got a number instead where the optimizer has fewer
+    parameters.
+    """
     return isinstance(parameter, Tensor) and all(not s.ndim or s.shape == parameter.shape for s in slots.values())
 
 
 def saved_step(folder: Path) -> int:
-    """The step at which a stage was stopped, 0 if it was not started."""
+    """Return the step at which a stage was stopped, 0 if it was not started."""
     path = folder / "state.json"
     return int(_manifest(path)["step"]) if path.exists() else 0
 

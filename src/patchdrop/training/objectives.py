@@ -1,4 +1,4 @@
-"""What classifiers are trained on: cross-entropy, and a teacher's softened outputs beside it."""
+"""The losses that classifiers are trained on: cross-entropy, and distillation from a teacher."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from patchdrop.training.batches import Views
 
 
 def cross_entropy(logits: Tensor, target: Tensor, smoothing: float) -> Tensor:
-    """Mean over the batch."""
+    """Return the cross-entropy, a mean over the batch."""
     return F.cross_entropy(logits, target, label_smoothing=smoothing)
 
 
@@ -25,7 +25,7 @@ def distillation_loss(
     temperature: float,
     smoothing: float = 0.0,
 ) -> Tensor:
-    """``(1 - weight) CE + weight T^2 KL(teacher_T || student_T)``, a mean over images.
+    """Return ``(1 - weight) CE + weight T^2 KL(teacher_T || student_T)``, a mean over images.
 
     T^2 keeps the second term's gradient at the first one's size whatever T is (Hinton et al. 2015, section 2).
 
@@ -43,14 +43,14 @@ def distillation_loss(
 
 
 class Teacher:
-    """HR-CNN, which sees all of an augmented image of which the student sees LR or a few patches.
+    """HR-CNN as a teacher: it sees all of an augmented image, while the student sees LR or a few patches.
 
     For LR students this is the cross quality distillation of Su and Maji 2016, which the paper's row KD cites
     (recalled).
 
     Args:
-        model: HR classifier; frozen and in evaluation mode from here on. It is no part of what is saved.
-        weight: the teacher's share of the loss, 0..1; 0 is plain training to the bit.
+        model: HR classifier; this freezes it and puts it into evaluation mode. It is not saved with the student.
+        weight: the teacher's share of the loss, 0..1; with 0 training is the same to the bit as without a teacher.
         temperature: T of `distillation_loss`.
     """
 
@@ -62,14 +62,14 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, views: Views) -> Tensor:
-        """Class logits ``(B, K)`` of the whole HR images."""
+        """Return the class logits ``(B, K)`` of the whole HR images."""
         choice = torch.ones(len(views.target), self.grid.patches, dtype=torch.bool, device=views.high.device)
         logits: Tensor = self.model(from_memory(views.high, self.grid)(choice), views.low)
         return logits
 
 
 def classifier_loss(logits: Tensor, views: Views, smoothing: float, teacher: Teacher | None) -> Tensor:
-    """Cross-entropy with label smoothing, and `distillation_loss` where there is a teacher."""
+    """Return the cross-entropy with label smoothing, or `distillation_loss` if there is a teacher."""
     if teacher is None:
         return cross_entropy(logits, views.target, smoothing)
     taught = teacher.logits(views)
@@ -77,9 +77,9 @@ def classifier_loss(logits: Tensor, views: Views, smoothing: float, teacher: Tea
 
 
 def streams_loss(streams: Streams, views: Views, smoothing: float, teacher: Teacher | None) -> Tensor:
-    """The mean of both streams' cross-entropy together and of the HR stream's `classifier_loss` by itself.
+    """Return the mean of two losses: the fused streams' cross-entropy, and the HR stream's own `classifier_loss`.
 
-    LR-CNN remembers its training images; beside it alone the HR stream would have little left to learn.
+    LR-CNN has memorised its training images; from the fused loss alone the HR stream would have little left to learn.
     """
     together = cross_entropy(streams.fused, views.target, smoothing)
     if not len(streams.high):
@@ -90,6 +90,6 @@ def streams_loss(streams: Streams, views: Views, smoothing: float, teacher: Teac
 
 
 def freeze(module: nn.Module, frozen: bool) -> None:
-    """Whether a module's weights take gradients."""
+    """Set whether a module's weights take gradients."""
     for parameter in module.parameters():
         parameter.requires_grad_(not frozen)

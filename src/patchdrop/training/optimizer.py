@@ -1,10 +1,10 @@
-"""Muon (Jordan et al. 2024): weight matrices move by an orthogonal matrix, everything else by AdamW.
+"""Muon (Jordan et al. 2024): an optimizer that moves weight matrices by an orthogonal matrix, and the rest by AdamW.
 
 The update of a matrix is its momentum with all singular values made (about) equal, so that directions in which the
 gradient is small are learnt as fast as the others. On small data sets a network trained from scratch needs far
 fewer epochs than with AdamW (docs/optimizers.md). Convolutions count as matrices ``(out, in * kernel)``.
 
-Ours, because the one in torch takes matrices alone, and timm's computes in bfloat16, three times slower on a CPU.
+We have our own because torch's takes matrices alone, and timm's computes in bfloat16, three times slower on a CPU.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon for matrices and convolutions, AdamW for vectors, scalars, depthwise convolutions and single outputs.
+    """An optimizer: Muon for matrices and convolutions, AdamW for vectors, scalars, depthwise convolutions, single
+    outputs.
 
     A matrix' step has the size that AdamW's typically has (Liu et al. 2025: ``0.2 sqrt(max(out, in))`` times the
     orthogonal matrix), so both kinds of parameters share a learning rate.
@@ -40,7 +41,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update of every parameter that has a gradient."""
+        """Update every parameter that has a gradient once."""
         assert closure is None
         for group in self.param_groups:
             moved = [parameter for parameter in group["params"] if parameter.grad is not None]
@@ -48,7 +49,7 @@ class Muon(torch.optim.Optimizer):
             self._adamw([p for p in moved if not is_matrix(p)], group["lr"], group["weight_decay"])
 
     def _muon(self, parameters: Sequence[Tensor], rate: float, weight_decay: float) -> None:
-        """Matrices of one shape together: a GPU waits for its next task longer than it works on a small one."""
+        """Update matrices of one shape together: a GPU waits longer for its next task than it works on a small one."""
         by_shape: dict[tuple[torch.Size, torch.dtype], list[Tensor]] = {}
         for parameter in parameters:
             by_shape.setdefault((parameter.shape, parameter.dtype), []).append(parameter)
@@ -91,12 +92,12 @@ class Muon(torch.optim.Optimizer):
 
 
 def is_matrix(parameter: Tensor) -> bool:
-    """Whether a parameter maps several inputs to several outputs."""
+    """Check whether a parameter maps several inputs to several outputs."""
     return parameter.ndim > 1 and parameter.shape[0] > 1 and parameter.shape[1] > 1
 
 
 def orthogonal(matrix: Tensor) -> Tensor:
-    """Matrices ``(..., m, n)`` with their singular values brought near 1, their singular vectors kept."""
+    """Bring the singular values of matrices ``(..., m, n)`` near 1, and keep their singular vectors."""
     tall = matrix.shape[-2] > matrix.shape[-1]
     wide = (matrix.mT if tall else matrix).float().reshape(-1, min(matrix.shape[-2:]), max(matrix.shape[-2:]))
     x = wide / (torch.linalg.matrix_norm(wide, keepdim=True) + 1e-7)

@@ -1,8 +1,8 @@
-"""Which ways round images of a data set may lie: what an LR-CNN makes of them mirrored and turned says so.
+"""Find out which flips and turns suit a data set, by how well an LR-CNN recognises flipped and turned images.
 
-A network that was shown images as they are, for a few epochs, is put to validation images mirrored, or turned by a
-quarter or half. Aerial scenes look the same all ways round, photographs mirrored, digits neither: where it is right on
-nearly as many images as before, the change is an augmentation that training may use.
+A network is trained for a few epochs on images as they are, then tested on validation images that are mirrored, or
+turned by a quarter or half. Aerial scenes look the same all ways round, photographs when mirrored, digits neither. If
+it is right on nearly as many images as before, the change is an augmentation that training may use.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from patchdrop.training.seeds import derived_seed
 from patchdrop.training.supervised import ClassifierTask
 
 STEPS = 300
-"""At least so many steps, in whole epochs."""
+"""Fewest training steps, in whole epochs."""
 ENOUGH = 0.9
-"""Share of the accuracy on images as they are that has to be left on changed ones."""
+"""Share of the accuracy on unchanged images that must be left on changed ones."""
 LEARNT = 1.5
-"""Times chance that the network has to be right for its word to count."""
+"""Accuracy, as a multiple of chance, below which the network's result does not count."""
 FEWEST = 100
-"""Validation images below which it is not asked."""
+"""Fewest validation images for this test."""
 CAREFUL: tuple[Augmentation, ...] = ("flip", "shift")
-"""What is used where it is not asked, or has no word."""
+"""Used when there is no test, or its result does not count."""
 
 
 def augmentations(loader: Loader, config: ModelConfig) -> tuple[tuple[Augmentation, ...], dict[str, float]]:
-    """Augmentations that suit a data set, and what they were found by: accuracies on changed validation images.
+    """Return the augmentations that suit a data set, and the accuracies on changed validation images that show it.
 
-    None are looked at where there are fewer than `FEWEST` of them.
+    The test is skipped if there are fewer than `FEWEST` of these images.
     """
     if len(loader.val) < FEWEST:
         return CAREFUL, {}

@@ -49,6 +49,16 @@ def _check_row(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def cells_table(scene: dict[str, Any]) -> RenderableType:
+    """The cells of a scene that hold more than nodata, one a line."""
+    table = Table("cell", "label", "probability", "patches", title=escape(scene["scene"]), title_justify="left")
+    for cell in scene["results"]:
+        if cell["label"] is not None:
+            patches = " ".join(map(str, cell["patches"])) or "none"
+            table.add_row(str(cell["cell"]), escape(cell["label"]), f"{cell['probability']:.3f}", patches)
+    return table
+
+
 def scenes_table(document: dict[str, Any]) -> RenderableType:
     """What a plan would read, or a prediction did read, against reading everything."""
     table = Table("scene", title=f"stage {document['stage']} of {escape(document['run'])}", title_justify="left")

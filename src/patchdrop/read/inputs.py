@@ -1,0 +1,99 @@
+"""Tell image files from scenes, by looking at them.
+
+A folder stands for the image files in it and below, a pattern for the files that it matches. What is left is
+
+* a scene, where it lies behind a URL, is a slide, or is a TIFF that has a place on Earth or is at least `CELLS` cells
+  a side: it is cut into cells of HR's size, each of which gets a class;
+* an image otherwise: it gets one class.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import NamedTuple
+
+from patchdrop.errors import DataError
+from patchdrop.grid import Size
+from patchdrop.read.images import SUFFIXES, read_size
+from patchdrop.read.slide import SLIDE_SUFFIXES
+from patchdrop.tiff.directory import HeaderError, read_header
+from patchdrop.transport.ranges import LocalFile, is_url
+
+CELLS = 4
+TIFF_SUFFIXES = (".tif", ".tiff", ".gtiff", ".btf", ".tf8")
+
+
+class Inputs(NamedTuple):
+    """What a user named, each kind in the order of naming."""
+
+    images: list[str]
+    scenes: list[str]
+
+    def __str__(self) -> str:
+        """How many there are of each kind."""
+        counts = ((len(self.images), "image file"), (len(self.scenes), "scene"))
+        return " and ".join(f"{count} {kind}{'' if count == 1 else 's'}" for count, kind in counts if count)
+
+
+def inputs_of(named: Sequence[str], high: Size) -> Inputs:
+    """Look at what is named.
+
+    Args:
+        named: files, folders, patterns such as ``photos/*.jpg``, and URLs.
+        high: HR (height, width) in pixels of the model that is to read them.
+
+    Raises:
+        DataError: a folder holds no image, or a pattern matches no file.
+    """
+    files = [file for name in named for file in _files(name)]
+    scenes = [is_scene(file, high) for file in files]
+    return Inputs(
+        [file for file, scene in zip(files, scenes, strict=True) if not scene],
+        [file for file, scene in zip(files, scenes, strict=True) if scene],
+    )
+
+
+def _files(name: str) -> list[str]:
+    """The files that a name stands for; a file may be called ``[1].png``, so one that is there is no pattern."""
+    if is_url(name):
+        return [name]
+    path = Path(name)
+    if path.is_dir():
+        known = {*SUFFIXES, *SLIDE_SUFFIXES}
+        found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
+        if not found:
+            raise DataError(f"{name}: holds no image ({', '.join(sorted(SUFFIXES))}); name image files or scenes")
+        return found
+    if path.exists() or not glob.has_magic(name):
+        return [name]
+    found = sorted(glob.glob(name, recursive=True))
+    if not found:
+        raise DataError(f"{name}: matches no file; check the pattern")
+    return found
+
+
+def is_scene(name: str, high: Size) -> bool:
+    """Whether a file or URL is a scene, for a model of this HR size; one that cannot be read is not."""
+    if is_url(name) or name.lower().endswith(SLIDE_SUFFIXES):
+        return True
+    if not name.lower().endswith(TIFF_SUFFIXES):
+        return False
+    try:
+        with closing(LocalFile(Path(name))) as file:
+            header = read_header(file)
+        size, placed = (header.levels[0].height, header.levels[0].width), header.georeference is not None
+    except HeaderError:  # a TIFF in strips, perhaps, which whoever reads scenes says how to convert
+        size, placed = _size(name), False
+    except DataError:
+        return False
+    return placed or all(side >= CELLS * cell for side, cell in zip(size, high, strict=True))
+
+
+def _size(name: str) -> Size:
+    try:
+        return read_size(Path(name))
+    except DataError:
+        return 0, 0
