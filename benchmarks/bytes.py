@@ -38,9 +38,9 @@ from torch import Tensor
 import range_server
 from patchdrop.data.low import area_average
 from patchdrop.files import read_json, write_json
-from patchdrop.grid import Grid
+from patchdrop.grid import Grid, Shape
 from patchdrop.read.images import read_image
-from patchdrop.read.tiled import Shape, TiledScene
+from patchdrop.read.tiled import TiledScene
 from patchdrop.runs.provenance import provenance
 from patchdrop.scenes.walk import one_ahead
 from patchdrop.tiff.tiles import Box, covering

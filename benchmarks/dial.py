@@ -29,16 +29,16 @@ from patchdrop.data.sets import Split
 from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.calibrate import cuts_on, drawn, measure
 from patchdrop.evaluation.dial import policy_scores, policy_stage
-from patchdrop.evaluation.evaluate import Outcome, outcome_of
 from patchdrop.evaluation.guarantee import p_values, proved, towards_cheaper
 from patchdrop.evaluation.metrics import mcnemar
+from patchdrop.evaluation.outcome import Outcome, outcome_of
 from patchdrop.files import write_json
-from patchdrop.grid import Grid
 from patchdrop.policy.budget import ALL, above, at_most, cut_for_mean
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.runs.folder import RunFolder
 from patchdrop.runs.provenance import provenance
 from patchdrop.terminal.talk import errors_told
+from patchdrop.training.recipe import Recipe
 
 CONFIDENCE = 0.95
 CPU = torch.device("cpu")
@@ -49,7 +49,7 @@ def main(asked: argparse.Namespace) -> None:
     run = RunFolder(asked.run).require()
     settings = run.settings()
     torch.set_num_threads(settings.threads or torch.get_num_threads())
-    splits = load(settings, lambda done, total: None).splits
+    splits = load(Recipe.of(settings).source, lambda done, total: None).splits
     val, test = splits["val"], splits["test"]
     own = judged(run, test, greedy)
     document: dict[str, Any] = {
@@ -81,7 +81,7 @@ def main(asked: argparse.Namespace) -> None:
 def judged(run: RunFolder, split: Split, choose: Choose) -> Outcome:
     """The run's last stage on a split, by that choice."""
     model, config = run.load(policy_stage(run))
-    return outcome_of(model, config, Grid.parse(config.grid), split, lambda scores, start: choose(scores), CPU)
+    return outcome_of(model, config.shape, split, lambda scores, start: choose(scores), CPU)
 
 
 def figures(outcome: Outcome) -> dict[str, float]:
@@ -97,7 +97,7 @@ def dials(run: RunFolder, val: Split, test: Split, patches: int) -> dict[str, Ch
     model, config = run.load(policy_stage(run))
     assert isinstance(model, PatchDrop)
     cuts = {
-        name: cut_for_mean(policy_scores(model, config, split, CPU), patches)
+        name: cut_for_mean(policy_scores(model, config.shape.low, split, CPU), patches)
         for name, split in (("mean-budget", test), ("calibrated", val))
     }
     means = {name: partial(above, cut=cut) for name, cut in cuts.items()}
@@ -118,7 +118,7 @@ def guarantee(run: RunFolder, val: Split, test: Split, times: int) -> list[dict[
     """How often a proved accuracy is not had."""
     model, config = run.load(policy_stage(run))
     assert isinstance(model, PatchDrop)
-    cuts = cuts_on(policy_scores(model, config, val, CPU))
+    cuts = cuts_on(policy_scores(model, config.shape.low, val, CPU))
     order = towards_cheaper(measure(model, config, val, cuts, CPU, lambda done: None).accuracy)
     found = measure(model, config, test, cuts, CPU, lambda done: None)
     right, read = found.right, found.choice.sum(2).double().mean(1)

@@ -23,7 +23,6 @@ from patchdrop.costs.times import PATCHES, WARM_UP
 from patchdrop.data.low import area_average
 from patchdrop.episode import PatchDrop, play
 from patchdrop.evaluation.dial import policy_stage
-from patchdrop.grid import Grid
 from patchdrop.policy.budget import ALL, at_most
 from patchdrop.read.source import from_memory
 from patchdrop.runs.folder import RunFolder
@@ -39,9 +38,9 @@ def main(folder: str, stage: str | None, threads: int, rounds: int, as_json: boo
     stage = policy_stage(run, stage)
     model, config = run.load(stage)
     assert isinstance(model, PatchDrop)
-    runtime, grid = Runtime(to_graphs(model, config), threads), Grid.parse(config.grid)
-    high = torch.randint(0, 256, (1, config.channels, *config.high_size), dtype=torch.uint8)
-    low, read = area_average(high, config.low_size), from_memory(high, grid)
+    runtime, grid = Runtime(to_graphs(model, config), threads), config.shape.grid
+    high = torch.randint(0, 256, (1, config.shape.channels, *config.shape.high), dtype=torch.uint8)
+    low, read = area_average(high, config.shape.low), from_memory(high, grid)
     rows = []
     for count in (c for c in PATCHES if c <= grid.patches):
         choose = partial(at_most, budget=count, cut=ALL)

@@ -21,31 +21,30 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchdrop.commands.shared import completed, with_augmentations
+from patchdrop.commands.shared import prepared
 from patchdrop.data.load import Data
 from patchdrop.data.load import statistics as channel_statistics
-from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.models.build import build_stage
 from patchdrop.policy.choice import keep_all
 from patchdrop.read.source import from_memory
 from patchdrop.runs.provenance import machine, provenance
-from patchdrop.settings.flat import TrainSettings, from_mapping, read_profile
+from patchdrop.settings.flat import from_mapping, read_profile
 from patchdrop.terminal.talk import errors_told
-from patchdrop.training.batches import training_views
+from patchdrop.training.batches import Loader
 from patchdrop.training.loop import make_optimizer, train_step
+from patchdrop.training.recipe import Recipe
 from patchdrop.training.run import make_task
 
 ROUNDS = 15
+ESTIMATORS = ("straight-through", "self-critical", "rloo")
 
 
 def main(profile: str, as_json: bool) -> None:
     """Print a line for each estimator."""
-    base, data, _ = completed(replace(from_mapping(read_profile(profile), profile), policy="bernoulli"))
-    base = with_augmentations(base, data)
-    found = {
-        name: measure(replace(base, estimator=name), data) for name in ("straight-through", "self-critical", "rloo")
-    }
+    ready = prepared(replace(from_mapping(read_profile(profile), profile), policy="bernoulli"))
+    found = {name: measure(with_estimator(ready.recipe, name), ready.data) for name in ESTIMATORS}
     if as_json:
-        where = {"threads": torch.get_num_threads(), "profile": profile, "provenance": provenance(base.seed)}
+        where = {"threads": torch.get_num_threads(), "profile": profile, "provenance": provenance(ready.settings.seed)}
         print(json.dumps({**where, "estimators": found}, indent=1))
         return
     print(f"{machine()}, {torch.get_num_threads()} threads, profile {profile}")
@@ -53,17 +52,21 @@ def main(profile: str, as_json: bool) -> None:
         print(name, ", ".join(f"{key} {value:.3g}" for key, value in row.items()))
 
 
-def measure(settings: TrainSettings, data: Data) -> dict[str, float]:
+def with_estimator(recipe: Recipe, name: str) -> Recipe:
+    """The same recipe with another policy gradient."""
+    return replace(recipe, learning=replace(recipe.learning, estimator=name))
+
+
+def measure(recipe: Recipe, data: Data) -> dict[str, float]:
     """FLOPs and median milliseconds."""
-    device = torch.device("cpu")
-    config = ModelConfig.of(settings, data.classes)
-    model = build_stage("pt", config, channel_statistics(data.splits["fit"], settings.low_size, 64))
+    config, loader = recipe.with_classes(data.classes), Loader(data, recipe.schedule, torch.device("cpu"))
+    model = build_stage("pt", config, channel_statistics(data.splits["fit"], config.shape.low, 64))
     model = model.to(memory_format=torch.channels_last)
-    task = make_task("pt", model, data, settings, device)
-    optimizer = make_optimizer(task.groups(), settings.optimizer)
+    task = make_task("pt", model, loader, recipe.learning)
+    optimizer = make_optimizer(task.groups(), recipe.schedule.optimizer)
     task.train_mode()
     batch = next(iter(task.batches(0, 0)))
-    views = training_views(batch, settings, device)
+    views = loader.training_views(batch)
     packed = from_memory(views.high, task.grid)(keep_all(torch.zeros(len(views.target), task.grid.patches)))
 
     def forward() -> None:
@@ -80,7 +83,7 @@ def measure(settings: TrainSettings, data: Data) -> dict[str, float]:
         "step": lambda: train_step(task, optimizer, batch, 0, 1),
         "forward": forward,
         "policy": policy_step,
-        "views": lambda: training_views(batch, settings, device),
+        "views": lambda: loader.training_views(batch),
     }
     flops = {name: count(job) for name, job in work.items()}
     seconds: dict[str, list[float]] = {name: [] for name in work}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from patchdrop.data.sets import low_of
 from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.metrics import wilson
 from patchdrop.files import write_json
-from patchdrop.grid import Grid
 from patchdrop.policy.choice import greedy
 from patchdrop.read.source import from_memory
 from patchdrop.runs.folder import RunFolder
@@ -39,6 +39,7 @@ from patchdrop.scenes.predict import Results, predict
 from patchdrop.scenes.walk import Reading
 from patchdrop.settings.flat import TrainSettings
 from patchdrop.terminal.talk import errors_told
+from patchdrop.training.recipe import Recipe
 from range_server import RangeServer, range_server
 
 CODECS: dict[str, dict[str, Any]] = {
@@ -59,10 +60,10 @@ def main() -> None:
     run = RunFolder(asked.run).require()
     settings = run.settings()
     if asked.data:
-        settings = TrainSettings(**{**settings.__dict__, "data": asked.data})
+        settings = replace(settings, data=asked.data)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    data = load(settings, lambda done, total: None, only="test")
+    data = load(Recipe.of(settings).source, lambda done, total: None, only="test")
     stage = run.stages_done()[-1]
     target, plain = data.splits["test"].targets.tolist(), plain_labels(run, stage, data, settings)
     with tempfile.TemporaryDirectory() as name, range_server() as server:
@@ -97,8 +98,8 @@ def plain_labels(run: RunFolder, stage: str, data: Data, settings: TrainSettings
     labels: list[int] = []
     with torch.inference_mode():
         for batch in data.splits["test"].in_order(settings.batch):
-            low = low_of(batch, config.low_size)
-            found = model(low, greedy, from_memory(batch.high, Grid.parse(config.grid)))
+            low = low_of(batch, config.shape.low)
+            found = model(low, greedy, from_memory(batch.high, config.shape.grid))
             labels += found.logits.argmax(1).tolist()
     return labels
 
@@ -140,9 +141,9 @@ def write_scene(path: Path, codec: str, data: Data, settings: TrainSettings) -> 
     across = int(len(images) ** 0.5)
     down = len(images) // across
     rows = images[: down * across].unflatten(0, (down, across))
-    height, width = settings.high_size
+    height, width = settings.shape.high
     canvas: NDArray[np.uint8] = rows.permute(2, 0, 3, 1, 4).reshape(3, down * height, across * width).numpy()
-    factor = height // settings.low_size[0]
+    factor = height // settings.shape.low[0]
     where = {"crs": "EPSG:32633", "transform": from_origin(400_000, 5_000_000, 1, 1)}
     tiles = {"tiled": True, "blockxsize": width // 4, "blockysize": height // 4, **CODECS[codec]}
     size = {"count": 3, "height": canvas.shape[1], "width": canvas.shape[2], "dtype": np.uint8}

@@ -29,15 +29,15 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import UsageError
 from patchdrop.files import read_json
 from patchdrop.grid import Grid
-from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.models.build import build_stage
 from patchdrop.packed import gather
 from patchdrop.policy.budget import ALL, at_most
 from patchdrop.read.source import from_memory
 from patchdrop.runs.provenance import provenance
-from patchdrop.settings.defaults import with_networks
-from patchdrop.settings.flat import from_mapping, read_profile, to_mapping
+from patchdrop.settings.defaults import GRID, networks_for
+from patchdrop.settings.flat import from_mapping, read_profile
 from patchdrop.terminal.talk import errors_told
-from patchdrop.training.run import device_of
+from patchdrop.training.recipe import Recipe, device_of
 
 IMAGES = 64
 """Of `--mix`, run in whole batches."""
@@ -76,7 +76,7 @@ def main() -> None:
     profile = completed(PAPER if arguments.paper else read_profile(arguments.profile))
     vit = arguments.vit or ("vit12-w384-p14" if arguments.paper else "vit6-w192-p8")
     rows: list[dict[str, Any]] = []
-    device = device_of(from_mapping({"device": arguments.device}, "--device"))
+    device = device_of(arguments.device)
     counts = mixed_counts(*arguments.mix) if arguments.mix else None
     for size in arguments.batch:
         high, low = (part.to(device) for part in pixels(profile, max(size, IMAGES if arguments.mix else 0)))
@@ -100,15 +100,17 @@ def main() -> None:
 
 def completed(profile: dict[str, Any]) -> dict[str, Any]:
     """A profile's settings with the networks that it leaves open."""
-    return to_mapping(with_networks(from_mapping(profile, "profile")))
+    settings = from_mapping(profile, "profile").filled({"grid": GRID})
+    high, low, _, _ = settings.shape
+    return settings.filled(networks_for(high, low, settings.low_enlarge, settings.lr_network)).to_mapping()
 
 
 def pixels(profile: dict[str, Any], images: int) -> tuple[Tensor, Tensor]:
     """Noise: HR and LR, uint8."""
-    settings = from_mapping(profile, "profile")
+    shape = from_mapping(profile, "profile").shape
     generator = torch.Generator().manual_seed(0)
-    high = torch.randint(0, 256, (images, 3, *settings.high_size), dtype=torch.uint8, generator=generator)
-    return high, area_average(high, settings.low_size)
+    high = torch.randint(0, 256, (images, 3, *shape.high), dtype=torch.uint8, generator=generator)
+    return high, area_average(high, shape.low)
 
 
 def mixed_counts(results: str, stage: str) -> Tensor:
@@ -131,13 +133,14 @@ def ways_of(
     fill = "mean" if name == "bagnet" else profile["fill"]
     network = vit if name == "vit" else profile["hr_network"]
     settings = from_mapping({**profile, "classifier": name, "hr_network": network, "fill": fill}, "profile")
-    config = ModelConfig.of(settings, [str(i) for i in range(CLASSES)])
-    plain = build_stage("hr", ModelConfig.of(from_mapping(profile, "profile"), config.classes))
+    classes = tuple(str(i) for i in range(CLASSES))
+    config = Recipe.of(settings).with_classes(classes)
+    plain = build_stage("hr", Recipe.of(from_mapping(profile, "profile")).with_classes(classes))
     model = build_stage("ft2", config)
     assert isinstance(model, PatchDrop)
     for part in (plain, model):
         part.eval().to(device, memory_format=torch.channels_last)
-    grid = Grid.parse(settings.grid)
+    grid = config.shape.grid
     scores = torch.rand(images, grid.patches, generator=torch.Generator().manual_seed(1)).to(device)
 
     def episode(count: int) -> Callable[[Tensor, Tensor], object]:

@@ -26,7 +26,7 @@ def tiny_model(stage: str, settings: TrainSettings, seed: int = 0) -> nn.Module:
     return unsettle(model, seed)
 
 
-def trained(task: Task, folder: Path, settings: TrainSettings, stop_after: int = 0) -> dict[str, float]:
+def trained(task: Task, folder: Path, stop_after: int = 0) -> dict[str, float]:
     """Train a task to its end, or interrupt it after some steps; the figures of its best validation."""
     folder.mkdir(parents=True, exist_ok=True)
     asked = itertools.count(1)
@@ -34,7 +34,7 @@ def trained(task: Task, folder: Path, settings: TrainSettings, stop_after: int =
     def stop() -> int:
         return 15 if next(asked) == stop_after else 0
 
-    outcome = train(task, folder, settings.seed, lambda _: None, lambda _: None, stop, 5.0, settings.optimizer)
+    outcome = train(task, folder, lambda _: None, lambda _: None, stop)
     figures: dict[str, float] = outcome["figures"]
     return figures
 

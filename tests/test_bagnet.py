@@ -151,14 +151,14 @@ def test_it_trains_as_the_hr_classifier_of_every_stage(tmp_path: Path) -> None:
     net = bagnet()
     for stage in ("hr", "patches"):
         before = bits(net)
-        trained(ClassifierTask(stage, net, loader_of(settings, FIT, VAL)), tmp_path / stage, settings)
+        trained(ClassifierTask(stage, net, loader_of(settings, FIT, VAL)), tmp_path / stage)
         assert not same_bits(bits(net), before)
     pt, ft2 = tiny_model("pt", settings), tiny_model("ft2", settings)
     stages = {"pt": net, "ft1": net, "ft2": TwoStream(net, ft2.classifier.low, "learned")}
     for stage, classifier in stages.items():
         before, policy = bits(net), bits(pt.policy)
         task = PolicyTask(stage, PatchDrop(pt.policy, classifier), loader_of(settings, FIT, VAL), learning_of(settings))
-        trained(task, tmp_path / stage, settings)
+        trained(task, tmp_path / stage)
         assert same_bits(bits(net), before) is (stage == "pt")
         assert not same_bits(bits(pt.policy), policy)
 

@@ -84,7 +84,7 @@ def test_stns_gradient_reaches_its_whole_network_in_every_stage(stage: str) -> N
 def test_in_pt_stn_learns_and_the_classifier_stays_as_it_was_weights_and_statistics(tmp_path: Path) -> None:
     task = chooser("pt")
     policy, classifier = bits(task.model.policy), bits(task.model.classifier)
-    figures = trained(task, tmp_path, SETTINGS)
+    figures = trained(task, tmp_path)
     assert same_bits(bits(task.model.classifier), classifier)
     assert not same_bits(bits(task.model.policy), policy)
     assert (figures["mean_patches"], figures["patches_sd"]) == (5, 0)
@@ -96,7 +96,7 @@ def test_a_blind_chooser_has_nothing_to_train_and_its_pt_no_step(tmp_path: Path,
     task = chooser("pt", name)
     assert list(task.model.policy.parameters()) == []
     before = bits(task.model)
-    assert (task.epochs, trained(task, tmp_path, SETTINGS)) == (0, {})
+    assert (task.epochs, trained(task, tmp_path)) == (0, {})
     assert same_bits(bits(task.model), before)
 
 
@@ -107,7 +107,7 @@ def test_ft_trains_the_hr_classifier_and_neither_statistics_nor_the_lr_classifie
 ) -> None:
     task = chooser(stage, name)
     before = bits(task.model)
-    figures = trained(task, tmp_path, SETTINGS)
+    figures = trained(task, tmp_path)
     moved = {key for key, tensor in task.model.state_dict().items() if not torch.equal(tensor, before[key])}
     high = "classifier.high." if stage == "ft2" else "classifier."
     assert {f"{high}network.fc.weight", f"{high}network.stem.0.weight"} <= moved

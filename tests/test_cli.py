@@ -22,7 +22,7 @@ import patchdrop
 from patchdrop.cli import app, main
 from patchdrop.errors import CollapsedPolicyWarning, PatchDropError, RunError, UsageError
 from patchdrop.runs.folder import RunFolder
-from patchdrop.settings.defaults import with_schedule
+from patchdrop.settings.defaults import schedule_for
 from patchdrop.settings.flat import STAGES, TrainSettings, from_mapping
 from patchdrop.terminal.talk import as_line, errors_told, warnings_told
 from patchdrop.training.settling import References
@@ -199,7 +199,7 @@ def test_flags_win_over_the_settings_file_and_the_file_over_defaults(run: Run, d
     assert (plan["grid"], plan["high"], plan["low"]) == ("2x3", [16, 16], [8, 8])
     assert plan["stages"]["lr"]["epochs"] == 5
     assert plan["stages"]["hr"]["epochs"] == 2
-    assert plan["stages"]["pt"]["epochs"] == with_schedule(TrainSettings(), plan["data"]["images"]["fit"]).epochs_pt
+    assert plan["stages"]["pt"]["epochs"] == schedule_for(plan["data"]["images"]["fit"])["epochs_pt"]
 
 
 def test_a_dry_run_states_the_plan_and_writes_nothing(run: Run, data: Path, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_of_a_networks_own_error_one_line_is_said(
 
 def test_settings_survive_yaml_to_the_last_value() -> None:
     settings = TrainSettings(high="96x160", augment=("erase",), stages=("lr", "ft2"), rate_policy=1e-3 / 3)
-    again = from_mapping(yaml.safe_load(patchdrop.settings.flat.to_yaml(settings)), "here")
+    again = from_mapping(yaml.safe_load(patchdrop.settings.flat.to_yaml(settings.to_mapping())), "here")
     assert again == settings
     assert again.to_mapping() == settings.to_mapping()
     with pytest.raises(UsageError, match=r"stages: 'ft9' is not one of .*did you mean 'ft2'"):

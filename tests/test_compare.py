@@ -25,7 +25,7 @@ from torch import nn
 from patchdrop import commands
 from patchdrop.classify.bagnet import BagNet
 from patchdrop.cli import app, main
-from patchdrop.commands.shared import check_settings, load_with_bar
+from patchdrop.commands.shared import load_with_bar
 from patchdrop.compare.bench import Bench
 from patchdrop.compare.costs import Player, flops, pixels_read, times_in_turns
 from patchdrop.compare.form import seed_form
@@ -40,12 +40,12 @@ from patchdrop.errors import Interrupted, RunError, TrainingError, UsageError
 from patchdrop.grid import Grid
 from patchdrop.networks.build import Normalise
 from patchdrop.runs.folder import RunFolder
-from patchdrop.settings.comparison import PROFILES, CompareOptions, Price, share_of, to_yaml
-from patchdrop.settings.defaults import with_networks
-from patchdrop.settings.flat import STAGES, TrainSettings, from_mapping, read_profile
+from patchdrop.settings.combinations import check_combinations
+from patchdrop.settings.comparison import PROFILES, CompareOptions, Price, share_of
+from patchdrop.settings.flat import STAGES, TrainSettings, from_mapping, read_profile, to_yaml
 from patchdrop.training.run import Stopper
 from patchdrop.training.settling import References
-from tiny import config_of, tiny_flags, tiny_settings, write_folder
+from tiny import config_of, recipe_of, tiny_flags, tiny_settings, with_networks, write_folder
 
 GRID = Grid(4, 4)
 SHORT: dict[str, Any] = {
@@ -227,6 +227,10 @@ def test_a_comparison_that_was_stopped_equals_an_unbroken_one(
     assert without_times(found["rows"]) == without_times(unbroken)
 
 
+def write_asked(folder: Path, options: CompareOptions, settings: TrainSettings) -> None:
+    (folder / "asked.yaml").write_text(to_yaml({**options.to_mapping(), **settings.to_mapping()}))
+
+
 @pytest.mark.long
 def test_rows_side_by_side_end_as_one_after_the_other_and_stop_when_asked(
     fmow: Path, settings: TrainSettings, tmp_path: Path
@@ -234,7 +238,7 @@ def test_rows_side_by_side_end_as_one_after_the_other_and_stop_when_asked(
     out = tmp_path / "out"
     rows = ("KD", "PCN", "Fixed-H", "PatchDrop")
     out.mkdir()
-    (out / "asked.yaml").write_text(to_yaml(CompareOptions(table="fmow", rows=rows, jobs=2), settings))
+    write_asked(out, CompareOptions(table="fmow", rows=rows, jobs=2), settings)
     command = [sys.executable, "-m", "patchdrop", "compare", "--config", str(out / "asked.yaml"), "--out", str(out)]
     first = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     while first.poll() is None and not (out / "seed-0" / "pcn" / "lr").exists():
@@ -255,9 +259,8 @@ def test_after_kill_9_the_processes_of_rows_end_too_and_what_they_saved_is_gone_
 ) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    (out / "asked.yaml").write_text(
-        to_yaml(CompareOptions(table="fmow", rows=("PCN",), jobs=2), replace(settings, epochs_lr=400, save_minutes=0.0))
-    )
+    longer = replace(settings, epochs_lr=400, save_minutes=0.0)
+    write_asked(out, CompareOptions(table="fmow", rows=("PCN",), jobs=2), longer)
     command = [sys.executable, "-m", "patchdrop", "compare", "--config", str(out / "asked.yaml"), "--out", str(out)]
     first = subprocess.Popen(command)
     state = out / "seed-0" / "pcn" / "lr" / "state.json"
@@ -376,8 +379,9 @@ def test_a_tables_profile_has_settings_of_that_table_and_networks_that_take_its_
     table: str, profile: str
 ) -> None:
     settings = with_networks(from_mapping(read_profile(PROFILES[table, profile]), profile))
-    CompareOptions(table=table, profile=profile).check(settings)  # type: ignore[arg-type]
-    check_settings(settings)
+    options = CompareOptions(table=table, profile=profile)  # type: ignore[arg-type]
+    options.check(settings.shape.grid.patches, settings.trained_stages, settings.classifier)
+    check_combinations(settings)
     costs = forward_costs(config_of(settings, map(str, range(10))))
     assert 0 < costs["policy"].flops < costs["hr"].flops
 
@@ -506,10 +510,15 @@ def test_a_subset_is_spread_over_the_classes() -> None:
     assert spread_over_classes(targets, 100).tolist() == list(range(7))
 
 
+def bench_of(settings: TrainSettings, comparison: Path) -> Bench:
+    recipe = recipe_of(settings)
+    return Bench(CompareOptions(table="fmow"), recipe, load_with_bar(recipe.source), comparison / "seed-0")
+
+
 def test_the_oracle_is_never_below_any_of_its_candidates_and_reads_no_more_where_they_are_right(
     fmow: Path, settings: TrainSettings
 ) -> None:
-    bench = Bench(CompareOptions(table="fmow"), settings, load_with_bar(settings), fmow / "seed-0")
+    bench = bench_of(settings, fmow)
     split = bench.data.splits["test"]
     generator = torch.Generator().manual_seed(0)
     masks = {name: torch.rand(len(split), 16, generator=generator) < share for name, share in (("", 0.3), ("x", 0.7))}
@@ -524,9 +533,9 @@ def test_the_oracle_is_never_below_any_of_its_candidates_and_reads_no_more_where
 
 def test_an_equal_budget_is_as_many_epochs_as_ft_2s_chain(settings: TrainSettings, fmow: Path) -> None:
     longer = replace(settings, epochs_lr=2, epochs_hr=3, epochs_patches=7, epochs_pt=1, epochs_ft1=4, epochs_ft2=5)
-    bench = Bench(CompareOptions(table="fmow"), longer, load_with_bar(longer), fmow / "seed-0")
-    assert bench.with_budget("lr").epochs_lr == 2 + 7 + 1 + 4 + 5
-    assert bench.with_budget("hr").epochs_hr == 3 + 7 + 1 + 4 + 5
+    bench = bench_of(longer, fmow)
+    assert bench.with_budget("lr").schedule.epochs["lr"] == 2 + 7 + 1 + 4 + 5
+    assert bench.with_budget("hr").schedule.epochs["hr"] == 3 + 7 + 1 + 4 + 5
 
 
 def test_fixed_rows_keep_a_whole_s_and_the_others_a_mean() -> None:

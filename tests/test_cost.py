@@ -6,13 +6,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from patchdrop.costs.flops import forward_costs, step_flops
+from patchdrop.costs.flops import forward_costs
 from patchdrop.data.load import statistics
 from patchdrop.models.build import build_stage
 from patchdrop.policy.ranking import HIDDEN
 from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.loop import make_optimizer, train_step
 from patchdrop.training.run import make_task, teacher_of
+from patchdrop.training.work import step_flops
 from tiny import SIDE, config_of, learning_of, loader_of, tiny_data, tiny_settings
 
 STEM = 2 * 9 * 3 * 4
@@ -29,7 +30,7 @@ def counted(stage: str, settings: TrainSettings) -> float:
     config = config_of(settings, data.classes)
     model = build_stage(stage, config, statistics(data.splits["fit"], settings.shape.low))
     device = torch.device("cpu")
-    teacher = teacher_of(stage, settings, lambda name: build_stage(name, config), device)
+    teacher = teacher_of(stage, config, lambda name: build_stage(name, config), device)
     task = make_task(stage, model, loader_of(settings, data=data, device=device), learning_of(settings), teacher)
     # Muon multiplies matrices too; what the optimizer does is the same for any batch and not part of the formula.
     optimizer = make_optimizer(task.groups(), "adamw")
@@ -42,7 +43,8 @@ def counted(stage: str, settings: TrainSettings) -> float:
 
 
 def formula(stage: str, settings: TrainSettings) -> float:
-    return step_flops(stage, forward_costs(config_of(settings)), settings)
+    config = config_of(settings)
+    return step_flops(stage, forward_costs(config), config, learning_of(settings))
 
 
 @pytest.mark.parametrize("policy", ["ranking", "bernoulli"])

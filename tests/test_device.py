@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ Run = Callable[..., tuple[int, str, str]]
 
 def first_step(settings: TrainSettings, stage: str, precision: str, device: torch.device = CPU) -> dict[str, float]:
     """Figures of a stage's first training step from the same start."""
+    settings = replace(settings, precision=precision)  # type: ignore[arg-type]
     model = tiny_model(stage, settings).to(device)
     task = make_task(stage, model, loader_of(settings, data=DATA, device=device), learning_of(settings))
     before = [p.detach().clone() for p in model.parameters()]
@@ -110,7 +112,7 @@ def test_a_step_on_a_gpu_is_nearly_one_on_the_cpu(name: str, precision: str, sta
 def test_lr_made_on_a_gpu_has_the_same_bits() -> None:
     settings = tiny_settings(high="18", low="8")
     batch = Batch(torch.randint(0, 256, (4, 3, 18, 18), dtype=torch.uint8), None, torch.zeros(4, dtype=torch.long))
-    here, there = (plain_views(batch, settings, torch.device(d)) for d in ("cpu", "cuda"))
+    here, there = (plain_views(batch, settings.shape.low, torch.device(d)) for d in ("cpu", "cuda"))
     assert torch.equal(here.low, there.low.cpu())
 
 
@@ -119,9 +121,9 @@ def test_lr_made_on_a_gpu_has_the_same_bits() -> None:
 def test_a_policy_trains_and_is_validated_on_a_gpu(estimator: str) -> None:
     settings = tiny_settings(estimator=estimator, target_patches=4.0, policy_head="certainty", low_stream="pt")
     gpu = torch.device("cuda")
-    task = PolicyTask(
-        "pt", tiny_model("pt", settings).to(gpu), loader_of(settings, FIT, VAL, gpu), learning_of(settings)
-    )  # type: ignore[arg-type]
+    model = tiny_model("pt", settings).to(gpu)
+    assert isinstance(model, PatchDrop)
+    task = PolicyTask("pt", model, loader_of(settings, FIT, VAL, gpu), learning_of(settings))
     with torch.inference_mode():
         figures = task.validate(0.5)
     assert 0 <= figures["mean_patches"] <= GRID.patches

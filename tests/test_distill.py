@@ -29,7 +29,7 @@ def kd(
 def distil(folder: Path, weight: float, **options: float) -> tuple[dict[str, torch.Tensor], dict[str, float]]:
     student = tiny_model("lr", SETTINGS)
     task = kd(student, tiny_model("hr", SETTINGS), "lr", weight, **options)
-    figures = trained(task, folder, SETTINGS)
+    figures = trained(task, folder)
     return bits(student), figures
 
 
@@ -54,7 +54,7 @@ def test_the_loss_is_a_mean_over_images_and_zero_for_a_student_that_agrees() -> 
 @pytest.mark.parametrize("temperature", [1.0, 5.0])
 def test_weight_0_is_plain_training_to_the_bit_at_any_temperature(tmp_path: Path, temperature: float) -> None:
     plain = tiny_model("lr", SETTINGS)
-    figures = trained(ClassifierTask("lr", plain, loader_of(SETTINGS, FIT, VAL)), tmp_path / "plain", SETTINGS)
+    figures = trained(ClassifierTask("lr", plain, loader_of(SETTINGS, FIT, VAL)), tmp_path / "plain")
     distilled, theirs = distil(tmp_path / "kd", weight=0.0, temperature=temperature)
     assert same_bits(distilled, bits(plain))
     assert theirs == figures
@@ -74,7 +74,7 @@ def test_the_teacher_stays_as_it_was_weights_and_statistics(tmp_path: Path) -> N
     student = tiny_model("lr", SETTINGS)
     task = kd(student, teacher)
     started = bits(student)
-    trained(task, tmp_path, SETTINGS)
+    trained(task, tmp_path)
     assert same_bits(bits(teacher), before)
     assert all(p.grad is None for p in teacher.parameters())
     assert not same_bits(bits(student), started)

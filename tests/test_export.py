@@ -19,6 +19,7 @@ from PIL import Image
 from patchdrop.cli import main
 from patchdrop.commands import exporting
 from patchdrop.episode import PatchDrop
+from patchdrop.errors import RunError
 from patchdrop.grid import Grid
 from patchdrop.models.build import build_stage, copy_matching
 from patchdrop.models.one_look import Advised
@@ -36,7 +37,7 @@ def write_run(folder: Path, data: Path, stages: tuple[str, ...], seed: int = 0) 
     """A run of networks that were not trained: two streams with learned fusion, a grid that does not divide HR."""
     run = RunFolder(folder)
     settings = tiny_settings(data=str(data), high="18", grid="4", fusion="learned", fill="low")
-    run.start(settings)
+    run.start(settings.to_mapping())
     config = config_of(settings)
     for stage in stages:
         torch.manual_seed(seed)
@@ -166,7 +167,7 @@ def test_a_classifier_that_is_off_by_a_little_is_seen(made: Path, exported: Path
     graphs = Graphs(*((exported / f"{name}.onnx").read_bytes() for name in exporting.GRAPHS))
     with torch.no_grad():
         model.classifier.low.network.fc.bias[0] += 1  # type: ignore[union-attr,index,operator]
-    with pytest.raises(exporter.RunError, match="logits differ by"):
+    with pytest.raises(RunError, match="logits differ by"):
         check(model, Runtime(graphs, 1), config.shape.grid, *images(18))
 
 

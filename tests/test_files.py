@@ -40,7 +40,7 @@ def run(tmp_path: Path) -> RunFolder:
     """A run with one finished stage of a small network."""
     found = RunFolder(tmp_path / "run")
     settings = tiny_settings()
-    found.start(settings)
+    found.start(settings.to_mapping())
     config = config_of(settings)
     torch.manual_seed(0)
     found.finish("hr", build_stage("hr", config), config, {"figures": {"score": 0.5}, "seconds": 1.0})

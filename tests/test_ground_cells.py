@@ -14,10 +14,10 @@ import torch
 from pyproj import Geod
 from rasterio.transform import from_origin
 
-from patchdrop.grid import Grid, boxes
+from patchdrop.grid import Grid, Shape, boxes
 from patchdrop.packed import gather
 from patchdrop.read import tiled
-from patchdrop.read.tiled import Shape, TiledScene
+from patchdrop.read.tiled import TiledScene
 from patchdrop.scenes.places import Places
 from patchdrop.tiff import directory as tiff
 from patchdrop.tiff.directory import Georeference

@@ -77,5 +77,5 @@ def test_a_policy_that_masks_is_not_trained(tmp_path: Path, policy: str) -> None
     masks = tiny_model("pt", tiny_settings(policy=policy, low_stream="pt" if policy == "ranking" else "ft2"))
     before = bits(masks)
     model = tiny_model("hr", SETTINGS)
-    trained(HiddenTask("hr", model, policy_masks(masks), loader_of(SETTINGS, FIT, VAL)), tmp_path, SETTINGS)
+    trained(HiddenTask("hr", model, policy_masks(masks), loader_of(SETTINGS, FIT, VAL)), tmp_path)
     assert same_bits(bits(masks), before)

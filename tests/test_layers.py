@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import patchdrop
+from patchdrop.settings.combinations import COMBINATIONS
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "scripts"))
 import rooms
@@ -169,6 +170,12 @@ def test_the_drawing_and_the_walks_are_those_of_the_code() -> None:
         assert rooms.missing_steps(walk) == []
         assert all(f"{number}. `{step}`: {what}" in page for number, (step, what) in enumerate(walk, 1))
     assert rooms.missing_steps((("cli.train", ""), ("cli.no_such", ""), ("packed.gather", ""))) != []
+
+
+def test_the_page_on_settings_shows_what_goes_together() -> None:
+    page = (rooms.ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
+    listed = [line.removeprefix("* ") for line in page.splitlines() if line.startswith("* ")]
+    assert listed == [combination.rule for combination in COMBINATIONS]
 
 
 def test_only_the_door_takes_the_whole_of_the_settings() -> None:

@@ -78,6 +78,7 @@ def learnt(folder: Path, seed: int, estimator: str, network: str = "glance") -> 
         seed=seed,
         batch=64,
         epochs_pt=EPOCHS,
+        optimizer="adamw",
         rate_policy=1e-2,
         augment=(),
         estimator=estimator,
@@ -97,7 +98,7 @@ def learnt(folder: Path, seed: int, estimator: str, network: str = "glance") -> 
     model = PatchDrop(policy, ReadsGrey())
     fit, val = hidden(1024, 2 * seed + 1), hidden(256, 2 * seed + 2)
     task = PolicyTask("pt", model, loader_of(settings, fit, val), learning_of(settings))
-    outcome = train(task, folder, seed, lambda _: None, lambda _: None, lambda: 0, 5.0, "adamw")
+    outcome = train(task, folder, lambda _: None, lambda _: None, lambda: 0)
     figures: dict[str, float] = outcome["figures"]
     return figures
 

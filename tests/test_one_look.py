@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchdrop.commands.shared import check_settings
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
@@ -17,6 +16,7 @@ from patchdrop.models.build import build_stage, copy_matching
 from patchdrop.models.one_look import OneLook
 from patchdrop.policy.choice import greedy
 from patchdrop.read.source import from_memory
+from patchdrop.settings.combinations import check_combinations
 from test_cost import counted, formula
 from test_training import run_stages, same_bits, tensors_of
 from tiny import config_of, tiny_images, tiny_settings, unsettle
@@ -100,6 +100,6 @@ def test_a_step_costs_one_pass_of_the_policys_network_and_a_backward_pass_of_its
     ],
 )
 def test_what_cannot_be_shared_is_refused_with_what_to_set(change: dict[str, str], said: str) -> None:
-    check_settings(tiny_settings(**SHARED))
+    check_combinations(tiny_settings(**SHARED))
     with pytest.raises(UsageError, match=said):
-        check_settings(tiny_settings(**{**SHARED, **change}))
+        check_combinations(tiny_settings(**{**SHARED, **change}))

@@ -5,13 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from patchdrop.data.load import Data
 from patchdrop.data.sets import MemorySource, Split
 from patchdrop.training import orientation
 from patchdrop.training.orientation import CAREFUL, augmentations
-from tiny import tiny_settings
-
-CPU = torch.device("cpu")
+from tiny import config_of, loader_of, tiny_settings
 
 
 def bright(kind: str, count: int, seed: int) -> Split:
@@ -29,9 +26,14 @@ def bright(kind: str, count: int, seed: int) -> Split:
     return Split(MemorySource(high, None, targets, [str(i) for i in range(count)]), torch.arange(count))
 
 
+def on_trial(kind: str, val: int = 120) -> tuple[tuple[str, ...], dict[str, float]]:
+    settings = tiny_settings(batch=16, augment=("auto",))
+    loader = loader_of(settings, bright(kind, 160, 1), bright(kind, val, 2))
+    return augmentations(loader, config_of(settings, ("a", "b")))
+
+
 def found(kind: str, val: int = 120) -> tuple[str, ...]:
-    data = Data("bright", "scenes", ("a", "b"), {"fit": bright(kind, 160, 1), "val": bright(kind, val, 2)}, {})
-    return augmentations(tiny_settings(batch=16, augment=("auto",)), data, CPU)[0]
+    return on_trial(kind, val)[0]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +59,4 @@ def test_a_network_that_has_learnt_nothing_has_no_word(monkeypatch: pytest.Monke
 
 def test_the_trial_is_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orientation, "STEPS", 10)
-    data = Data("bright", "scenes", ("a", "b"), {"fit": bright("side", 160, 1), "val": bright("side", 120, 2)}, {})
-    settings = tiny_settings(batch=16, augment=("auto",))
-    assert augmentations(settings, data, CPU) == augmentations(settings, data, CPU)
+    assert on_trial("side") == on_trial("side")

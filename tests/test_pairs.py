@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from rasterio.transform import from_origin
 
 from patchdrop.errors import DataError
-from patchdrop.grid import Grid
+from patchdrop.grid import Grid, Shape
 from patchdrop.read import pairs, tiled
 from patchdrop.read.pairs import LowScene, averaged
-from patchdrop.read.tiled import Shape, TiledScene
+from patchdrop.read.tiled import TiledScene
 from patchdrop.scenes.places import Places
 from patchdrop.tiff import directory as tiff
 from patchdrop.tiff.directory import Georeference, read_header

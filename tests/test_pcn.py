@@ -13,10 +13,9 @@ from patchdrop.classify.pcn import PartiallyCoupled
 from patchdrop.data.low import area_average
 from patchdrop.errors import UsageError
 from patchdrop.networks.build import Normalise
-from patchdrop.training.batches import training_views
 from patchdrop.training.couple import CoupledTask
 from patchdrop.training.objectives import cross_entropy
-from rows import CPU, FIT, VAL, bits, same_bits, trained
+from rows import FIT, VAL, bits, same_bits, trained
 from tiny import CLASSES, NETWORK, loader_of, tiny_images, tiny_settings, unsettle
 
 SETTINGS = tiny_settings()
@@ -43,7 +42,7 @@ def after(tmp_path_factory: pytest.TempPathFactory) -> tuple[PartiallyCoupled, d
     """A coupled pair that was trained, and its weights before."""
     model = pcn()
     before = bits(model)
-    figures = trained(task_of(model), tmp_path_factory.mktemp("pcn"), SETTINGS)
+    figures = trained(task_of(model), tmp_path_factory.mktemp("pcn"))
     assert figures["score"] == figures["accuracy"]
     return model, before
 
@@ -110,7 +109,7 @@ def test_the_loss_is_the_sum_of_both_cross_entropies() -> None:
     model = pcn()
     task, batch = task_of(model), next(task_of(model).batches(0, 0))
     torch.manual_seed(3)
-    views = training_views(batch, SETTINGS, CPU)
+    views = task.loader.training_views(batch)
     each = [cross_entropy(x, views.target, 0.1) for x in (model(views.low), model.high_logits(views.high, views.low))]
     torch.manual_seed(3)
     assert torch.equal(task.loss(batch, 0.0)[0], each[0] + each[1])

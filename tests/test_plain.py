@@ -29,7 +29,7 @@ from patchdrop.packed import Packed
 from patchdrop.policy.baselines import Blind
 from patchdrop.policy.choice import random_patches, top
 from patchdrop.policy.sights import activation_maps, detail
-from tiny import config_of, tiny_settings, tiny_split, unsettle
+from tiny import tiny_settings, tiny_split, unsettle
 
 CPU = torch.device("cpu")
 AS_IS = Normalise(torch.zeros(1), torch.ones(1))
@@ -187,25 +187,25 @@ def hearing_model() -> tuple[PatchDrop, list[Tensor]]:
 
 def test_the_best_fixed_mask_is_found_on_a_split_and_repeats_with_its_generator() -> None:
     model, heard = hearing_model()
-    config = config_of(tiny_settings(grid="2"))
+    shape = tiny_settings(grid="2").shape
     split = tiny_split(150, 0)
     split.source.targets.zero_()
-    order = fixed_best(model, config, Grid(2, 2), split, 1.5, seeded(3), CPU)
+    order = fixed_best(model, shape, split, 1.5, seeded(3), CPU)
     assert order[:2].tolist() == [2, 1]
     assert sorted(order.tolist()) == [0, 1, 2, 3]
     tried = torch.cat(heard).view(plain.ROUNDS, 150, 4)
     assert set(tried.sum(2).flatten().tolist()) == {1, 2}
     assert len(torch.unique(tried.flatten(1), dim=0)) == plain.ROUNDS
-    assert torch.equal(order, fixed_best(model, config, Grid(2, 2), split, 1.5, seeded(3), CPU))
+    assert torch.equal(order, fixed_best(model, shape, split, 1.5, seeded(3), CPU))
     assert torch.equal(torch.cat(heard).view(2, plain.ROUNDS, 150, 4)[1], tried)
     with pytest.raises(UsageError, match="use 0 to 4"):
-        fixed_best(model, config, Grid(2, 2), split, 4.5, seeded(3), CPU)
+        fixed_best(model, shape, split, 4.5, seeded(3), CPU)
 
 
 def test_patches_that_are_worth_the_same_keep_their_order() -> None:
     model, _ = hearing_model()
-    config = config_of(tiny_settings(grid="2"))
-    assert fixed_best(model, config, Grid(2, 2), tiny_split(6, 0), 4, seeded(), CPU).tolist() == [0, 1, 2, 3]
+    shape = tiny_settings(grid="2").shape
+    assert fixed_best(model, shape, tiny_split(6, 0), 4, seeded(), CPU).tolist() == [0, 1, 2, 3]
 
 
 def test_the_top_of_an_order_is_the_same_in_every_image_but_for_one_patch_more() -> None:
@@ -398,17 +398,17 @@ def test_even_images_have_no_detail_and_ties_go_to_the_first_patches() -> None:
 
 
 def test_scores_and_choices_go_to_their_own_images_across_batches() -> None:
-    config = config_of(tiny_settings(grid="2"))
+    shape = tiny_settings(grid="2").shape
     split = tiny_split(150, 0)
 
     def score(low: Tensor) -> Tensor:
         assert torch.is_inference_mode_enabled()
         return detail(low, Grid(2, 2))
 
-    scores = scores_on(split, config, score, CPU)
+    scores = scores_on(split, shape.low, score, CPU)
     lows = torch.stack([split.source.high[i] for i in range(150)]).float()  # type: ignore[attr-defined]
     by_hand = detail(nn.functional.adaptive_avg_pool2d(lows, 8).round(), Grid(2, 2))
     assert torch.equal(scores, by_hand)
     choice = top(scores, 1)
     model, _ = hearing_model()
-    assert torch.equal(outcome_of(model, config, Grid(2, 2), split, given(choice), CPU).choice, choice)
+    assert torch.equal(outcome_of(model, shape, split, given(choice), CPU).choice, choice)

@@ -15,7 +15,6 @@ from patchdrop.data.load import load
 from patchdrop.data.propose import (
     LARGEST_ON_GPU,
     Proposal,
-    Size,
     image_sizes,
     low_sizes,
     propose,
@@ -23,10 +22,10 @@ from patchdrop.data.propose import (
     too_large,
 )
 from patchdrop.errors import DataError, UsageError
-from patchdrop.grid import Grid
+from patchdrop.grid import Grid, Named, Size, named, size_text
 from patchdrop.read import images
 from patchdrop.read.images import read_image, read_size
-from patchdrop.settings.flat import TrainSettings, size_of
+from patchdrop.settings.flat import TrainSettings
 from tiny import source_of
 
 
@@ -48,12 +47,16 @@ def records(*paths: Path) -> list[Record]:
 
 
 def chosen(proposal: Proposal) -> tuple[str, str, str]:
-    return proposal.high, proposal.low, proposal.grid
+    return size_text(proposal.high), size_text(proposal.low), str(proposal.grid)
 
 
-def refusal(data: Path | str, **options: str) -> str:
+def asked(high: str = "", low: str = "", grid: str = "") -> Named:
+    return named(high, low, grid)
+
+
+def refusal(data: Path | str) -> str:
     with pytest.raises(DataError) as caught:
-        propose_for(str(data), **options)
+        propose_for(str(data))
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -230,8 +233,7 @@ def test_hr_is_never_larger_than_the_images_or_the_cap_and_the_grid_divides_it(l
     for height in range(16, 300, 7):
         for width in range(16, 300, 5):
             proposal = propose([(height, width)], largest=largest)
-            high, low = size_of(proposal.high, "high"), size_of(proposal.low, "low")
-            grid = Grid.parse(proposal.grid)
+            high, low, grid = proposal.high, proposal.low, proposal.grid
             assert high[0] <= height and high[1] <= width and max(high) <= largest
             assert high[0] % grid.rows == 0 and high[1] % grid.cols == 0
             patch = high[0] // grid.rows, high[1] // grid.cols
@@ -278,14 +280,14 @@ def test_images_below_16_px_are_refused_in_one_line_that_says_what_to_do() -> No
         "more than a quarter of the training images have 15 px or fewer on their shorter side, too few to choose "
         "patches from: use images of 16 px or more, or have these enlarged with --high 32 --low 8"
     )
-    assert chosen(propose([(15, 40)], high="32", low="8")) == ("32", "8", "4")
+    assert chosen(propose([(15, 40)], given=asked(high="32", low="8"))) == ("32", "8", "4")
 
 
 def test_lr_images_of_their_own_give_lrs_size_in_hrs_shape_up_to_half_of_hr() -> None:
     assert chosen(propose([(256, 256)], [(33, 33)] * 4 + [(20, 90)])) == ("128", "33", "4")
     assert chosen(propose([(300, 400)], [(40, 30)])) == ("96x128", "30x40", "3x4")
     finer = propose([(256, 256)], [(100, 100)])
-    assert finer.low == "64"
+    assert finer.low == (64, 64)
     assert finer.reasons["low"] == (
         "half of HR a side, so that patches add detail to LR images of 100 px; it is 1/4 of HR's pixels"
     )
@@ -294,31 +296,32 @@ def test_lr_images_of_their_own_give_lrs_size_in_hrs_shape_up_to_half_of_hr() ->
 
 def test_a_patch_covers_two_lr_pixels_a_side_where_lr_images_are_tiny() -> None:
     assert chosen(propose([(256, 256)], [(6, 6)])) == ("120", "6", "3")
-    assert chosen(propose([(256, 256)], low="4")) == ("128", "4", "2")
+    assert chosen(propose([(256, 256)], given=asked(low="4"))) == ("128", "4", "2")
 
 
 def test_what_is_named_stays_and_the_rest_follows_from_it() -> None:
     sizes = [(150, 150)]
-    assert chosen(propose(sizes, high="100")) == ("100", "25", "4")
-    assert chosen(propose(sizes, high="60x100")) == ("60x100", "15x25", "3x5")
-    assert chosen(propose(sizes, high="24x44")) == ("24x44", "8x15", "3x5")
-    assert chosen(propose(sizes, low="10x12")) == ("128", "10x12", "4")
-    assert chosen(propose(sizes, grid="7")) == ("112", "28", "7")
-    assert chosen(propose(sizes, grid="3x5")) == ("120", "30", "3x5")
-    assert chosen(propose([], high="8")) == ("8", "4", "2")
-    assert list(propose(sizes, high="100").reasons) == ["low", "grid"]
-    assert list(propose(sizes, low="10").reasons) == ["high", "grid"]
-    assert list(propose(sizes, grid="7").reasons) == ["high", "low"]
-    assert propose(sizes, high="64", low="8", grid="4") == Proposal("64", "8", "4", {})
+    assert chosen(propose(sizes, given=asked(high="100"))) == ("100", "25", "4")
+    assert chosen(propose(sizes, given=asked(high="60x100"))) == ("60x100", "15x25", "3x5")
+    assert chosen(propose(sizes, given=asked(high="24x44"))) == ("24x44", "8x15", "3x5")
+    assert chosen(propose(sizes, given=asked(low="10x12"))) == ("128", "10x12", "4")
+    assert chosen(propose(sizes, given=asked(grid="7"))) == ("112", "28", "7")
+    assert chosen(propose(sizes, given=asked(grid="3x5"))) == ("120", "30", "3x5")
+    assert chosen(propose([], given=asked(high="8"))) == ("8", "4", "2")
+    assert list(propose(sizes, given=asked(high="100")).reasons) == ["low", "grid"]
+    assert list(propose(sizes, given=asked(low="10")).reasons) == ["high", "grid"]
+    assert list(propose(sizes, given=asked(grid="7")).reasons) == ["high", "low"]
+    assert propose(sizes, given=asked(high="64", low="8", grid="4")) == Proposal((64, 64), (8, 8), Grid(4, 4), {})
 
 
 def test_patches_of_a_named_hr_may_differ_by_a_pixel_which_the_reason_says() -> None:
-    assert propose([], high="90").reasons["grid"].startswith("4 x 4 patches of up to 23 x 23 px, as in the paper")
+    reason = propose([], given=asked(high="90")).reasons["grid"]
+    assert reason.startswith("4 x 4 patches of up to 23 x 23 px, as in the paper")
 
 
 def test_a_named_grid_that_the_images_cannot_hold_is_refused() -> None:
     with pytest.raises(UsageError, match="a 30 x 30 px image cannot hold a 40 x 40 grid"):
-        propose([(30, 30)], grid="40")
+        propose([(30, 30)], given=asked(grid="40"))
 
 
 # --- HR larger than the images
@@ -339,8 +342,8 @@ def test_hr_larger_than_most_images_is_warned_of() -> None:
 
 
 def test_a_proposal_warns_of_a_named_hr_only() -> None:
-    assert propose([(150, 150)], high="224").warning == too_large([(150, 150)], (224, 224))
-    assert propose([(150, 150)], high="128").warning is None
+    assert propose([(150, 150)], given=asked(high="224")).warning == too_large([(150, 150)], (224, 224))
+    assert propose([(150, 150)], given=asked(high="128")).warning is None
     assert propose([(150, 150)]).warning is None
 
 
@@ -412,17 +415,17 @@ def test_cifars_images_are_taken_as_they_are(tmp_path: Path) -> None:
     for proposal in (propose_for(str(tmp_path)), propose_for("anywhere", "cifar100")):
         assert chosen(proposal) == ("32", "8", "4")
         assert proposal.reasons["high"] == "the images are 32 x 32 px"
-    assert propose_for(str(tmp_path), grid="5").high == "32"
-    assert propose_for(str(tmp_path), high="64").reasons.keys() == {"low", "grid"}
+    assert propose_for(str(tmp_path), given=asked(grid="5")).high == (32, 32)
+    assert propose_for(str(tmp_path), given=asked(high="64")).reasons.keys() == {"low", "grid"}
 
 
 def test_the_embedded_scenes_have_the_sizes_of_the_demo() -> None:
-    assert chosen(propose_for("scenes")) == ("64", "8", "4")
-    assert chosen(propose_for("anything", "scenes")) == ("64", "8", "4")
-    assert chosen(propose_for("scenes", high="128")) == ("128", "16", "4")
-    assert chosen(propose_for("scenes", high="32", grid="2")) == ("32", "4", "2")
-    assert propose_for("scenes").reasons.keys() == {"high", "low", "grid"}
-    assert propose_for("scenes", high="128", low="32").reasons.keys() == {"grid"}
+    assert chosen(propose_for("markers")) == ("64", "8", "4")
+    assert chosen(propose_for("anything", "markers")) == ("64", "8", "4")
+    assert chosen(propose_for("markers", given=asked(high="128"))) == ("128", "16", "4")
+    assert chosen(propose_for("markers", given=asked(high="32", grid="2"))) == ("32", "4", "2")
+    assert propose_for("markers").reasons.keys() == {"high", "low", "grid"}
+    assert propose_for("markers", given=asked(high="128", low="32")).reasons.keys() == {"grid"}
 
 
 def window_list(path: Path, *boxes: str) -> Path:
@@ -437,7 +440,7 @@ def test_windows_give_their_own_size_whatever_cap_and_grid_would_like(tmp_path: 
     proposal = propose_for(str(data))
     assert chosen(proposal) == ("100x180", "25x45", "3x5")
     assert proposal.reasons["high"] == "the windows of the list are 100 x 180 px, and a window is never resampled"
-    assert chosen(propose_for(str(data), high="64", grid="2")) == ("64", "16", "2")
+    assert chosen(propose_for(str(data), given=asked(high="64", grid="2"))) == ("64", "16", "2")
 
 
 def test_of_windows_that_differ_the_most_frequent_size_is_taken(tmp_path: Path) -> None:
@@ -459,8 +462,8 @@ def test_a_data_set_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_what_is_proposed_is_what_training_reads(tmp_path: Path) -> None:
-    proposal = propose_for(str(folder(tmp_path, *[(48, 64)] * 20, kind="png")))
-    settings = TrainSettings(data=str(tmp_path), high=proposal.high, low=proposal.low, grid=proposal.grid, workers=0)
+    high, low, grid = chosen(propose_for(str(folder(tmp_path, *[(48, 64)] * 20, kind="png"))))
+    settings = TrainSettings(data=str(tmp_path), high=high, low=low, grid=grid, workers=0)
     split = load(source_of(settings), lambda done, total: None).splits["fit"]
     (batch,) = split.batches([torch.arange(2)])
     assert tuple(batch.high.shape) == (2, 3, 48, 64)

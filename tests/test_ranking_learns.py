@@ -129,16 +129,16 @@ def learnt(folder: Path, toy: Toy, seed: int) -> tuple[float, float]:
         marked(count, toy.marks, 3 * seed + part) for part, count in ((1, toy.images), (2, 256), (3, 256))
     )
     task = RankingTask("pt", model, loader_of(settings, fit, val), learning_of(settings))
-    train(task, folder, seed, lambda _: None, lambda _: None, lambda: 0, 5.0, "muon")
+    train(task, folder, lambda _: None, lambda _: None, lambda: 0)
     model.eval()
     config = config_of(settings, [str(c) for c in range(CLASSES)])
     policy.log_price.fill_(0)
-    heard = hear(model, config, val, CPU, tried_counts(GRID.patches))
+    heard = hear(model, config.shape.low, val, CPU, tried_counts(GRID.patches))
     set_outlook_right(model, heard)
     with torch.no_grad():
         scores, chances = model.policy.weigh(heard.utilities, heard.opinion)
     find_price(model, scores, chances, heard, Goal(tolerance=toy.tolerance))
-    found = outcome_of(model, config, GRID, fresh, lambda scores, _: greedy(scores), CPU)
+    found = outcome_of(model, config.shape, fresh, lambda scores, _: greedy(scores), CPU)
     return float(found.right.double().mean()), float(found.choice.sum(1).double().mean())
 
 

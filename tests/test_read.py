@@ -87,7 +87,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run whose stages were not trained: random networks look at, and read, something different in each image."""
     folder = RunFolder(tmp_path_factory.mktemp("run"))
     settings = tiny_settings(policy_head="global")
-    folder.start(settings)
+    folder.start(settings.to_mapping())
     config = config_of(settings)
     for seed, stage in enumerate(("pt", "ft2")):
         torch.manual_seed(seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,23 +11,14 @@ from typing import Any
 
 import pytest
 
-from patchdrop.errors import UsageError
-from patchdrop.settings.defaults import (
-    EPOCHS,
-    FEWEST,
-    IMAGES,
-    MOST,
-    UNNAMED,
-    as_recorded,
-    batch_for,
-    with_networks,
-    with_schedule,
-)
-from patchdrop.settings.flat import GONE, STAGES, TrainSettings, from_mapping, read_settings, to_yaml
+from patchdrop.errors import RenamedWarning, UsageError
+from patchdrop.settings.defaults import EPOCHS, FEWEST, IMAGES, MOST, batch_for, schedule_for
+from patchdrop.settings.flat import GONE, STAGES, UNNAMED, TrainSettings, from_mapping, read_settings, to_yaml
+from tiny import with_networks
 
 
-def epochs(settings: TrainSettings) -> dict[str, int]:
-    return {stage: getattr(settings, f"epochs_{stage}") for stage in STAGES}
+def with_schedule(settings: TrainSettings, images: int) -> TrainSettings:
+    return settings.filled(schedule_for(images))
 
 
 # --- networks
@@ -79,24 +71,24 @@ def test_networks_that_are_named_stay_and_the_policys_follows_lr_cnns() -> None:
 def test_at_7200_images_epochs_and_batch_are_those_of_the_recipe() -> None:
     found = with_schedule(TrainSettings(), IMAGES)
     assert IMAGES == 7200
-    assert epochs(found) == {"lr": 16, "hr": 20, "patches": 6, "pt": 4, "ft1": 6, "ft2": 8} == EPOCHS
+    assert found.epochs == {"lr": 16, "hr": 20, "patches": 6, "pt": 4, "ft1": 6, "ft2": 8} == EPOCHS
     assert found.batch == 64
 
 
 def test_twice_the_images_take_fewer_epochs_and_more_steps() -> None:
-    assert epochs(with_schedule(TrainSettings(), 14_400)) == {
+    assert with_schedule(TrainSettings(), 14_400).epochs == {
         "lr": 12, "hr": 15, "patches": 4, "pt": 3, "ft1": 4, "ft2": 6
     }  # fmt: skip
-    assert epochs(with_schedule(TrainSettings(), 3600)) == {
+    assert with_schedule(TrainSettings(), 3600).epochs == {
         "lr": 22, "hr": 27, "patches": 8, "pt": 5, "ft1": 8, "ft2": 11
     }  # fmt: skip
-    steps = [n * epochs(with_schedule(TrainSettings(), n))["hr"] for n in (450, 900, 1800, 3600, 7200, 14_400, 100_000)]
+    steps = [n * with_schedule(TrainSettings(), n).epochs["hr"] for n in (450, 900, 1800, 3600, 7200, 14_400, 100_000)]
     assert steps == sorted(steps)
 
 
 def test_epochs_never_rise_with_the_images_and_stay_within_2_and_200() -> None:
     sizes = [0, 1, 5, 10, 30, 100, 300, 1000, 3000, 7200, 20_000, 100_000, 1_300_000, 10**9]
-    found = [epochs(with_schedule(TrainSettings(), n)) for n in sizes]
+    found = [with_schedule(TrainSettings(), n).epochs for n in sizes]
     for fewer, more in itertools.pairwise(found):
         assert all(more[stage] <= fewer[stage] for stage in STAGES)
     assert set(found[0].values()) == {MOST} == {200}
@@ -122,7 +114,7 @@ def test_an_epoch_of_64_images_or_more_has_8_steps_or_more() -> None:
 
 def test_epochs_and_batch_that_are_named_stay_those_of_0_too() -> None:
     found = with_schedule(TrainSettings(epochs_hr=3, epochs_patches=0, epochs_ft2=1000, batch=7), IMAGES)
-    assert epochs(found) == {"lr": 16, "hr": 3, "patches": 0, "pt": 4, "ft1": 6, "ft2": 1000}
+    assert found.epochs == {"lr": 16, "hr": 3, "patches": 0, "pt": 4, "ft1": 6, "ft2": 1000}
     assert found.batch == 7
     assert with_schedule(found, 100) == found
 
@@ -137,9 +129,9 @@ def test_what_is_filled_in_is_all_that_was_not_named() -> None:
 
 def test_a_run_that_goes_on_takes_from_its_record_what_is_not_named_and_nothing_else() -> None:
     recorded = with_schedule(with_networks(TrainSettings(high="32", low="8", augment=("turn",), seed=4)), 1000)
-    assert as_recorded(TrainSettings(seed=4), recorded) == recorded
+    assert TrainSettings(seed=4).filled(recorded.to_mapping()) == recorded
     asked = TrainSettings(high="64", epochs_pt=7, sigma=0.9)
-    assert as_recorded(asked, recorded) == replace(recorded, high="64", epochs_pt=7, sigma=0.9, seed=0)
+    assert asked.filled(recorded.to_mapping()) == replace(recorded, high="64", epochs_pt=7, sigma=0.9, seed=0)
 
 
 # --- settings of earlier versions
@@ -153,7 +145,7 @@ def written(folder: Path, text: str) -> Path:
 
 def test_settings_are_read_as_they_were_written(tmp_path: Path) -> None:
     settings = with_schedule(with_networks(TrainSettings(high="32", low="8", mistake=7.5)), 1000)
-    assert read_settings(written(tmp_path, to_yaml(settings))) == settings
+    assert read_settings(written(tmp_path, to_yaml(settings.to_mapping()))) == settings
     assert not set(GONE) & set(settings.to_mapping())
 
 
@@ -198,3 +190,13 @@ def test_the_command_line_refuses_such_a_config_in_one_line(
     assert "the setting 'reward' is gone, each estimator has its own; remove it" in errors
     assert len(errors.strip().splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_the_embedded_data_set_answers_to_its_earlier_name_and_says_so(tmp_path: Path) -> None:
+    with pytest.warns(RenamedWarning, match="called markers now"):
+        settings = TrainSettings(data="scenes", layout="scenes")  # type: ignore[arg-type]
+    assert (settings.data, settings.layout) == ("markers", "markers")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a run of then is not told about it
+        kept = read_settings(written(tmp_path, "data: scenes\nlayout: scenes\npolicy: ranking\n"))
+    assert (kept.data, kept.layout) == ("markers", "markers")

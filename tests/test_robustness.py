@@ -137,7 +137,7 @@ def test_a_config_with_a_value_of_the_wrong_type_is_refused(tmp_path: Path, key:
 @pytest.mark.parametrize("name", ["data.json", "results.json"])
 def test_info_refuses_a_damaged_document_in_one_line(tmp_path: Path, name: str) -> None:
     run = run_stages(tmp_path, tiny_settings(stages=("lr",), epochs_lr=1))
-    run.start(tiny_settings())
+    run.start(tiny_settings().to_mapping())
     (tmp_path / name).write_text("[]")
     with pytest.raises(RunError, match=f"{name}: is damaged"):
         info(tmp_path)

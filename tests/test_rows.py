@@ -23,11 +23,11 @@ from patchdrop.training.loop import Task
 from patchdrop.training.objectives import Teacher
 from patchdrop.training.super_resolution import GeneratorTask, SuperResolvedTask
 from patchdrop.training.supervised import ClassifierTask
-from rows import CPU, FIT, VAL, bits, same_bits, tiny_model, trained
-from tiny import NETWORK, tiny_settings
+from rows import FIT, VAL, bits, same_bits, tiny_model, trained
+from tiny import NETWORK, learning_of, loader_of, tiny_settings
 
 SETTINGS = tiny_settings(augment=("flip", "shift", "erase"))
-REST = (FIT, VAL, SETTINGS, CPU)
+LOADER, LEARNING = loader_of(SETTINGS, FIT, VAL), learning_of(SETTINGS)
 EPOCHS = SETTINGS.epochs_hr
 
 
@@ -46,19 +46,21 @@ def generator() -> Generator:
 def blind() -> Task:
     model = tiny_model("ft2", SETTINGS)
     model.policy = stochastic(Grid(4, 4), 5.5)
-    return ChooserTask("ft2", model, sampled, *REST)
+    return ChooserTask("ft2", model, sampled, LOADER, LEARNING)
 
 
 ROWS: dict[str, Callable[[], Task]] = {
-    "kd": lambda: ClassifierTask("kd", tiny_model("lr", SETTINGS), *REST, like="lr", teacher=taught()),
-    "pcn": lambda: CoupledTask("pcn", PartiallyCoupled(NETWORK, 3, scale(), scale()), *REST),
+    "kd": lambda: ClassifierTask("kd", tiny_model("lr", SETTINGS), LOADER, like="lr", teacher=taught()),
+    "pcn": lambda: CoupledTask("pcn", PartiallyCoupled(NETWORK, 3, scale(), scale()), LOADER),
     "sr": lambda: GeneratorTask(
-        "sr", SuperResolution(generator(), Discriminator(width=4)), tiny_model("hr", SETTINGS), *REST, EPOCHS
+        "sr", SuperResolution(generator(), Discriminator(width=4)), tiny_model("hr", SETTINGS), LOADER, EPOCHS
     ),
     "sr-cnn": lambda: SuperResolvedTask(
-        "sr-cnn", SuperResolved(generator(), tiny_model("hr", SETTINGS)), *REST, EPOCHS
+        "sr-cnn", SuperResolved(generator(), tiny_model("hr", SETTINGS)), LOADER, EPOCHS
     ),
-    "stn": lambda: ChooserTask("ft1", tiny_model("ft1", SETTINGS), partial(relaxed_top, mean_patches=5.5), *REST),
+    "stn": lambda: ChooserTask(
+        "ft1", tiny_model("ft1", SETTINGS), partial(relaxed_top, mean_patches=5.5), LOADER, LEARNING
+    ),
     "stochastic": blind,
 }
 
@@ -71,12 +73,12 @@ def test_a_row_that_was_stopped_ends_with_the_bits_of_an_unbroken_one(
     torch.manual_seed(0)
     unbroken = ROWS[row]()
     before = bits(unbroken.model)
-    figures = trained(unbroken, tmp_path / "unbroken", SETTINGS)
+    figures = trained(unbroken, tmp_path / "unbroken")
     assert not same_bits(bits(unbroken.model), before)
     torch.manual_seed(0)
     with pytest.raises(Interrupted):
-        trained(ROWS[row](), tmp_path / "stopped", SETTINGS, stop_after)
+        trained(ROWS[row](), tmp_path / "stopped", stop_after)
     torch.manual_seed(1)  # weights of its own, replaced by those that were saved
     resumed = ROWS[row]()
-    assert trained(resumed, tmp_path / "stopped", SETTINGS) == figures
+    assert trained(resumed, tmp_path / "stopped") == figures
     assert same_bits(bits(resumed.model), bits(unbroken.model))

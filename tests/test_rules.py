@@ -84,7 +84,7 @@ def lost_to(better: str) -> tuple[Advised, ModelConfig, object, ModelConfig]:
         "calibration_error": 0.5,
     }
     model.train()  # as one that was not trained in this process
-    given, described, _ = give_way(model, config, record, References(VAL, low, low, CPU), high)
+    given, described, _ = give_way(model, config, record, References(VAL, low, low, CPU, config.shape.low), high)
     if better in (CASCADE, EVERYTHING):
         assert isinstance(given.classifier, TwoStream)
         assert float(given.classifier.weight_at(torch.ones(())).detach()) == 1.0
@@ -106,7 +106,7 @@ def test_a_policy_that_lost_to_nothing_reads_nothing_and_one_that_lost_to_everyt
 def test_a_run_that_reads_everything_says_how_often_hr_cnn_is_right() -> None:
     _, config, given, _ = lost_to(EVERYTHING)
     assert isinstance(given, Advised)
-    everything = outcome_of(given, config, config.shape.grid, VAL, lambda s, _: greedy(s), CPU)
+    everything = outcome_of(given, config.shape, VAL, lambda s, _: greedy(s), CPU)
     assert everything.chances is not None
     measured = float(everything.right.double().mean())
     assert float(everything.chances[:, -1].mean()) == pytest.approx(measured, abs=0.15)

@@ -27,14 +27,14 @@ from torch import Tensor
 from patchdrop.classify.low import LowCNN
 from patchdrop.episode import Classify, PatchDrop
 from patchdrop.errors import DataError
-from patchdrop.grid import Grid
+from patchdrop.grid import Grid, Shape
 from patchdrop.models.one_look import Advised
 from patchdrop.packed import Packed
 from patchdrop.policy import budget
 from patchdrop.policy.choice import greedy
 from patchdrop.read import tiled
 from patchdrop.read.source import from_memory
-from patchdrop.read.tiled import Shape, TiledScene
+from patchdrop.read.tiled import TiledScene
 from patchdrop.runs.folder import RunFolder
 from patchdrop.scenes import outputs, predict
 from patchdrop.scenes.chances import NAMES as CHANCES

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from patchdrop.data import markers as scenes
-from patchdrop.data.markers import CLASSES, NONE, Bytes, Floats, Scenes, draw_scenes, make_scenes, split_digits
+from patchdrop.data.markers import CLASSES, NONE, Bytes, Floats, Drawn, draw_images, make_images, split_digits
 from patchdrop.errors import UsageError
 
 LOW = 16
@@ -30,27 +30,27 @@ def low_resolution(images: Bytes) -> Floats:
     return low
 
 
-def with_and_without_markers(monkeypatch: pytest.MonkeyPatch, count: int, size: int) -> tuple[Scenes, Scenes]:
+def with_and_without_markers(monkeypatch: pytest.MonkeyPatch, count: int, size: int) -> tuple[Drawn, Drawn]:
     """The same scenes drawn twice, the second time without painting the markers."""
-    painted = draw_scenes("train", count, size, seed=0)
+    painted = draw_images("train", count, size, seed=0)
     with monkeypatch.context() as patch:
         patch.setattr(scenes, "_paint_markers", lambda images, rows, markers: None)
-        return painted, draw_scenes("train", count, size, seed=0)
+        return painted, draw_images("train", count, size, seed=0)
 
 
 @pytest.mark.parametrize("size", [64, 96, 128])
 def test_images_are_bytes_of_the_size_asked_for_and_labels_are_class_indices(size: int) -> None:
-    images, labels = make_scenes("train", 40, size)
+    images, labels = make_images("train", 40, size)
     assert images.shape == (40, 3, size, size) and images.dtype == torch.uint8
     assert labels.shape == (40,) and labels.dtype == torch.int64
     assert set(labels.tolist()) == set(range(len(CLASSES)))
 
 
 def test_same_arguments_give_the_same_bytes_and_another_seed_or_split_gives_others() -> None:
-    first = digest(*make_scenes("train", 32, seed=1))
-    assert first == digest(*make_scenes("train", 32, seed=1))
-    assert first != digest(*make_scenes("train", 32, seed=2))
-    assert first != digest(*make_scenes("test", 32, seed=1))
+    first = digest(*make_images("train", 32, seed=1))
+    assert first == digest(*make_images("train", 32, seed=1))
+    assert first != digest(*make_images("train", 32, seed=2))
+    assert first != digest(*make_images("test", 32, seed=1))
 
 
 def test_train_and_test_share_no_digit_and_together_hold_all() -> None:
@@ -68,7 +68,7 @@ def test_a_split_draws_only_its_own_digits_and_each_of_its_label(split: scenes.S
 
 
 def test_one_scene_in_eight_has_no_marker_and_digits_are_even() -> None:
-    labels = draw_scenes("test", 800, 64, seed=0).labels
+    labels = draw_images("test", 800, 64, seed=0).labels
     assert np.bincount(labels, minlength=11).tolist() == [70] * 10 + [100]
 
 
@@ -87,7 +87,7 @@ def test_a_marker_changes_pixels_within_its_disc_and_nowhere_else(size: int, mon
 
 
 def test_markers_lie_wholly_inside_the_image_in_all_sixteen_patches() -> None:
-    drawn = draw_scenes("train", 600, 64, seed=0)
+    drawn = draw_images("train", 600, 64, seed=0)
     centres = drawn.centres[drawn.labels != NONE]
     radius = scenes.DIAMETER[0] / 2
     assert centres.min() >= radius and centres.max() <= 64 - radius
@@ -97,7 +97,7 @@ def test_markers_lie_wholly_inside_the_image_in_all_sixteen_patches() -> None:
 
 def test_the_marker_is_found_in_the_low_resolution_view_by_its_colour_alone() -> None:
     """The LR pixel of the most yellow or lime hue, or else the whitest, lies in the marker."""
-    drawn = draw_scenes("test", 400, 64, seed=0)
+    drawn = draw_images("test", 400, 64, seed=0)
     marked = drawn.labels != NONE
     low = low_resolution(drawn.images[marked])
     red, green, blue = np.moveaxis(low, 3, 0)
@@ -131,4 +131,4 @@ def test_the_colour_of_the_disc_tells_nothing_about_the_digit() -> None:
 @pytest.mark.parametrize(("split", "count", "size"), [("val", 8, 64), ("train", 0, 64), ("train", 8, 16)])
 def test_arguments_that_cannot_be_drawn_are_refused(split: scenes.Split, count: int, size: int) -> None:
     with pytest.raises(UsageError):
-        make_scenes(split, count, size)
+        make_images(split, count, size)

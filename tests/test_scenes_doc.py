@@ -14,9 +14,8 @@ import torch
 from patchdrop.cli import main
 from patchdrop.models.build import build_stage
 from patchdrop.runs.folder import RunFolder
-from patchdrop.settings.defaults import with_networks
 from patchdrop.settings.flat import from_mapping, read_profile
-from tiny import config_of, unsettle
+from tiny import config_of, unsettle, with_networks
 
 DOCS = Path(__file__).parent.parent / "docs"
 
@@ -29,7 +28,7 @@ def test_the_worked_examples_run_and_plan_and_prediction_agree(
     monkeypatch.chdir(tmp_path)
     settings = with_networks(from_mapping(read_profile("demo"), "demo"))
     folder = RunFolder("demo")
-    folder.start(settings)
+    folder.start(settings.to_mapping())
     torch.manual_seed(0)
     config = config_of(settings)
     folder.finish("ft2", unsettle(build_stage("ft2", config)), config, {"figures": {}, "seconds": 0.0})

@@ -21,39 +21,30 @@ import torch
 from torch import Tensor, nn
 
 from patchdrop.classify.two_stream import TwoStream
-from patchdrop.commands.shared import check_settings
 from patchdrop.data.load import Data
 from patchdrop.data.sets import MemorySource, Split
 from patchdrop.errors import Interrupted, RunError, UsageError
 from patchdrop.evaluation.outcome import outcome_of
 from patchdrop.evaluation.settle import TRIED, Goal, cheapest_within, find_price, likely_accuracy, tried_counts
 from patchdrop.files import read_json
-from patchdrop.grid import Grid
 from patchdrop.models.one_look import Advised
 from patchdrop.policy.choice import greedy
 from patchdrop.policy.network import Policy
 from patchdrop.policy.ranking import Ranking
 from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.combinations import check_combinations
 from patchdrop.training import ranking_stages, settling
 from patchdrop.training import run as run_module
 from patchdrop.training.attempts import Attempts
+from patchdrop.training.batches import Loader
 from patchdrop.training.ranking_stages import RankingTask
-from patchdrop.training.run import train_ranking
-from patchdrop.training.settling import (
-    MISTAKE,
-    References,
-    best_of,
-    goal_of,
-    references,
-    retried,
-    settle,
-    settled,
-)
+from patchdrop.training.run import Training, starts_as_low, train_ranking
+from patchdrop.training.settling import MISTAKE, References, before_last, best_of, references, settle, settled
 from test_ranking import RANKING
 from test_ranking_learns import CLASSES as TOY_CLASSES
 from test_ranking_learns import GRID, SIDE, Counts, Word, marked, normalise
 from test_training import CrashError, run_stages, same_bits, tensors_of
-from tiny import CLASSES, COLOURS, config_of, learning_of, loader_of, tiny_data, tiny_settings, tiny_split
+from tiny import CLASSES, COLOURS, config_of, data_of, recipe_of, tiny_data, tiny_settings, tiny_split
 
 CPU = torch.device("cpu")
 STEPS = 6
@@ -136,14 +127,33 @@ def test_a_policy_that_loses_is_trained_again_at_most_twice_and_the_best_is_kept
 
 
 def test_tries_have_seeds_of_their_own_and_the_last_does_not_start_as_lr_cnn() -> None:
-    settings = ranking_settings(seed=5)
-    tries = [retried(settings, number) for number in (1, 2)]
-    assert len({5, *(tried.seed for tried in tries)}) == 3
-    assert [tried.policy_start for tried in tries] == ["lr", "scratch"]
-    assert all(replace(tried, seed=5, policy_start="lr") == settings for tried in tries)
-    shared = ranking_settings(policy_start="shared")
-    assert [retried(shared, number).policy_start for number in (1, 2)] == ["shared", "shared"]
-    assert retried(settings, 1) == retried(settings, 1)
+    schedule = recipe_of(ranking_settings(seed=5)).schedule
+    tries = [schedule.again(number) for number in range(3)]
+    assert tries[0] == schedule
+    assert len({5, *(tried.seed for tried in tries[1:])}) == 3
+    assert all(replace(tried, seed=5) == schedule for tried in tries)
+    assert schedule.again(1) == schedule.again(1)
+
+    def as_low(start: str) -> list[bool]:
+        return [starts_as_low(config_of(ranking_settings(policy_start=start)), number) for number in range(3)]
+
+    assert as_low("lr") == [True, True, False]
+    assert as_low("shared") == [True, True, True]
+    assert as_low("scratch") == [False, False, False]
+
+
+def test_a_try_is_a_task_of_its_own_seed_and_start_and_the_same_in_all_else(classifiers: Path) -> None:
+    run, recipe = RunFolder(classifiers), recipe_of(ranking_settings())
+    training = Training(recipe, tiny_data(), run)
+    low = tensors_of(run, "lr", "network.")
+    started: list[bool] = []
+    for number in range(3):
+        task = training.task("pt", number)
+        assert isinstance(task, RankingTask)
+        assert (task.schedule, task.learning) == (recipe.schedule.again(number), recipe.learning)
+        theirs = task.model.policy.utility.network.state_dict()
+        started.append(same_bits(dict(theirs), {name: low[name] for name in theirs}))
+    assert started == [True, True, False]
 
 
 def test_which_try_is_kept_and_when_it_is_enough() -> None:
@@ -178,23 +188,25 @@ def toy(folder: Path, monkeypatch: pytest.MonkeyPatch, broken_tries: int) -> tup
     monkeypatch.setattr(ranking_stages, "log_probability", turned)
     monkeypatch.setattr("patchdrop.evaluation.strategies._maps", lambda stand: None)  # `Word` has no feature map
 
-    def start(tried: Any) -> RankingTask:
-        started[0] += 1
-        torch.manual_seed(tried.seed)
-        policy = Ranking(Policy("resnet8-w4", GRID, (SIDE, SIDE), normalise()), TOY_CLASSES)
-        model = Advised(policy, TwoStream(Counts(1), Word(False), "learned"), shared=False)
-        return RankingTask("pt", model, loader_of(tried, fit, val), learning_of(tried))
+    class Toy(Training):
+        def task(self, stage: str, number: int = 0) -> RankingTask:
+            started[0] += 1
+            schedule = self.recipe.schedule.again(number)
+            torch.manual_seed(schedule.seed)
+            policy = Ranking(Policy("resnet8-w4", GRID, (SIDE, SIDE), normalise()), TOY_CLASSES)
+            model = Advised(policy, TwoStream(Counts(1), Word(False), "learned"), shared=False)
+            return RankingTask(stage, model, Loader(self.data, schedule, CPU), self.recipe.learning)
 
-    config = config_of(settings, [str(c) for c in range(TOY_CLASSES)])
-    run = RunFolder(folder)
+    data = replace(data_of(settings, fit, val), classes=tuple(str(c) for c in range(TOY_CLASSES)))
+    training = Toy(recipe_of(settings), data, RunFolder(folder))
 
     def alone(model: nn.Module) -> Any:
-        return outcome_of(model, config, GRID, val, lambda scores, _: scores >= 0, CPU)
+        return outcome_of(model, settings.shape, val, lambda scores, _: scores >= 0, CPU)
 
-    judged = References(val, alone(Word(False)), alone(Counts(1)), CPU)
+    training.references = References(val, alone(Word(False)), alone(Counts(1)), CPU, settings.shape.low)
     monkeypatch.setattr(run_module, "_earlier", lambda *_: nn.Identity())  # HR-CNN, where a stage gives way
-    train_ranking(start(settings), start, run, config, settings, judged, lambda steps: None, lambda: 0)
-    return run.stage_config("pt"), started[0]
+    train_ranking(training.task("pt"), training, lambda steps: None, lambda: 0)  # type: ignore[arg-type]
+    return training.run.stage_config("pt"), started[0]
 
 
 def test_a_policy_trained_the_wrong_way_round_loses_and_the_next_try_is_kept(
@@ -388,8 +400,8 @@ def plain_colours(count: int, seed: int) -> Split:
 
 def test_where_lr_shows_all_the_run_ends_after_two_stages_with_a_policy_that_reads_nothing(tmp_path: Path) -> None:
     splits = {"fit": plain_colours(24, 1), "val": plain_colours(12, 2)}
-    data = Data("plain", "scenes", CLASSES, splits, {})
     settings = tiny_settings(**RANKING, epochs_lr=8, epochs_hr=8)
+    data = Data("plain", "scenes", CLASSES, settings.shape, splits, {})
     run = run_stages(tmp_path, settings, data=data)
     assert run.stages_done() == ["lr", "hr", "pt"]
     config = run.stage_config("pt")
@@ -398,8 +410,8 @@ def test_where_lr_shows_all_the_run_ends_after_two_stages_with_a_policy_that_rea
     assert {event["stage"] for event in run.read_log() if "epoch" in event} == {"lr", "hr"}
     for split in (splits["val"], tiny_split(30, 9)):
         model, described = run.load("pt")
-        ours = outcome_of(model, described, Grid(4, 4), split, lambda scores, _: greedy(scores), CPU)
-        low = outcome_of(run.load("lr")[0], described, Grid(4, 4), split, lambda scores, _: scores >= 0, CPU)
+        ours = outcome_of(model, described.shape, split, lambda scores, _: greedy(scores), CPU)
+        low = outcome_of(run.load("lr")[0], described.shape, split, lambda scores, _: scores >= 0, CPU)
         assert not bool(ours.choice.any())
         assert torch.equal(ours.logits, low.logits)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -422,7 +434,7 @@ def test_who_insists_has_a_policy_trained_all_the_same(tmp_path: Path, classifie
 def on_val(run: RunFolder) -> Tensor:
     """How many patches of each validation image the last policy reads."""
     model, config = run.load("pt")
-    found = outcome_of(model, config, Grid(4, 4), tiny_data().splits["val"], lambda scores, _: greedy(scores), CPU)
+    found = outcome_of(model, config.shape, tiny_data().splits["val"], lambda scores, _: greedy(scores), CPU)
     return found.choice.sum(1)
 
 
@@ -442,12 +454,13 @@ def test_what_a_mistake_costs_is_the_price_turned_over(tmp_path: Path, classifie
 
 
 def test_which_goal_the_settings_have() -> None:
-    asked = tiny_settings
-    assert goal_of(asked(tolerance=2.0), last=True) == Goal(0.0, 0.0, 2.0)
-    assert goal_of(asked(tolerance=2.0), last=False) == Goal(0.0, MISTAKE, 2.0)
-    for last in (True, False):
-        assert goal_of(asked(target_patches=3.0), last) == Goal(3.0, 0.0, 0.5)
-        assert goal_of(asked(mistake=4.0), last) == Goal(0.0, 4.0, 0.5)
+    def goals(**asked: float) -> tuple[Goal, Goal]:
+        goal = recipe_of(tiny_settings(**asked)).goal
+        return before_last(goal), goal
+
+    assert goals(tolerance=2.0) == (Goal(0.0, MISTAKE, 2.0), Goal(0.0, 0.0, 2.0))
+    assert goals(target_patches=3.0) == (Goal(3.0, 0.0, 0.5), Goal(3.0, 0.0, 0.5))
+    assert goals(mistake=4.0) == (Goal(0.0, 4.0, 0.5), Goal(0.0, 4.0, 0.5))
 
 
 def priced(goal: Goal, start: float = 0.0) -> tuple[float, Tensor]:
@@ -540,7 +553,7 @@ def test_policies_are_settled_by_images_evenly_spread_over_validation(
     assert not bool(found.low.choice.any()) and bool(found.high.choice.all())
     low, high = run.load("lr")[0], run.load("hr")[0]
     for model, outcome in ((low, found.low), (high, found.high)):
-        alone = outcome_of(model, config, Grid(4, 4), val, lambda scores, _: scores >= 0, CPU)
+        alone = outcome_of(model, config.shape, val, lambda scores, _: scores >= 0, CPU)
         assert torch.equal(outcome.logits, alone.logits)
     monkeypatch.setattr(settling, "JUDGED", 5)
     assert references(run, config, val, CPU).split.index.tolist() == [0, 2, 4, 7, 9]
@@ -556,9 +569,9 @@ def test_policies_are_settled_by_images_evenly_spread_over_validation(
 )
 def test_two_operating_points_at_once_are_refused(asked: dict[str, float]) -> None:
     with pytest.raises(UsageError, match="different operating points; give one"):
-        check_settings(tiny_settings(**asked))
+        check_combinations(tiny_settings(**asked))
     for name, value in asked.items():
-        check_settings(tiny_settings(**{name: value}))
+        check_combinations(tiny_settings(**{name: value}))
 
 
 def test_a_stage_stopped_by_a_version_that_trained_other_weights_is_refused(

@@ -17,16 +17,15 @@ from rasterio.shutil import copy
 
 from patchdrop.data.markers import CLASSES as SCENE_CLASSES
 from patchdrop.errors import DataError
-from patchdrop.grid import Grid
+from patchdrop.grid import Grid, Shape
 from patchdrop.models.build import build_stage
 from patchdrop.read.slide import SlideFile, SlideScene, slide_instead
-from patchdrop.read.tiled import Shape, TiledScene
+from patchdrop.read.tiled import TiledScene
 from patchdrop.runs.folder import RunFolder
-from patchdrop.settings.defaults import with_networks
 from patchdrop.settings.flat import from_mapping, read_profile
 from patchdrop.transport.ranges import LocalFile
 from pyramids import picture, write_slide
-from tiny import config_of, tiny_settings, unsettle
+from tiny import config_of, tiny_settings, unsettle, with_networks
 
 openslide = pytest.importorskip("openslide")
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
@@ -48,7 +47,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that was not trained, whose policy chooses nothing on bright glass and patches elsewhere."""
     folder = RunFolder(tmp_path_factory.mktemp("model"))
     settings = tiny_settings(high="64", low="16", policy_head="global")
-    folder.start(settings)
+    folder.start(settings.to_mapping())
     config = config_of(settings)
     torch.manual_seed(0)
     module = unsettle(build_stage("ft2", config), 0)
@@ -162,7 +161,7 @@ def test_the_worked_example_runs_as_it_stands(run: Run, tmp_path: Path, monkeypa
     monkeypatch.chdir(tmp_path)
     settings = with_networks(from_mapping(read_profile("demo"), "demo"))
     folder = RunFolder("demo")
-    folder.start(settings)
+    folder.start(settings.to_mapping())
     config = config_of(settings, SCENE_CLASSES)
     folder.finish("ft2", unsettle(build_stage("ft2", config)), config, {"figures": {}, "seconds": 0.0})
     blocks = re.findall(r"^```(\w*)\n(.*?)^```$", PAGE, re.DOTALL | re.MULTILINE)

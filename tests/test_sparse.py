@@ -271,7 +271,7 @@ def test_a_stopped_stage_goes_on_to_the_same_bits(name: str, stage: str, tmp_pat
         model = build_stage(stage, config_of(settings))
         kinds = (ClassifierTask(stage, model, loader_of(settings, FIT, VAL)),) if stage == "patches" else ()
         task = kinds[0] if kinds else PolicyTask(stage, model, loader_of(settings, FIT, VAL), learning_of(settings))  # type: ignore[arg-type]
-        trained(task, folder, settings, stop_after)
+        trained(task, folder, stop_after)
         return bits(model)
 
     whole = run(tmp_path / "whole")

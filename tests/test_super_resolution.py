@@ -176,7 +176,7 @@ def test_the_generators_stage_improves_on_bilinear_and_leaves_the_teacher_as_it_
     settings = tiny_settings(rate_finetune=1e-2)
     model, hr = SuperResolution(generator(settled=False), Discriminator(width=4)), teacher().train()
     before = bits(hr)
-    figures = trained(GeneratorTask("sr", model, hr, loader_of(settings, FIT, VAL), 8), tmp_path, settings)
+    figures = trained(GeneratorTask("sr", model, hr, loader_of(settings, FIT, VAL), 8), tmp_path)
     assert same_bits(bits(hr), before)
     assert figures["score"] == figures["psnr"] > figures["psnr_bilinear"] + 0.05
 
@@ -195,7 +195,7 @@ def test_in_the_second_stage_the_classifier_learns_and_the_generator_is_frozen(t
     model = SuperResolved(generator(), copy.deepcopy(teacher()))
     generated, network = bits(model.generator), bits(model.network)
     task = SuperResolvedTask("sr-cnn", model, loader_of(SETTINGS, FIT, VAL), 1)
-    figures = trained(task, tmp_path, SETTINGS)
+    figures = trained(task, tmp_path)
     assert same_bits(bits(model.generator), generated)
     assert not same_bits(bits(model.network), network)
     assert figures["score"] == figures["accuracy"]

@@ -21,10 +21,11 @@ from PIL import Image
 from torch import Tensor
 
 from patchdrop.errors import DataError
-from patchdrop.grid import Grid
+from patchdrop.grid import Grid, Shape
 from patchdrop.packed import gather
 from patchdrop.read import tiled
-from patchdrop.read.tiled import Shape, TiledScene
+from patchdrop.read.tiled import TiledScene
+from patchdrop.tiff import decode as tiff_decode
 from patchdrop.tiff import directory as tiff
 from patchdrop.tiff import tiles
 from patchdrop.tiff.resample import area_resampled
@@ -137,9 +138,9 @@ def test_tiles_are_decoded_while_others_are_still_on_their_way(
     pictures: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     decoded, in_time = threading.Event(), []
-    plain = tiles.decode
+    plain = tiff_decode.decode
 
-    def decode(*arguments: Any) -> tiles.Pixels:
+    def decode(*arguments: Any) -> tiff_decode.Pixels:
         decoded.set()
         return plain(*arguments)
 

@@ -28,7 +28,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of networks that were not trained. Read only: a test that changes it takes a copy."""
     folder = RunFolder(tmp_path_factory.mktemp("made") / "run")
     settings = tiny_settings(policy_head="global")
-    folder.start(settings)
+    folder.start(settings.to_mapping())
     config = config_of(settings)
     for seed, stage in enumerate(STAGES):
         torch.manual_seed(seed)

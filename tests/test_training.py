@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -308,10 +309,10 @@ def test_a_stopped_stage_of_another_network_is_refused_with_what_to_do(tmp_path:
 def test_other_data_in_the_same_folder_are_refused_and_the_difference_is_named(tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
         run_stages(tmp_path, tiny_settings(), stop_at=("lr", 1))
-    other = Data("tiny", "scenes", (*CLASSES, "white"), tiny_data().splits, {})
+    other = replace(tiny_data(), classes=(*CLASSES, "white"))
     with pytest.raises(RunError, match=r"other data \(classes was .*'white'"):
         run_stages(tmp_path, tiny_settings(), data=other)
-    fewer = Data("tiny", "scenes", CLASSES, {**tiny_data().splits, "val": tiny_split(9, 2)}, {})
+    fewer = replace(tiny_data(), splits={**tiny_data().splits, "val": tiny_split(9, 2)})
     with pytest.raises(RunError, match=r"other data \(images was .*'val': 12.*, is .*'val': 9"):
         run_stages(tmp_path, tiny_settings(), data=fewer)
 
@@ -340,7 +341,7 @@ class Scored:
 
 def fresh_task(stage: str, rising: bool = True, **changes: Any) -> Task:
     torch.manual_seed(1)
-    settings, data = tiny_settings(**changes), tiny_data()
+    settings, data = tiny_settings(optimizer="adamw", **changes), tiny_data()
     found = statistics(data.splits["fit"], settings.shape.low)
     model = build_stage(stage, config_of(settings, data.classes), found)
     scored: Any = Scored(make_task(stage, model, loader_of(settings, data=data), learning_of(settings)), rising)
@@ -355,7 +356,7 @@ def trained(task: Task, folder: Path, stop_at: int | None = None) -> tuple[dict[
     def advance(steps: int) -> None:
         done[0] += steps
 
-    result = train(task, folder, 0, lambda _: None, advance, lambda: 15 if done[0] == stop_at else 0, 5.0, "adamw")
+    result = train(task, folder, lambda _: None, advance, lambda: 15 if done[0] == stop_at else 0)
     return dict(task.model.state_dict()), result["figures"]
 
 

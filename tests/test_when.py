@@ -38,7 +38,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Networks that were not trained, HR of 64 px and LR of 8 px, in Ft-2."""
     folder = RunFolder(tmp_path_factory.mktemp("run"))
     settings = tiny_settings(high=str(SIDE))
-    folder.start(settings)
+    folder.start(settings.to_mapping())
     config = config_of(settings)
     torch.manual_seed(0)
     folder.finish("ft2", unsettle(build_stage("ft2", config)), config, {"figures": {}, "seconds": 0.0})
@@ -153,7 +153,7 @@ def test_reduced_lr_is_refused_where_it_cannot_be_had(run: Path, photos: list[Pa
         Predictor(run, scaled_low=True).predict(photos, low=photos)
     folder = RunFolder(tmp_path / "other")
     settings = tiny_settings(high="16x32")
-    folder.start(settings)
+    folder.start(settings.to_mapping())
     config = config_of(settings)
     folder.finish("ft2", build_stage("ft2", config), config, {"figures": {}, "seconds": 0.0})
     with pytest.raises(UsageError, match="HR and LR differ in shape"):

@@ -17,10 +17,10 @@ from patchdrop.data.load import Data, load
 from patchdrop.data.windows import groups, list_windows
 from patchdrop.errors import DataError, UsageError
 from patchdrop.files import write_json
-from patchdrop.grid import Grid
+from patchdrop.grid import Grid, Shape
 from patchdrop.read import tiled, windows
 from patchdrop.read.source import from_memory
-from patchdrop.read.tiled import Shape, TiledScene
+from patchdrop.read.tiled import TiledScene
 from patchdrop.runs.folder import RunFolder
 from patchdrop.tiff import directory as tiff
 from patchdrop.transport.kept import Kept, open_kept

@@ -7,6 +7,7 @@ because a patch is small there; so both classifiers have something to learn.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from patchdrop.commands.shared import sized
 from patchdrop.data.load import Data
 from patchdrop.data.sets import MemorySource, Split
 from patchdrop.data.source import DataSource
@@ -96,6 +98,11 @@ def tiny_data(settings: TrainSettings | None = None) -> Data:
 def data_of(settings: TrainSettings, fit: Split, val: Split) -> Data:
     """These splits as a data set."""
     return Data("tiny", "scenes", CLASSES, settings.shape, {"fit": fit, "val": val}, {})
+
+
+def with_networks(settings: TrainSettings) -> TrainSettings:
+    """Grid, networks and enlargement, where they are not named, from HR and LR size."""
+    return replace(sized(replace(settings, data=""))[0], data=settings.data)
 
 
 def recipe_of(settings: TrainSettings) -> Recipe:

@@ -21,7 +21,7 @@ SETTINGS = tiny_settings(high="64", low="16", policy_head="global")
 def untrained_run(path: Path, settings: TrainSettings = SETTINGS, stages: tuple[str, ...] = ("pt", "ft2")) -> Path:
     """Random networks that choose, and see, something different in each cell."""
     folder = RunFolder(path)
-    folder.start(settings)
+    folder.start(settings.to_mapping())
     config = config_of(settings)
     for seed, stage in enumerate(stages):
         torch.manual_seed(seed)

@@ -20,13 +20,13 @@ from patchdrop.packed import Packed
 
 
 class BagNet(HighClassifier):
-    """Packed HR patches to class logits ``(B, K)``; LR is not looked at.
+    """A BagNet: maps packed HR patches to class logits ``(B, K)``, without looking at LR.
 
-    An image's features are the mean over its patches, weighted by ``packed.weight`` where that is set. An image without
-    a patch has features of 0, and with that the head's bias for logits.
+    An image's features are the mean over its patches, weighted by ``packed.weight`` if that is set. An image without a
+    patch has features of 0, so its logits are the head's bias.
 
     Args:
-        network: sees ``(N, C, p, q)``, a patch of a few pixels: ``resnet8`` to ``resnet32`` fit from 8 px on.
+        network: takes ``(N, C, p, q)``, a patch of a few pixels: ``resnet8`` to ``resnet32`` fit from 8 px on.
         positions: scale each patch's features by ``1 + e``, with e learnt for each place of the grid, from a start
             of 0. A product, because a sum would pass the mean and the linear head as a bias.
     """
@@ -49,12 +49,12 @@ class BagNet(HighClassifier):
         self.head = nn.Linear(features, classes)
 
     def forward(self, packed: Packed, low: Tensor) -> Tensor:
-        """Class logits of packed patches of ``packed.batch`` images."""
+        """Return class logits of the packed patches of ``packed.batch`` images."""
         logits: Tensor = self.head(self.features(packed))
         return logits
 
     def features(self, packed: Packed) -> Tensor:
-        """Mean features of each image: ``(B, F)``."""
+        """Return the mean features of each image: ``(B, F)``."""
         total = self.head.weight.new_zeros(packed.batch, self.head.in_features)
         if len(packed.image) == 0:
             return total
@@ -65,6 +65,6 @@ class BagNet(HighClassifier):
         return total / torch.where(mass > 0, mass, 1)[:, None]
 
     def _of_patches(self, packed: Packed) -> Tensor:
-        """Features of each patch ``(N, F)``."""
+        """Return the features of each patch ``(N, F)``."""
         found: Tensor = self.network(channels_last(self.normalise(packed.pixels)))
         return found if self.positions is None else found * (1 + self.positions[packed.patch])

@@ -1,9 +1,9 @@
-"""Convolutions on packed patches that look across a patch's border where the neighbour was read.
+"""Convolutions on packed patches that look across a patch's border if the neighbour was read.
 
-A patch that is convolved by itself sees zeros around it, so a network of such layers is another one than the network on
-whole images. Here the pixels just outside a patch come from the packed neighbour, and are zeros only where that one was
-not read. All patches then give what the whole image gives, batch-norm statistics included (in the manner of Ren et al.
-2018, *SBNet*, whose blocks overlap in the input instead); multiply-adds are those of the patches alone.
+A patch that is convolved by itself sees zeros around it, so a network of such layers differs from the network on whole
+images. Here the pixels just outside a patch come from the packed neighbour, and are zeros only where that one was not
+read. With all patches read the result is then that of the whole image, batch-norm statistics included (in the manner
+of Ren et al. 2018, *SBNet*, whose blocks overlap in the input instead); multiply-adds are those of the patches alone.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from patchdrop.packed import Packed
 
 
 class Neighbours:
-    """Which packed patches lie next to each other in their image."""
+    """A table of which packed patches lie next to each other in their image."""
 
     def __init__(self, packed: Packed, grid: Grid) -> None:
         device = packed.image.device
@@ -39,7 +39,7 @@ class Neighbours:
         self._places: dict[tuple[int, int, int], _Places] = {}
 
     def pad(self, features: Tensor, width: int) -> Tensor:
-        """``(N, F, p, q)`` to ``(N, F, p + 2 width, q + 2 width)``: the neighbours' pixels, zeros where none was read.
+        """Pad ``(N, F, p, q)`` by ``width`` on every side with the neighbours' pixels, zeros for unread ones.
 
         Args:
             width: at most p and q.
@@ -59,7 +59,7 @@ class Neighbours:
         )
 
     def _pad_in_a_graph(self, features: Tensor, width: int) -> Tensor:
-        """The same without a size that depends on data: a row of zeros stands for all that was not read."""
+        """Do the same without a size that depends on data: a row of zeros stands for all that was not read."""
         n, channels, p, q = features.shape
         direction, source = _padded(p, q, width)
         owner = self.around.flatten(1)[:, direction]
@@ -79,16 +79,16 @@ class Neighbours:
 
 
 class _Places(NamedTuple):
-    """Pixels to be copied, as rows of channels."""
+    """Indices of pixels to copy, as rows of channels."""
 
     owner: Tensor
-    """Packed patch that each comes from, ``(M,)``."""
+    """Packed patch that each pixel comes from, ``(M,)``."""
     source: Tensor
     target: Tensor
 
 
 def _padded(p: int, q: int, width: int) -> tuple[Tensor, Tensor]:
-    """Of each pixel of a padded patch: direction 0..8 it lies in, 4 for the patch itself, and its place there."""
+    """Return each padded pixel's direction 0..8, 4 for the patch itself, and its place in the patch that lies there."""
     y, x = torch.meshgrid(torch.arange(-width, p + width), torch.arange(-width, q + width), indexing="ij")
     direction = (torch.div(y, p, rounding_mode="floor") + 1) * 3 + torch.div(x, q, rounding_mode="floor") + 1
     return direction.flatten(), ((y % p) * q + x % q).flatten()
@@ -96,14 +96,14 @@ def _padded(p: int, q: int, width: int) -> tuple[Tensor, Tensor]:
 
 @lru_cache
 def _ring(p: int, q: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the pixels around a padded patch: direction, place in that neighbour, place in the padded patch."""
+    """Return, for pixels around a patch: direction, place in that neighbour, place in the padded patch."""
     direction, source = _padded(p, q, width)
     target = (direction != 4).nonzero().flatten()
     return direction[target], source[target], target
 
 
 def _rows(features: Tensor) -> Tensor:
-    """``(N, F, p, q)`` as ``(N p q, F)``: a view in channels_last order."""
+    """View ``(N, F, p, q)``, in channels_last order, as ``(N p q, F)``."""
     return features.permute(0, 2, 3, 1).reshape(-1, features.shape[1])
 
 
@@ -112,7 +112,7 @@ _current: ContextVar[Neighbours | None] = ContextVar("neighbours", default=None)
 
 @contextmanager
 def across_borders(neighbours: Neighbours) -> Iterator[None]:
-    """Within this block `BorderConv2d` and `BorderMaxPool2d` get packed patches; elsewhere they are plain layers."""
+    """Let `BorderConv2d` and `BorderMaxPool2d` take packed patches in this block; elsewhere they are plain layers."""
     token = _current.set(neighbours)
     try:
         yield
@@ -125,7 +125,7 @@ class BorderConv2d(nn.Conv2d):
 
     @classmethod
     def of(cls, layer: nn.Conv2d) -> BorderConv2d:
-        """With the weights of another one, not copied."""
+        """Build one with the weights of another convolution, not copied."""
         made = cls(
             layer.in_channels,
             layer.out_channels,
@@ -141,7 +141,7 @@ class BorderConv2d(nn.Conv2d):
         return made
 
     def forward(self, input: Tensor) -> Tensor:
-        """Packed patches, or images."""
+        """Convolve packed patches, or images."""
         neighbours = _current.get()
         if neighbours is None:
             return super().forward(input)
@@ -153,7 +153,7 @@ class BorderMaxPool2d(nn.MaxPool2d):
     """A max pool, of values that are not negative, that pads packed patches by their neighbours."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Packed patches, or images."""
+        """Pool packed patches, or images."""
         neighbours = _current.get()
         if neighbours is None:
             plain: Tensor = super().forward(input)
@@ -164,7 +164,7 @@ class BorderMaxPool2d(nn.MaxPool2d):
 
 
 def see_across(network: nn.Module, layers: Iterable[nn.Module]) -> None:
-    """Put layers that see across borders in place of those that pad, among ``layers`` and what is in them."""
+    """Replace the padding layers in ``layers``, at any depth, by layers that see across borders."""
     inside = {part for layer in layers for part in layer.modules()}
     for parent in list(network.modules()):
         for name, child in parent.named_children():

@@ -1,11 +1,11 @@
-"""The sparse canvas: the HR network's early stages on each chosen patch, its late stages on a canvas of their features.
+"""The sparse canvas: runs the HR network's early stages on each chosen patch, the late ones on a canvas of features.
 
 Saves reads and multiply-adds: the early stages cost what was chosen, the late ones are dense over images that have a
-patch. Most of a ResNet's multiply-adds are in its early stages where patches are large enough for several of them.
+patch. Most of a ResNet's multiply-adds are in its early stages if patches are large enough for several of them.
 
-* Early layers look across a patch's border where the neighbour was read (`classify.borders`), so with every patch read
-  this is the plain HR network: what HR-CNN learns, weights and batch-norm statistics, holds here. In
-  evaluation mode an image of which every patch is read runs through the plain network itself, which is faster.
+* Early layers look across a patch's border if the neighbour was read (`classify.borders`), so with every patch read
+  this is the plain HR network: HR-CNN's weights and batch-norm statistics hold here. In evaluation mode an image of
+  which every patch is read runs through the plain network itself, which is faster.
 * Unread places of the canvas hold 0, or features made from LR (``fill="low"``).
 """
 
@@ -27,7 +27,7 @@ _PROBE = 64
 
 
 class CanvasCNN(SparseClassifier):
-    """Packed HR patches, and with ``fill="low"`` LR, to class logits ``(B, K)``.
+    """A sparse canvas: maps packed HR patches, and with ``fill="low"`` LR, to class logits ``(B, K)``.
 
     Args:
         network: a ResNet, ours or timm's.
@@ -62,12 +62,12 @@ class CanvasCNN(SparseClassifier):
         self.entry = LowEntry(channels, features, self.size) if fill == "low" else None
 
     def whole(self, high: Tensor, low: Tensor) -> Tensor:
-        """The plain HR network."""
+        """Run the plain HR network."""
         logits: Tensor = self.network(channels_last(self.normalise(high)))
         return logits
 
     def classify(self, packed: Packed, low: Tensor) -> Tensor:
-        """Class logits of images each of which has a patch."""
+        """Return class logits of images each of which has a patch."""
         whole = packed.counts == self.grid.patches
         if self.training or packed.weight is not None or not bool(whole.any()):
             return self._sparse(packed, low)
@@ -79,7 +79,7 @@ class CanvasCNN(SparseClassifier):
         return logits.index_put((whole,), dense).index_put((~whole,), partly)
 
     def in_a_graph(self, packed: Packed, low: Tensor, unread: Tensor) -> Tensor:
-        """The plain network where all images are whole."""
+        """Classify for `torch.export`: run the plain network if all images are whole."""
         whole, some = (packed.counts == self.grid.patches).all(), (packed.counts > 0).any()
         with across_borders(Neighbours(packed, self.grid)):
             sparse = torch.cond(some & ~whole, lambda: self._layers(packed, low), lambda: unread.clone())
@@ -102,7 +102,7 @@ class CanvasCNN(SparseClassifier):
         return logits
 
     def canvas(self, packed: Packed, features: Tensor, low: Tensor) -> Tensor:
-        """``(N, F, p, q)`` features of patches on a canvas ``(B, F, *self.size)``, in channels_last order."""
+        """Lay features ``(N, F, p, q)`` of patches on a canvas ``(B, F, *self.size)``, in channels_last order."""
         (height, width), (p, q) = self.size, features.shape[-2:]
         row, col = packed.patch // self.grid.cols, packed.patch % self.grid.cols
         first = packed.image * (height * width) + row * (p * width) + col * q
@@ -123,7 +123,7 @@ class CanvasCNN(SparseClassifier):
 
 
 def _images(packed: Packed, grid: Grid) -> Tensor:
-    """Images ``(B, C, H, W)`` of which every patch is packed."""
+    """Rebuild images ``(B, C, H, W)`` of which every patch is packed."""
     _, channels, p, q = packed.pixels.shape
     laid = packed.pixels.new_zeros(packed.batch * grid.patches, channels, p, q)
     laid = laid.index_copy(0, packed.image * grid.patches + packed.patch, packed.pixels)
@@ -132,7 +132,7 @@ def _images(packed: Packed, grid: Grid) -> Tensor:
 
 
 def _split(name: str, network: nn.Module, grid: Grid, size: tuple[int, int], wanted: int, channels: int) -> int:
-    """Stages to run on patches."""
+    """Return how many stages run on patches."""
     parts = stages_of(network)
     last = len(parts) - 2
     if last < 1:
@@ -158,7 +158,7 @@ def _split(name: str, network: nn.Module, grid: Grid, size: tuple[int, int], wan
 
 
 def _local(layer: nn.Module) -> bool:
-    """Whether a layer gives for a patch and its border what it gives for the image."""
+    """Check that a layer gives for a patch and its border what it gives for the image."""
     if isinstance(layer, nn.Conv2d):
         return layer.padding_mode == "zeros" and layer.padding == tuple(
             d * (k - 1) // 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
@@ -169,7 +169,7 @@ def _local(layer: nn.Module) -> bool:
 
 
 def _reach(layers: list[nn.Module], channels: int) -> tuple[int, int]:
-    """Channels that layers end with, and how many pixels one of their outputs stands for along a side."""
+    """Return the channels that layers end with, and how many input pixels one output spans along a side."""
     images = torch.zeros(1, channels, _PROBE, _PROBE)
     modes = [layer.training for layer in layers]
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What all HR classifiers are: packed patches and LR in, class logits out."""
+"""The common interface of all HR classifiers: packed patches and LR in, class logits out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from patchdrop.packed import Packed, gather
 
 
 class HighClassifier(nn.Module):
-    """``model(packed, low)``: packed patches of B images and LR ``(B, C, h, w)`` 0..255 to class logits ``(B, K)``.
+    """An HR classifier ``model(packed, low)``: B images' patches and LR ``(B, C, h, w)`` 0..255 to logits ``(B, K)``.
 
     Args:
         normalise: of HR pixels.
@@ -27,13 +27,13 @@ class HighClassifier(nn.Module):
         self.fill = fill
 
     def whole(self, high: Tensor, low: Tensor) -> Tensor:
-        """Class logits of whole images ``(B, C, H, W)`` 0..255, by the plain network or else all patches."""
+        """Return class logits of whole images ``(B, C, H, W)`` 0..255, by the plain network or from all patches."""
         every = torch.ones(len(high), self.grid.patches, dtype=torch.bool, device=high.device)
         logits: Tensor = self(gather(high, every, self.grid), low)
         return logits
 
     def empty(self, low: Tensor, size: tuple[int, int]) -> Tensor:
-        """An image of which no patch is read, for a network or for the eye: ``(B, C, H, W)``, normalised."""
+        """Make an image of which no patch is read, for a network or for display: ``(B, C, H, W)``, normalised."""
         if self.fill == "low":
             return F.interpolate(self.normalise(low), size, mode="bilinear", align_corners=False)
         return self.normalise.mean.new_zeros(len(low), low.shape[1], *size)
@@ -50,7 +50,7 @@ class SparseClassifier(HighClassifier):
         self.unread = nn.Parameter(torch.zeros(classes))
 
     def forward(self, packed: Packed, low: Tensor) -> Tensor:
-        """Class logits ``(B, K)``."""
+        """Return class logits ``(B, K)``."""
         logits = self.unread.repeat(packed.batch, 1)
         zoomed = packed.counts > 0
         if torch.compiler.is_exporting():
@@ -72,19 +72,19 @@ class SparseClassifier(HighClassifier):
         return found
 
     def classify(self, packed: Packed, low: Tensor) -> Tensor:
-        """Class logits of images each of which has at least one patch; in a graph also anything for others."""
+        """Return class logits of images that have at least one patch each; in a graph also anything for others."""
         raise NotImplementedError
 
 
 def is_full(packed: Packed, grid: Grid) -> bool:
-    """Whether every patch of every image is read; in a graph, which holds for any choice, never."""
+    """Check whether every patch of every image is read; always False in a graph, which must hold for any choice."""
     if packed.weight is not None or torch.compiler.is_exporting():
         return False
     return len(packed.patch) == packed.batch * grid.patches
 
 
 def read_at_all(packed: Packed, patches: int) -> Tensor:
-    """Of each image, ``1 - prod(1 - w)`` over its patches' weights ``(B,)``: 0 where all are 0, 1 where one is 1."""
+    """Return each image's ``1 - prod(1 - w)`` over its patches' weights ``(B,)``: 0 if all are 0, 1 if one is 1."""
     assert packed.weight is not None
     unread = packed.weight.new_ones(packed.batch, patches)
     return 1 - unread.index_put((packed.image, packed.patch), 1 - packed.weight).prod(1)
@@ -99,7 +99,7 @@ def check_patches(classifier: str, grid: Grid, size: tuple[int, int], unit: tupl
         why: what the unit is, for the error.
 
     Raises:
-        UsageError: says which sizes near ``size`` work.
+        UsageError: names sizes near ``size`` that work.
     """
     steps = (grid.rows * unit[0], grid.cols * unit[1])
     if all(length % step == 0 for length, step in zip(size, steps, strict=True)):

@@ -9,7 +9,7 @@ from patchdrop.policy.network import enlarged
 
 
 class LowCNN(nn.Module):
-    """``(B, C, h, w)`` LR pixels 0..255 to class logits ``(B, K)``."""
+    """LR-CNN: maps LR ``(B, C, h, w)``, pixels 0..255, to class logits ``(B, K)``."""
 
     def __init__(
         self,
@@ -27,6 +27,6 @@ class LowCNN(nn.Module):
         self.network = build(network, classes, channels, pretrained)
 
     def forward(self, low: Tensor) -> Tensor:
-        """Class logits ``(B, K)``."""
+        """Return class logits ``(B, K)``."""
         logits: Tensor = self.network(enlarged(self.normalise(low), self.enlarge))
         return logits

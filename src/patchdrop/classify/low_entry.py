@@ -1,4 +1,4 @@
-"""LR as features that stand where no patch was read."""
+"""Turn LR into features that fill the places of patches that were not read."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ WIDTH = 32
 
 
 class LowEntry(nn.Module):
-    """Normalised LR ``(B, C, h, w)`` to features ``(B, F, *size)``, all 0 at the start.
+    """A small stem that maps normalised LR ``(B, C, h, w)`` to features ``(B, F, *size)``, all 0 at the start.
 
-    A small stem: a convolution at LR's size, the average over area, one more at the features' size, a projection. From
-    0 on, because it joins a network that was trained without it.
+    It has a convolution at LR's size, an average over area, a convolution at the features' size, and a projection. It
+    starts at 0 because it joins a network that was trained without it.
     """
 
     def __init__(self, channels: int, features: int, size: tuple[int, int]) -> None:
@@ -27,7 +27,7 @@ class LowEntry(nn.Module):
         nn.init.zeros_(self.project.bias)  # type: ignore[arg-type]
 
     def forward(self, low: Tensor) -> Tensor:
-        """The features."""
+        """Return the features."""
         averaged = F.adaptive_avg_pool2d(self.at_low(channels_last(low)), self.size)
         found: Tensor = self.project(self.at_size(averaged))
         return found

@@ -16,7 +16,7 @@ from patchdrop.packed import Packed, at_patches, scatter
 
 
 class MaskedCNN(HighClassifier):
-    """Packed HR patches (and, with ``fill="low"``, the LR image) to class logits ``(B, K)``.
+    """The paper's classifier: maps packed HR patches (and, with ``fill="low"``, LR) to class logits ``(B, K)``.
 
     Args:
         size: HR (height, width) in pixels.
@@ -40,17 +40,17 @@ class MaskedCNN(HighClassifier):
         self.network = build(network, classes, channels, pretrained)
 
     def forward(self, packed: Packed, low: Tensor) -> Tensor:
-        """Class logits of packed patches of ``len(low)`` images; ``low (B, C, h, w)`` in 0..255."""
+        """Return class logits of packed patches of ``len(low)`` images; ``low (B, C, h, w)`` in 0..255."""
         logits: Tensor = self.network(channels_last(self.canvas(packed, low)))
         return logits
 
     def whole(self, high: Tensor, low: Tensor) -> Tensor:
-        """The plain network."""
+        """Run the plain network."""
         logits: Tensor = self.network(channels_last(self.normalise(high)))
         return logits
 
     def canvas(self, packed: Packed, low: Tensor) -> Tensor:
-        """What the network sees: ``(B, C, H, W)`` float, normalised, 0 is the mean colour."""
+        """Make the network's input: ``(B, C, H, W)`` float, normalised, 0 is the mean colour."""
         pixels = self.normalise(packed.pixels)
         empty = self.empty(low, self.size)
         if packed.weight is not None:

@@ -1,12 +1,12 @@
-"""The patch set: a CNN on each chosen patch by itself, a small transformer over an image's patches, a class.
+"""The patch set: runs a CNN on each chosen patch by itself, then a small transformer over an image's patches.
 
 Saves reads and multiply-adds: all layers run on what was chosen; the transformer adds one token for an image.
 
-* The layers of the transformer are pre-norm (timm's) and start without effect, so that the start is the mean over the
-  patches' features and the CNN learns from the first step.
+* The layers of the transformer are pre-norm (timm's) and start without effect, so at the start the result is the mean
+  over the patches' features and the CNN learns from the first step.
 * Images with equally many patches are stacked (`classify.sets`); there is no padding.
 * ``fill="low"``: the features of a copy of LR-CNN are added to the token that all patches attend to. They start without
-  effect, and in training an image goes without them with a probability of `DROP`, so that HR is not left to LR.
+  effect, and in training an image goes without them with a probability of `DROP`, so that HR is not neglected.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ DROP = 0.3
 
 
 class PatchSet(SparseClassifier):
-    """Packed HR patches, and with a ``context`` LR, to class logits ``(B, K)``.
+    """A patch set: maps packed HR patches, and with a ``context`` LR, to class logits ``(B, K)``.
 
     Args:
-        network: sees ``(N, C, p, q)``, a patch, and gives one feature vector.
+        network: maps a patch, ``(N, C, p, q)``, to one feature vector.
         size: HR (height, width) in pixels.
-        context: gives an LR image's features; None for ``fill="mean"``.
+        context: maps an LR image to features; None for ``fill="mean"``.
         layers: of the transformer.
 
     Raises:
@@ -77,7 +77,7 @@ class PatchSet(SparseClassifier):
             nn.init.zeros_(self.join.bias)
 
     def classify(self, packed: Packed, low: Tensor) -> Tensor:
-        """Class logits of images each of which has a patch."""
+        """Return class logits of images each of which has a patch."""
         tokens = self.embed(self.network(channels_last(self.normalise(packed.pixels))))
         tokens = tokens + self.positions[0, packed.patch]
         first = self._first(packed.batch, low)
@@ -87,7 +87,7 @@ class PatchSet(SparseClassifier):
         return logits
 
     def _pooled(self, packed: Packed, first: Tensor, tokens: Tensor) -> Tensor:
-        """What the head takes of each image, from its token ``first (B, D)`` and its patches' ``tokens (N, D)``."""
+        """Return the head's input per image, from its token ``first (B, D)`` and its patches' ``tokens (N, D)``."""
         order, pooled = [], []
         for images, rows in by_count(packed):
             weight = tokens.new_ones(rows.shape) if packed.weight is None else packed.weight[rows]
@@ -104,7 +104,7 @@ class PatchSet(SparseClassifier):
         return torch.cat(pooled)[torch.cat(order).argsort()]
 
     def _pooled_in_a_graph(self, packed: Packed, first: Tensor, tokens: Tensor) -> Tensor:
-        """The same, with the tokens of all images in one sequence."""
+        """Do the same, with the tokens of all images in one sequence."""
         bias = own_image(torch.cat([torch.arange(packed.batch), packed.image]))
         sequence = torch.cat([first, tokens])[None]
         for layer in self.layers:
@@ -113,7 +113,7 @@ class PatchSet(SparseClassifier):
         return sequence[0, : packed.batch] + total / packed.counts.clamp(min=1)[:, None]
 
     def _first(self, batch: int, low: Tensor) -> Tensor:
-        """The token of each image, ``(B, D)``."""
+        """Return the token of each image, ``(B, D)``."""
         token = self.token.expand(batch, -1)
         if self.context is None:
             return token
@@ -125,7 +125,7 @@ class PatchSet(SparseClassifier):
 
 
 def _features(name: str, network: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Length of the vector that the network makes of a patch ``(C, p, q)``."""
+    """Return the length of the network's feature vector of a patch ``(C, p, q)``."""
     try:
         with torch.no_grad():
             found: Tensor = network.eval()(torch.zeros(1, *shape))

@@ -1,4 +1,4 @@
-"""Attention over the patches of each image, where images have different numbers of them."""
+"""Attend over the patches of each image, when images have different numbers of them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ TINY = 1e-30
 
 
 def by_count(packed: Packed) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images with equally many patches together, so that their sets stack without padding.
+    """Group images with equally many patches, so that their sets stack without padding.
 
     Yields:
-        Images ``(b,)`` int64, and of each its rows in ``packed`` ``(b, S)``, by rising S, from 1 on.
+        Images ``(b,)`` int64, and their rows in ``packed`` ``(b, S)``, by rising S, from 1 on.
     """
     counts = packed.counts
     starts = counts.cumsum(0) - counts
@@ -27,7 +27,7 @@ def by_count(packed: Packed) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def key_bias(weight: Tensor) -> Tensor:
-    """Added to attention's logits, so that a key counts ``weight`` times: ``(b, L)`` to ``(b, 1, 1, L)``.
+    """Return what to add to attention's logits so that a key counts ``weight`` times: ``(b, L)`` to ``(b, 1, 1, L)``.
 
     A weight of 0 is `TINY` here; its gradient is that of the weighted softmax nevertheless.
     """
@@ -35,12 +35,12 @@ def key_bias(weight: Tensor) -> Tensor:
 
 
 def own_image(image: Tensor, key: Tensor | None = None) -> Tensor:
-    """Added to attention's logits where all images' tokens are one sequence, so that each sees its own image's.
+    """Return what to add to attention's logits in one sequence of all images' tokens, so each sees its own image's.
 
     The form for a graph, which cannot take sizes from data. Attention grows with the square of all images' tokens here.
 
     Args:
-        image: of each token ``(L,)``.
+        image: each token's image ``(L,)``.
         key: ``(L,)`` bool, whether a token is attended to; None is all of them.
 
     Returns:

@@ -1,16 +1,16 @@
-"""SRGAN: HR made up from LR by a generator (Ledig et al. 2017), and a classifier that reads what it made.
+"""SRGAN: a generator that makes HR from LR (Ledig et al. 2017), and a classifier that reads what it made.
 
 Departures:
 
-* The generator adds to the bilinear enlargement and starts as just that; it has no batch norm, so that it does in
-  training what it does afterwards (after Lim et al. 2017), and 3 x 3 convolutions throughout.
-* One pixel shuffle for each prime factor of HR / LR (the paper: two of 2). Where HR is no whole multiple of LR, the
+* The generator adds to the bilinear enlargement and starts as just that; it has no batch norm, so that it does the same
+  in training as afterwards (after Lim et al. 2017), and 3 x 3 convolutions throughout.
+* One pixel shuffle for each prime factor of HR / LR (the paper: two of 2). If HR is no whole multiple of LR, the
   image is made at the next larger multiple and averaged over area.
 * The feature loss compares the last feature map of the frozen HR-CNN (the paper: of a VGG trained on ImageNet), divided
   by the mean square of the real image's, so that its weight does not depend on the network.
 * The game is the minimax one of Goodfellow et al. 2014, in one loss: the gradient is reversed between discriminator and
   generator. The paper's generator minimises ``-log D(G(x))`` instead, which is steeper while the discriminator wins.
-* The discriminator is small, without batch norm, and averages its verdict over the image.
+* The discriminator is small, without batch norm, and averages its logits over the image.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ PSNR_CAP = 100.0
 
 
 class Generator(nn.Module):
-    """``(B, C, h, w)`` LR pixels 0..255 to ``(B, C, H, W)`` float pixels, about 0..255 (not clamped).
+    """A generator: maps LR ``(B, C, h, w)``, pixels 0..255, to ``(B, C, H, W)`` float, about 0..255 (not clamped).
 
     Args:
         size: HR (height, width) in pixels, at least LR's.
@@ -66,7 +66,7 @@ class Generator(nn.Module):
         nn.init.zeros_(self.exit.bias)  # type: ignore[arg-type]
 
     def forward(self, low: Tensor) -> Tensor:
-        """HR made from LR."""
+        """Make HR from LR."""
         entered = self.entry(channels_last(self.normalise(low)))
         added = self.exit(self.enlarge(entered + self.blocks(entered)))
         if added.shape[-2:] != self.size:
@@ -76,20 +76,20 @@ class Generator(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions whose output is added to the input, ``(B, width, h, w)``."""
+    """A block of two convolutions whose output is added to the input, ``(B, width, h, w)``."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(_conv(width, width), nn.PReLU(), _conv(width, width))
 
     def forward(self, features: Tensor) -> Tensor:
-        """The same shape."""
+        """Return features of the same shape."""
         moved: Tensor = features + self.layers(features)
         return moved
 
 
 class Discriminator(nn.Module):
-    """``(B, C, H, W)`` normalised pixels to one logit an image ``(B,)``: above 0, the image is taken for a real one."""
+    """A discriminator: maps normalised ``(B, C, H, W)`` to one logit an image ``(B,)``; above 0 it counts as real."""
 
     def __init__(self, channels: int = 3, width: int = 32) -> None:
         super().__init__()
@@ -98,13 +98,13 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*halvings, _conv(widths[-1], 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Mean verdict of all places."""
+        """Return the mean logit over all places."""
         verdicts: Tensor = self.layers(channels_last(images))
         return verdicts.mean((1, 2, 3))
 
 
 class SuperResolution(nn.Module):
-    """Generator and discriminator: the model of the generator's stage."""
+    """A generator with its discriminator: the model of the generator's stage."""
 
     def __init__(self, generator: Generator, discriminator: Discriminator) -> None:
         super().__init__()
@@ -112,17 +112,17 @@ class SuperResolution(nn.Module):
         self.discriminator = discriminator
 
     def forward(self, low: Tensor) -> Tensor:
-        """The generator's image."""
+        """Return the generator's image."""
         image: Tensor = self.generator(low)
         return image
 
 
 class SuperResolved(nn.Module):
-    """``(B, C, h, w)`` LR pixels to class logits ``(B, K)``: an HR classifier on the generator's image.
+    """An HR classifier on the generator's image: maps LR ``(B, C, h, w)``, pixels 0..255, to class logits ``(B, K)``.
 
     Args:
         generator: frozen here.
-        classifier: HR-CNN, trained on; all its patches are made up, none is read.
+        classifier: HR-CNN, trained on; all its patches are generated, none is read.
     """
 
     def __init__(self, generator: Generator, classifier: MaskedCNN) -> None:
@@ -131,7 +131,7 @@ class SuperResolved(nn.Module):
         self.normalise, self.network = classifier.normalise, classifier.network
 
     def forward(self, low: Tensor) -> Tensor:
-        """Class logits ``(B, K)``."""
+        """Return class logits ``(B, K)``."""
         image = self.generator(low).clamp(0, PEAK)
         logits: Tensor = self.network(channels_last(self.normalise(image)))
         return logits
@@ -151,10 +151,10 @@ class GeneratorLosses(NamedTuple):
 def generator_losses(
     made: Tensor, real: Tensor, discriminator: nn.Module, teacher: MaskedCNN, adversarial_weight: float
 ) -> GeneratorLosses:
-    """The three losses of images ``(B, C, H, W)`` in 0..255; ``teacher``'s weights take no gradient if frozen.
+    """Return the three losses of images ``(B, C, H, W)`` in 0..255; ``teacher``'s weights take no gradient if frozen.
 
     Args:
-        adversarial_weight: of the generator in the game. The discriminator learns at full weight.
+        adversarial_weight: the generator's weight in the game. The discriminator learns at full weight.
     """
     made, real = channels_last(teacher.normalise(made)), channels_last(teacher.normalise(real))
     with torch.no_grad():
@@ -177,13 +177,13 @@ class _Reverse(torch.autograd.Function):
 
 
 def reverse_gradient(values: Tensor, scale: float = 1.0) -> Tensor:
-    """The same values; their gradient comes back times ``-scale`` (Ganin and Lempitsky 2015)."""
+    """Return the same values; their gradient comes back times ``-scale`` (Ganin and Lempitsky 2015)."""
     reversed_: Tensor = _Reverse.apply(values, scale)
     return reversed_
 
 
 def psnr(made: Tensor, real: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio of each image in decibels, ``(B,)``, at most `PSNR_CAP`.
+    """Return the peak signal-to-noise ratio of each image in decibels, ``(B,)``, at most `PSNR_CAP`.
 
     Args:
         made: ``(B, C, H, W)``, rounded to whole pixel values 0..255 first.
@@ -194,12 +194,12 @@ def psnr(made: Tensor, real: Tensor) -> Tensor:
 
 
 def bilinear(low: Tensor, size: tuple[int, int]) -> Tensor:
-    """LR pixels enlarged to ``size``, float: what a generator has to be better than."""
+    """Enlarge LR pixels to ``size``, float: the baseline that a generator has to beat."""
     return F.interpolate(low.float(), size, mode="bilinear", align_corners=False)
 
 
 def prime_factors(number: int) -> list[int]:
-    """In rising order; of 1, none."""
+    """Return the prime factors in rising order; none for 1."""
     factor = next((f for f in range(2, number + 1) if number % f == 0), 0)
     return [factor, *prime_factors(number // factor)] if factor else []
 

@@ -1,7 +1,7 @@
-"""The HR classifier on the chosen patches and the LR classifier on the LR image, weighted by S.
+"""Run the HR classifier on the chosen patches and the LR classifier on LR; fuse their logits with weights set by S.
 
-Two identities hold to the bit: no patch chosen is the LR classifier, and then the HR network does not run; every patch
-chosen is the HR classifier, unless the fusion is ``capped``. The weights apply to the class logits.
+Two identities hold to the bit: with no patch chosen the result is the LR classifier's, and the HR network does not
+run; with every patch chosen it is the HR classifier's, unless the fusion is ``capped``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from patchdrop.packed import Packed
 
 CAP = 0.6
 BELIEF = 4.0
-"""Images' worth of belief in weights as they were before `TwoStream.fit`."""
+"""Weight, in images, of the fusion weights as they were before `TwoStream.fit`."""
 
 
 class Streams(NamedTuple):
-    """What both streams say of B images, Z of which have patches."""
+    """The outputs of both streams for B images, Z of which have patches."""
 
     fused: Tensor
     """Class logits ``(B, K)``."""
@@ -33,12 +33,12 @@ class Streams(NamedTuple):
 
 
 class TwoStream(nn.Module):
-    """``w HR + (1 - w) LR`` on class logits.
+    """A classifier that fuses class logits: ``w HR + (1 - w) LR``.
 
-    ``fusion="share"``: w = S/P (the paper). ``fusion="learned"``: w = 1 - (1 - S/P)^k with k > 0 learned from a
-    start of 3, so that a few patches can move the prediction; k = 1 is the paper's.
-    ``fusion="capped"``: w = c (1 - (1 - S/P)^k) with 0 < c < 1 learned as well, from a start of `CAP`: with every patch
-    read LR-CNN has its say still, as two classifiers together are right more often than the better one.
+    ``fusion="share"``: w = S/P (the paper). ``fusion="learned"``: w = 1 - (1 - S/P)^k with k > 0 learned from a start
+    of 3, so that a few patches can move the prediction; k = 1 is the paper's. ``fusion="capped"``: w = c (1 - (1 -
+    S/P)^k) with 0 < c < 1 learned as well, from a start of `CAP`: LR-CNN counts even with every patch read, as two
+    classifiers together are right more often than the better one.
     """
 
     def __init__(self, high: HighClassifier, low: LowCNN, fusion: str = "share") -> None:
@@ -49,17 +49,17 @@ class TwoStream(nn.Module):
         self.cap = nn.Parameter(torch.tensor(CAP).logit()) if fusion == "capped" else None
 
     def forward(self, packed: Packed, low: Tensor) -> Tensor:
-        """Class logits ``(B, K)``; images that keep no patch never reach the HR network."""
+        """Return class logits ``(B, K)``; images that keep no patch never reach the HR network."""
         return self.join(self.low(low), packed, low)
 
     def join(self, logits: Tensor, packed: Packed, low: Tensor) -> Tensor:
-        """The same from class logits ``(B, K)`` of LR-CNN."""
+        """Do the same from class logits ``(B, K)`` of LR-CNN."""
         if torch.compiler.is_exporting():
             return self._in_a_graph(packed, low, logits)
         return self.apart(logits, packed, low).fused
 
     def apart(self, logits: Tensor, packed: Packed, low: Tensor) -> Streams:
-        """As `join`, with what the HR stream says by itself."""
+        """Do as `join`, and return the HR stream's own logits too."""
         zoomed = packed.counts > 0
         if not bool(zoomed.any()):
             return Streams(logits, logits[:0], zoomed)
@@ -72,20 +72,20 @@ class TwoStream(nn.Module):
         return Streams(fused, high, zoomed)
 
     def _in_a_graph(self, packed: Packed, low: Tensor, logits: Tensor) -> Tensor:
-        """The same for `torch.export`, which cannot leave images out: all of them reach the HR network, or none."""
+        """Do the same for `torch.export`, which cannot leave images out: all of them reach the HR network, or none."""
 
         def zoom() -> Tensor:
             weight = self.weight(packed).unsqueeze(1)
             high: Tensor = self.high(packed, low)
             return weight * high + (1 - weight) * logits
 
-        if isinstance(self.high, SparseClassifier):  # it has that branch itself, and branches in branches do not export
+        if isinstance(self.high, SparseClassifier):  # it has that branch itself, and nested branches do not export
             return zoom()
         fused: Tensor = torch.cond((packed.counts > 0).any(), zoom, lambda: logits.clone())
         return fused
 
     def weight(self, packed: Packed) -> Tensor:
-        """w of each image ``(B,)``."""
+        """Return w of each image ``(B,)``."""
         patches = self.high.grid.patches
         if packed.weight is None:
             return self.weight_at(packed.counts / patches)
@@ -93,7 +93,7 @@ class TwoStream(nn.Module):
         return self.weight_at(share.index_add(0, packed.image, packed.weight) / patches)
 
     def weight_at(self, share: Tensor) -> Tensor:
-        """w in 0..1 where a share S/P of the patches is read: exactly 0 at S = 0, and at S = P exactly 1 or the cap."""
+        """Return w in 0..1 for a share S/P of patches read: exactly 0 at S = 0, and at S = P exactly 1 or the cap."""
         if self.log_power is None:
             return share
         # The clamp keeps the gradient of 0^k finite; `where` restores the identity at S = P exactly.
@@ -104,14 +104,14 @@ class TwoStream(nn.Module):
 
     @property
     def learnable(self) -> list[nn.Parameter]:
-        """What the weights depend on: k and c, where there are any."""
+        """The parameters of the weights: k and c, as far as they exist."""
         return [p for p in (self.log_power, self.cap) if p is not None]
 
     def fit(self, share: Tensor, high: Tensor, low: Tensor, target: Tensor) -> None:
         """Set k and c by the classes of images that no network was trained on.
 
         By the largest likelihood, of fused logits that all have one temperature, against a penalty worth `BELIEF`
-        images. Training images would not do: LR-CNN remembers them, and its word on others is worth less.
+        images. Training images would not do: LR-CNN remembers them, and its logits are worth less on others.
 
         Args:
             share: S/P of each of M numbers of patches, above 0: ``(M,)``.

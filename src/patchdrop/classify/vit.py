@@ -3,8 +3,8 @@
 Saves reads and multiply-adds: each layer runs on the chosen patches' tokens, the class token and, with ``fill="low"``,
 one token of LR for each unread patch. Attention grows with the square of their number, the rest in proportion.
 
-With every patch read this is the plain transformer. Only transformers with learnt positions that decide by a class
-token are taken: a mean over tokens would mix in those of LR.
+With every patch read this is the plain transformer. Only transformers with learnt positions and a class token to
+decide by are accepted: a mean over tokens would mix in those of LR.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class TokenViT(SparseClassifier):
-    """Packed HR patches, and with ``fill="low"`` LR, to class logits ``(B, K)``.
+    """A sparse transformer: maps packed HR patches, and with ``fill="low"`` LR, to class logits ``(B, K)``.
 
     Args:
         network: ``vit4-w192-p8`` (4 layers, 192 channels, tokens of 8 px), or one of timm's.
@@ -72,12 +72,12 @@ class TokenViT(SparseClassifier):
             nn.init.normal_(self.low_positions, 0, 0.02)
 
     def whole(self, high: Tensor, low: Tensor) -> Tensor:
-        """The plain transformer."""
+        """Run the plain transformer."""
         logits: Tensor = self.network(self.normalise(high))
         return logits
 
     def classify(self, packed: Packed, low: Tensor) -> Tensor:
-        """Class logits of images each of which has a patch."""
+        """Return class logits of images each of which has a patch."""
         tokens = self._high_tokens(packed)
         unread = self._low_tokens(low) if self.fill == "low" and not is_full(packed, self.grid) else None
         in_a_graph = torch.compiler.is_exporting()
@@ -87,7 +87,7 @@ class TokenViT(SparseClassifier):
         return logits
 
     def _first(self, packed: Packed, prefix: Tensor, tokens: Tensor, unread: Tensor | None) -> Tensor:
-        """The class token of each image after all layers ``(B, D)``."""
+        """Return the class token of each image after all layers ``(B, D)``."""
         order, found = [], []
         for images, rows in by_count(packed):
             parts = [prefix.expand(len(images), -1, -1), tokens[rows].flatten(1, 2)]
@@ -104,7 +104,7 @@ class TokenViT(SparseClassifier):
         return torch.cat(found)[torch.cat(order).argsort()]
 
     def _first_in_a_graph(self, packed: Packed, prefix: Tensor, tokens: Tensor, unread: Tensor | None) -> Tensor:
-        """The same, with all images' tokens in one sequence, where LR tokens of read places are hidden."""
+        """Do the same, with all images' tokens in one sequence, where LR tokens of read places are hidden."""
         each = torch.arange(packed.batch)
         image = [each.repeat_interleave(prefix.shape[1]), packed.image.repeat_interleave(tokens.shape[1])]
         parts = [prefix.expand(packed.batch, -1, -1).flatten(0, 1), tokens.flatten(0, 1)]
@@ -124,7 +124,7 @@ class TokenViT(SparseClassifier):
         return first
 
     def _high_tokens(self, packed: Packed) -> Tensor:
-        """``(N, t, D)``: the tokens of each patch, row-major, at their places."""
+        """Return the tokens of each patch ``(N, t, D)``, row-major, with their positions added."""
         embed = self.network.patch_embed
         found = embed.norm(embed.proj(self.normalise(packed.pixels)).flatten(2).transpose(1, 2))
         (rows, cols), (h, w) = (self.grid.rows, self.grid.cols), self.tokens
@@ -133,20 +133,20 @@ class TokenViT(SparseClassifier):
         return placed
 
     def _low_tokens(self, low: Tensor) -> Tensor:
-        """``(B, P, D)``: one token of LR at each place of the grid."""
+        """Return one token of LR at each place of the grid: ``(B, P, D)``."""
         size = (self.cell[0] * self.grid.rows, self.cell[1] * self.grid.cols)
         cells: Tensor = self.low_embed(F.adaptive_avg_pool2d(self.normalise(low), size))
         return cells.flatten(2).transpose(1, 2) + self.low_positions
 
     def _rest(self, unread: Tensor, patches: Tensor, every: bool) -> Tensor:
-        """LR tokens ``(b, P - S, D)`` of the places that are not among ``patches`` ``(b, S)``; all where asked."""
+        """Return LR tokens ``(b, P - S, D)`` of places that are not in ``patches (b, S)``; with ``every``, all."""
         if every:
             return unread
         left = torch.ones(unread.shape[:2], dtype=torch.bool, device=unread.device).scatter(1, patches, False)
         return unread[left].view(len(unread), -1, unread.shape[2])
 
     def _prefix(self) -> Tensor:
-        """Class token and registers ``(1, n, D)``, with their positions where they have some."""
+        """Return class token and registers ``(1, n, D)``, with their positions if they have some."""
         network, positions = self.network, self._positions()
         tokens: list[Tensor] = [token for token in (network.cls_token, network.reg_token) if token is not None]
         prefix = torch.cat(tokens, 1)
@@ -158,7 +158,7 @@ class TokenViT(SparseClassifier):
         return self.network.pos_embed
 
     def _bias(self, weight: Tensor, with_low: bool) -> Tensor:
-        """Of each key: HR tokens count as their patch's weight ``(b, P)``, LR's as what is left of it."""
+        """Return each key's bias: HR tokens count as their patch's weight ``(b, P)``, LR's as 1 minus it."""
         ones = weight.new_ones(len(weight), self.network.num_prefix_tokens)
         high = weight.repeat_interleave(self.tokens[0] * self.tokens[1], 1)
         return key_bias(torch.cat([ones, high, *([1 - weight] if with_low else [])], 1))

@@ -1,4 +1,4 @@
-"""Every row of the paper's tables side by side: trained, judged, timed and laid out by one command.
+"""Make every row of the paper's tables with one command: train, evaluate, time and lay out side by side.
 
 May import `training` and what lies below it.
 """

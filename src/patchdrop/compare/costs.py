@@ -1,4 +1,4 @@
-"""What a row costs for each image: bytes and pixels read, operations counted, time taken."""
+"""Measure what a row costs for each image: bytes and pixels read, operations counted, time taken."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ SINGLES = 16
 
 
 def pixels_read(choice: Tensor, grid: Grid, size: tuple[int, int]) -> float:
-    """HR pixels of the chosen patches, a mean over images ``(n, P)`` bool."""
+    """Return the HR pixels of the chosen patches, a mean over images ``(n, P)`` bool."""
     areas = torch.tensor([(b - t) * (r - le) for t, le, b, r in boxes(grid, *size)], dtype=torch.float64)
     return float((choice.double() @ areas).mean())
 
 
 @dataclass(frozen=True)
 class Player:
-    """A row's model on a batch whose choice is known: ``high (B, C, H, W)``, ``low (B, C, h, w)``, ``choice (B, P)``.
+    """A row's model, called with a known choice: ``high (B, C, H, W)``, ``low (B, C, h, w)``, ``choice (B, P)``.
 
-    The policy runs, its scores are not looked at; so what is measured is an episode with just that choice.
+    The policy runs, but its scores are ignored; so what is measured is an episode with just that choice.
     """
 
     model: nn.Module
@@ -43,7 +43,7 @@ class Player:
 
     @torch.inference_mode()
     def __call__(self, high: Tensor, low: Tensor, choice: Tensor) -> Tensor:
-        """Class logits."""
+        """Return class logits."""
         logits: Tensor
         if isinstance(self.model, PatchDrop):
             logits = self.model(low, lambda scores: choice, from_memory(high, self.grid)).logits
@@ -55,7 +55,7 @@ class Player:
 
 
 def flops(player: Player, high: Tensor, low: Tensor, choice: Tensor) -> float:
-    """Floating-point operations an image, counted while a batch runs; a multiply-add counts as two."""
+    """Count the floating-point operations per image while a batch runs; a multiply-add counts as two."""
     with FlopCounterMode(display=False) as counter:
         player(high, low, choice)
     return float(counter.get_total_flops()) / len(high)
@@ -64,7 +64,7 @@ def flops(player: Player, high: Tensor, low: Tensor, choice: Tensor) -> float:
 def times_in_turns(
     work: Mapping[Key, Callable[[], object]], device: torch.device, repeats: int = REPEATS
 ) -> dict[Key, float]:
-    """Median seconds of each named piece of work, all of them in turns, after `WARM_UP` rounds that do not count."""
+    """Return the median seconds of each named piece of work, run in turns, after `WARM_UP` rounds that do not count."""
     taken: dict[Key, list[float]] = {name: [] for name in work}
     for number in range(WARM_UP + repeats):
         for name, run in work.items():

@@ -1,4 +1,4 @@
-"""Rows as the lines of a table: the seed's own form, and one line for each method and stage."""
+"""Format rows as the lines of a table: in the paper's own form, and one line for each method and stage."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Lines = list[list[str]]
 
 
 def seed_form(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], form: Form) -> tuple[list[str], Lines]:
-    """The table as the paper has it: a line for each method, a column for each stage."""
+    """Return the table as the paper has it: a line for each method, a column for each stage."""
     found = {(row["method"], row["stage"]): row for row in rows}
     stages = [stage for stage in form.stages if any(row["stage"] == stage for row in rows)]
     header = [""]
@@ -36,7 +36,7 @@ def seed_form(rows: Sequence[Mapping[str, Any]], methods: Sequence[str], form: F
 
 
 def details(rows: Sequence[Mapping[str, Any]], priced: bool) -> tuple[list[str], Lines]:
-    """Every method in every stage: intervals, tests and costs."""
+    """Return a line for every method in every stage: intervals, tests and costs."""
     header = [
         "", "stage", "accuracy %", "95 % interval", "S", "HR read %", "HR kB", "MFLOP", "MFLOP dense", "ms, batch 1",
         "ms, batch 64", *(["price"] if priced else []), "p",
@@ -65,7 +65,7 @@ def details(rows: Sequence[Mapping[str, Any]], priced: bool) -> tuple[list[str],
 
 
 def accuracy(row: Mapping[str, Any]) -> str:
-    """In percent; mean and standard deviation where there are several seeds."""
+    """Format accuracy in percent; mean and standard deviation if there are several seeds."""
     if "seeds" in row:
         found = row["seeds"]["accuracy"]
         return f"{100 * found['mean']:.1f} ± {100 * found['sd']:.1f}"
@@ -73,13 +73,13 @@ def accuracy(row: Mapping[str, Any]) -> str:
 
 
 def patches(row: Mapping[str, Any], digits: int = 1) -> str:
-    """S: a whole number, or with decimals; the mean over seeds where there are several."""
+    """Format S: a whole number, or with decimals; the mean over seeds if there are several."""
     value = row["seeds"]["mean_patches"]["mean"] if "seeds" in row else row["mean_patches"]
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.{digits}f}"
 
 
 def number(value: float | None, digits: int) -> str:
-    """With thousands set apart; nothing for None."""
+    """Format a number with separated thousands; nothing for None."""
     return "" if value is None else f"{value:,.{digits}f}"
 
 

@@ -1,4 +1,4 @@
-"""Every row on the same images: what it chose, what it said, and the upper limit that an oracle reaches."""
+"""Evaluate every row on the same images, and find the upper limit that an oracle reaches."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from patchdrop.training.supervised import random_subset
 
 ORACLE_IMAGES = 256
 ORACLE_MASKS = 64
-"""Random masks among the oracle's candidates, each with an S of its own."""
+"""Number of random masks among the oracle's candidates, each with an S of its own."""
 Judged = dict[str, dict[str, Outcome]]
-"""Method -> stage -> what it did; a method without a policy does the same in each stage."""
+"""Method -> stage -> outcome; a method without a policy has the same outcome in each stage."""
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """PatchDrop's classifier of a stage with the best of many masks for each image, by the label."""
+    """The result of PatchDrop's classifier of a stage with the best of many masks for each image, by the label."""
 
     outcome: Outcome
     patchdrop: Outcome
-    """PatchDrop on the same images."""
+    """PatchDrop's outcome on the same images."""
     candidates: int
 
 
 def judge(bench: Bench, rows: Sequence[Row], split: Split, advance: Callable[[str, int], None]) -> Judged:
-    """Every row on a split, but for the oracle; and under "" the run's own PatchDrop, whether or not it is a row."""
+    """Evaluate every row on a split except the oracle; the key "" holds the run's own PatchDrop, row or not."""
     own = evaluate(bench.run, split, bench.seed, bench.device, lambda name, n: advance(f"run {name}", n))
     stages = [stage for stage in bench.policy_stages if stage in own]
     judged: Judged = {"": {stage: own[stage] for stage in stages}}
@@ -73,20 +73,20 @@ def _judged(row: Row, bench: Bench, stage: str, split: Split, advance: Callable[
 
 
 def judged_model(row: Row, bench: Bench, stage: str) -> nn.Module:
-    """The model that a row is judged by in a stage of the table."""
+    """Return the model that a row is evaluated with in a stage of the table."""
     if row.own:
         return bench.earlier(row.own if row.own in ("lr", "hr") else stage).to(bench.device)
     return row.model(bench, stage if row.chooser or row.policy else row.stages[-1]).to(bench.device)
 
 
 def oracle(bench: Bench, stage: str, split: Split, masks: Mapping[str, Tensor]) -> Oracle:
-    """The best mask of each image: one by which the class is right, with the fewest patches.
+    """Find the best mask of each image: among those with a right class, the one with the fewest patches.
 
-    Where none is right, the one with the fewest patches. So on its images it is right wherever a candidate is.
+    If none is right, take the one with the fewest patches. So the oracle is right wherever a candidate is.
 
     Args:
-        masks: candidates beside none, all and `ORACLE_MASKS` random ones: name -> ``(len(split), P)`` bool, PatchDrop's
-            own under "".
+        masks: candidates besides none, all and `ORACLE_MASKS` random ones: name -> ``(len(split), P)`` bool;
+            PatchDrop's own is under "".
     """
     positions = spread_over_classes(split.targets, ORACLE_IMAGES)
     subset = held(split, positions)
@@ -120,7 +120,7 @@ def _with_mask(model: PatchDrop, bench: Bench, split: Split, mask: Tensor) -> Ou
 
 
 def spread_over_classes(targets: Tensor, count: int) -> Tensor:
-    """Positions of the first image of each class, then of the second of each, until there are ``count``; sorted."""
+    """Return positions of each class' first image, then of each one's second, until there are ``count``; sorted."""
     seen: dict[int, int] = {}
     ranks = []
     for position, target in enumerate(targets.tolist()):
@@ -130,7 +130,7 @@ def spread_over_classes(targets: Tensor, count: int) -> Tensor:
 
 
 def held(split: Split, positions: Tensor) -> Split:
-    """Part of a split, decoded once and held in memory."""
+    """Decode a part of a split once, and hold it in memory."""
     batches = list(split.batches(torch.split(positions, BATCH)))
     lows = [batch.low for batch in batches if batch.low is not None]
     targets = torch.cat([batch.target for batch in batches])
@@ -144,7 +144,7 @@ def held(split: Split, positions: Tensor) -> Split:
 
 
 def signal_to_noise(generator: Generator, bench: Bench, split: Split) -> dict[str, float]:
-    """Mean PSNR in decibels of what a generator makes of a split's LR images, and of their bilinear enlargement."""
+    """Return the mean PSNR in decibels of a generator's images from a split's LR, and of bilinear enlargements."""
     made, plain = 0.0, 0.0
     with torch.inference_mode():
         for batch in split.in_order(BATCH):

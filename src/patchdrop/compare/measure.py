@@ -1,4 +1,4 @@
-"""The cost columns of all rows, measured side by side on the same images."""
+"""Measure the cost columns of all rows side by side on the same images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Costs = dict[tuple[str, str], dict[str, Any]]
 
 
 def reading_costs(outcome: Outcome, bench: Bench, price: Price) -> dict[str, Any]:
-    """What a choice reads and what that is worth: bytes of 8-bit pixels, share of HR's pixels, money an image."""
+    """Return the cost of a choice's reads: bytes of 8-bit pixels, share of HR's pixels, money per image."""
     height, width = bench.data.shape.high
     pixels = pixels_read(outcome.choice, bench.grid, (height, width))
     share = pixels / (height * width)
@@ -36,7 +36,7 @@ def reading_costs(outcome: Outcome, bench: Bench, price: Price) -> dict[str, Any
 
 
 def whole_costs(size: tuple[int, int], bench: Bench, price: Price) -> dict[str, Any]:
-    """As `reading_costs`, of a row that reads whole images of a size, (height, width) in pixels; and S of as many."""
+    """Do as `reading_costs` for a row that reads whole images of a size in pixels, and add S of as many pixels."""
     height, width = bench.data.shape.high
     pixels = size[0] * size[1]
     share, worth = pixels / (height * width), price.of_image(height, width)
@@ -50,10 +50,10 @@ def whole_costs(size: tuple[int, int], bench: Bench, price: Price) -> dict[str, 
 
 
 def measured_costs(bench: Bench, rows: Sequence[Row], split: Split, judged: Judged) -> Costs:
-    """FLOPs and times of every row that is a system (controls and the oracle are none), timed in turns.
+    """Measure FLOPs and times, in turns, of every row that is a system (controls and the oracle are not).
 
-    All on the same images, 64 spread over the classes; at batch 1 on `SINGLES` of them, one by one, because what a row
-    takes may depend on the image.
+    All on the same images, 64 spread over the classes; at batch 1 on `SINGLES` of them, one by one, because the time
+    of a row may depend on the image.
     """
     positions = spread_over_classes(split.targets, max(BATCHES))
     batch = next(held(split, positions).in_order(len(positions)))

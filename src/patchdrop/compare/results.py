@@ -1,4 +1,4 @@
-"""The document ``results.json`` of a comparison: rows, tables ready to print, and a foot with what they rest on."""
+"""Write ``results.json`` of a comparison: rows, tables ready to print, and a foot that says how they were made."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def results(
 
     Args:
         bench: of the first seed.
-        judged: `seed_rows` of each seed. The document's ``rows`` are the first seed's; where there are several, each
-            has ``seeds`` with what they gave.
+        judged: `seed_rows` of each seed. The document's ``rows`` are the first seed's; with several seeds, each row
+            has ``seeds`` with the figures of all.
     """
     shown = over_seeds(judged, seeds)
     form, grid = FORMS[bench.options.table], bench.grid
@@ -74,7 +74,7 @@ def results(
 
 
 def seed_rows(bench: Bench, rows: Sequence[Row], split_name: str, price: Price, advance: Advance, timed: bool) -> Rows:
-    """The rows of ``results.json`` of one seed, in the table's order, stage by stage."""
+    """Return the rows of ``results.json`` of one seed, in the table's order, stage by stage."""
     split = bench.data.splits[split_name]
     judged = judge(bench, rows, split, advance)
     oracles = _oracles(bench, rows, split, judged) if any(row.own == "oracle" for row in rows) else {}
@@ -128,7 +128,7 @@ def _psnr(row: Row, bench: Bench, split: Split) -> dict[str, float]:
 
 
 def training(bench: Bench, rows: Sequence[Row]) -> dict[str, Any]:
-    """For the provenance: the commands that trained the run, and the seconds of each stage of each row."""
+    """Return, for the provenance, the commands that trained the run, and the seconds of each row's stages."""
     seconds = {"run": {stage: bench.run.stage_config(stage).get("seconds") for stage in bench.run.stages_done()}}
     for row in rows:
         if stages := row.trains(bench):
@@ -138,7 +138,7 @@ def training(bench: Bench, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def over_seeds(judged: Sequence[Rows], seeds: Sequence[int]) -> Rows:
-    """The first seed's rows, each with mean and standard deviation over all seeds where there are several."""
+    """Return the first seed's rows; with several seeds, each has mean and standard deviation over all of them."""
     shown = []
     for together in zip(*judged, strict=True):
         row = dict(together[0])
@@ -159,7 +159,7 @@ def _spread(values: list[float]) -> dict[str, Any]:
 def foot(
     bench: Bench, rows: Sequence[Row], shown: Rows, split_name: str, price: Price, where: Mapping[str, Any]
 ) -> list[str]:
-    """What the tables rest on, a sentence or two a line."""
+    """Return lines that say how the tables were made, a sentence or two each."""
     networks, (high, low, grid, _) = bench.recipe.networks, bench.data.shape
     n = len(bench.data.splits[split_name])
     lines = [
@@ -252,7 +252,7 @@ def _money(bench: Bench, shown: Rows, n: int, price: Price) -> list[str]:
 
 
 def csv_text(document: Mapping[str, Any]) -> str:
-    """``table.csv``: one line for each method and stage."""
+    """Return ``table.csv``: one line for each method and stage."""
     columns = [
         "method", "stage", "accuracy", "ci95_low", "ci95_high", "n", "mean_patches", "patches_sd", "hr_fraction",
         "hr_pixel_fraction", "hr_bytes", "flops", "flops_dense", "timed_patches", "ms_batch1", "ms_batch64", "price",
@@ -268,7 +268,7 @@ def csv_text(document: Mapping[str, Any]) -> str:
 
 
 def write(folder: Path, document: Mapping[str, Any]) -> None:
-    """``table.md``, ``table.csv`` and ``accuracy.png``, then ``results.json``; raises RunError where they cannot be."""
+    """Write ``table.md``, ``table.csv`` and ``accuracy.png``, then ``results.json``; RunError if that fails."""
     write_bytes(folder / "table.md", markdown(document).encode())
     write_bytes(folder / "table.csv", csv_text(document).encode())
     write_bytes(folder / "accuracy.png", png(comparison(document["rows"])))
@@ -276,7 +276,7 @@ def write(folder: Path, document: Mapping[str, Any]) -> None:
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    """``table.md``: the tables and their foot."""
+    """Return ``table.md``: the tables and their foot."""
     parts = [f"# {document['data']}, table {document['table']}"]
     for table in document["tables"]:
         parts.append(f"## {table['title']}")
@@ -288,7 +288,7 @@ def markdown(document: Mapping[str, Any]) -> str:
 
 
 def markdown_table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; the PatchDrop rows are bold."""
+    """Return a table in Markdown; the PatchDrop rows are bold."""
 
     def line(cells: Sequence[str]) -> str:
         return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,7 +1,7 @@
-"""The rows of the tables: what each one trains, from what it starts, and how it chooses.
+"""Define the rows of the tables: what each one trains, from what it starts, and how it chooses.
 
-A row trains in stages, each kept in a folder of the form of a run's (`patchdrop.runs.folder`). Rows that are the run's
-own, and controls that judge the run's models with other masks, train nothing.
+A row trains in stages, each kept in a folder of the form of a run's (`patchdrop.runs.folder`). Rows that the run
+itself has, and controls that evaluate the run's models with other masks, train nothing.
 """
 
 from __future__ import annotations
@@ -42,17 +42,17 @@ from patchdrop.training.super_resolution import GeneratorTask, SuperResolvedTask
 from patchdrop.training.supervised import ClassifierTask
 
 KD_WEIGHT = 0.7
-"""The teacher's share of KD's loss; its temperature is `Teacher`'s own."""
+"""The teacher's share of KD's loss; its temperature is `Teacher`'s default."""
 
 
 @dataclass(frozen=True)
 class Chooser:
-    """A way to choose S patches that takes the policy's place.
+    """A way to choose S patches that replaces the policy.
 
     Attributes:
-        policy: grid and S to what gives the patch logits; None: a policy network of the run's form.
-        learns: S to the choice in training.
-        chooses: S to the choice afterwards. What it draws comes from torch's own generator.
+        policy: maps grid and S to a module of patch logits; None: a policy network of the run's form.
+        learns: maps S to the choice in training.
+        chooses: maps S to the choice afterwards. It draws from torch's own generator.
         whole: whether S is rounded to a whole number.
     """
 
@@ -62,27 +62,27 @@ class Chooser:
     whole: bool = False
 
     def count(self, patches: float) -> float:
-        """S as this chooser keeps it."""
+        """Return S as this chooser keeps it."""
         return float(round(patches)) if self.whole else patches
 
 
 @dataclass(frozen=True)
 class Row:
-    """One line of a table.
+    """A line of a table.
 
     Attributes:
         method: its name in the table.
-        about: what it is, in a line.
-        own: of a row that the run has itself, the stage (``lr``, ``hr``), the control or plain strategy (``random``,
+        about: a line that describes it.
+        own: if the run itself has the row: the stage (``lr``, ``hr``), the control or plain strategy (``random``,
             ``shuffled``, ``oracle``, ``cascade``, ...); ``policy`` is PatchDrop.
-        stages: that it trains, in order; the last one is judged, or of a chooser each.
-        task: what trains a stage.
+        stages: the stages that it trains, in order; the last one is evaluated, or each one for a chooser.
+        task: makes the task that trains a stage.
         build: makes the model that a stage's weights are loaded into.
-        recipe: by which it is trained.
-        chooser: of a row that chooses patches in another way than PatchDrop.
+        recipe: returns the recipe that it is trained by.
+        chooser: if the row chooses patches in another way than PatchDrop.
         independent: whether it starts from nothing that the run trains.
         policy: whether it has a policy of its own, and so a model for each stage.
-        whole_at: of a row that reads the whole image at another size than LR's, that size in pixels.
+        whole_at: if the row reads the whole image at another size than LR's: that size in pixels.
     """
 
     method: str
@@ -98,25 +98,25 @@ class Row:
     whole_at: Callable[[Bench], tuple[int, int]] | None = None
 
     def folder(self, bench: Bench) -> RunFolder:
-        """Where its stages are kept."""
+        """Return the folder of its stages."""
         slug = re.sub("[^a-z0-9]+", "-", self.method.lower()).strip("-")
         return RunFolder(bench.folder / slug, partial(self.build, bench))
 
     def trains(self, bench: Bench) -> list[str]:
-        """Its stages in this comparison."""
+        """List its stages in this comparison."""
         active = bench.policy_stages if self.chooser or self.policy else self.stages
         return [stage for stage in self.stages if stage in active]
 
     def config(self, bench: Bench) -> ModelConfig:
-        """The description of its networks."""
+        """Return the description of its networks."""
         return bench.config(self.recipe(bench))
 
     def model(self, bench: Bench, stage: str) -> nn.Module:
-        """Its trained model of one of its stages (in a plan, an untrained one where there is none)."""
+        """Load its trained model of one of its stages (in a plan, build an untrained one if there is none)."""
         return bench.trained(self.folder(bench), stage, lambda: self.build(bench, stage, self.config(bench)))
 
 
-# --- what trains a stage
+# --- tasks that train a stage
 
 
 def _plain(row: Row, bench: Bench, stage: str) -> Task:
@@ -163,7 +163,7 @@ def _hidden(hide: Callable[[Bench], Hide]) -> Callable[[Row, Bench, str], Task]:
 
 
 def _choosing(row: Row, bench: Bench, stage: str) -> Task:
-    """As PatchDrop's stage: the same start, epochs and rates, with the chooser in the policy's place."""
+    """Train as PatchDrop's stage does, with the same start, epochs and rates, but with the chooser as the policy."""
     assert row.chooser is not None
     recipe, chooser = row.recipe(bench), row.chooser
     patches = chooser.count(bench.patches(stage))
@@ -177,7 +177,7 @@ def _choosing(row: Row, bench: Bench, stage: str) -> Task:
 
 
 def _starting_policy(row: Row, bench: Bench, stage: str) -> PatchDrop:
-    """A model of the row's own policy as its stage starts."""
+    """Build a model with the row's own policy as its stage starts."""
 
     def earlier(name: str) -> nn.Module:
         return row.model(bench, name) if name in POLICY_STAGES else bench.earlier(name)
@@ -190,7 +190,7 @@ def _starting_policy(row: Row, bench: Bench, stage: str) -> PatchDrop:
 
 
 def _weigh_as_the_run(model: PatchDrop, bench: Bench, stage: str) -> None:
-    """Both streams count as much as in the run's stage, where validation images have set how much that is."""
+    """Give both streams the weights of the run's stage, which were fitted to validation images."""
     if not isinstance(model.classifier, TwoStream) or not bench.run.done(stage):
         return
     fitted = bench.run.stage_config(stage).get("stream_weights", [])  # none in a run of the paper's policy
@@ -198,7 +198,7 @@ def _weigh_as_the_run(model: PatchDrop, bench: Bench, stage: str) -> None:
         parameter.data.fill_(value)
 
 
-# --- what weights are loaded into
+# --- models that weights are loaded into
 
 
 def _build_coupled(bench: Bench, stage: str, config: ModelConfig) -> PartiallyCoupled:
@@ -285,7 +285,7 @@ def _chooser_row(method: str) -> Row:
 
 
 def _own_network(bench: Bench) -> Recipe:
-    """A chooser has patch logits alone, which STN learns end to end: no ranking, and no network that stays LR-CNN's."""
+    """Use patch logits alone, without a ranking or a network that stays LR-CNN's: STN learns them end to end."""
     networks = bench.recipe.networks
     start = "lr" if networks.policy_start == "shared" else networks.policy_start
     return replace(bench.recipe, networks=replace(networks, policy="bernoulli", policy_start=start))
@@ -320,14 +320,14 @@ PATCHDROP = Row("PatchDrop", "the policy and its classifier", own="policy")
 
 
 def _medium_size(bench: Bench) -> Size:
-    """Sides of as many pixels as the last stage's patches have."""
+    """Return the sides of an image with as many pixels as the last stage's patches have."""
     share = math.sqrt(bench.patches(bench.policy_stages[-1]) / bench.grid.patches)
     height, width = (min(side, max(8, round(side * share / 4) * 4)) for side in bench.data.shape.high)
     return height, width
 
 
 def _medium_recipe(bench: Bench) -> Recipe:
-    """HR-CNN's network and epochs in LR-CNN's place, on images of the medium size."""
+    """Train HR-CNN's network for its epochs as LR-CNN, on images of the medium size."""
     recipe, shape = bench.recipe, bench.data.shape._replace(low=_medium_size(bench))
     networks = replace(recipe.networks, shape=shape, lr_network=recipe.networks.hr_network, low_enlarge=1)
     return replace(recipe, networks=networks, schedule=recipe.schedule.with_epochs(lr=recipe.schedule.epochs["hr"]))
@@ -364,7 +364,7 @@ PLAIN = (
     Row("Detail", "PatchDrop's classifier on the patches where LR varies most", own=DETAIL),
     Row("Cascade", "LR-CNN where it is certain, HR-CNN on all of HR elsewhere", own=CASCADE),
 )
-"""Plain strategies at PatchDrop's S, where its stages were settled against them."""
+"""Plain strategies at PatchDrop's S, if its stages were settled against them."""
 MEDIUM = Row(
     "MR-CNN",
     "HR-CNN's network on the whole image at the resolution that has as many pixels as PatchDrop reads",

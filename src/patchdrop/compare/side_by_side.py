@@ -1,4 +1,4 @@
-"""Rows trained side by side, each in a process of its own.
+"""Train rows side by side, each in a process of its own.
 
 Small networks leave a second core nearly idle, and rows do not need one another: two processes of one thread each take
 about half the time of one process of two threads. Every process loads the data for itself.
@@ -33,11 +33,11 @@ from patchdrop.training.run import Advance, Stopper
 
 POLL_SECONDS = 0.5
 RUN = ""
-"""Stands for the run among the methods."""
+"""Stands for the run among the methods' names."""
 
 
 def train_side_by_side(bench: Bench, rows: Sequence[Row], jobs: int, advance: Advance, stop: Stopper) -> None:
-    """As `patchdrop.compare.train.train_rows`, in ``jobs`` processes; rows that need the run wait for it.
+    """Train as `patchdrop.compare.train.train_rows`, in ``jobs`` processes; rows that need the run wait for it.
 
     Every row ends with the same weights as in one process of as many threads.
     """
@@ -69,7 +69,7 @@ def train_side_by_side(bench: Bench, rows: Sequence[Row], jobs: int, advance: Ad
 
 
 def _end(future: Future[None], stop: Stopper) -> None:
-    """Raise what a row ended with; a process that was ended from outside is Interrupted, or one of our errors."""
+    """Raise what a row ended with; a process that was ended from outside becomes Interrupted or a TrainingError."""
     try:
         future.result()
     except BrokenProcessPool as error:
@@ -82,7 +82,7 @@ def _end(future: Future[None], stop: Stopper) -> None:
 
 
 class _Asked(Stopper):
-    """What the first process wants, or that it is gone."""
+    """The stop signal of the first process, or SIGTERM once that process is gone."""
 
     def __init__(self, asked: Synchronized[int], parent: int) -> None:
         super().__init__()
@@ -109,7 +109,7 @@ def _begin(
     asked: Synchronized[int],
     parent: int,
 ) -> None:
-    """What a process keeps for all its rows."""
+    """Set up what a process keeps for all its rows."""
     global _bench, _told, _stop
     # The terminal's Ctrl-C reaches every process; the first one passes it on.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -120,7 +120,7 @@ def _begin(
 
 
 def _end_after(parent: int) -> None:
-    """End this process once the first one is gone, which cannot say so, and a row in training has been saved."""
+    """End this process once the first one is gone, which cannot tell it to, and a row in training has been saved."""
     while os.getppid() == parent:
         time.sleep(POLL_SECONDS)
     with _busy:

@@ -1,4 +1,4 @@
-"""The seed tables' forms: which rows, which columns."""
+"""Define the forms of the paper's tables: which rows, which columns."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from patchdrop.settings.flat import nearest
 
 @dataclass(frozen=True)
 class Form:
-    """One of the paper's tables.
+    """The form of one of the paper's tables.
 
     Attributes:
         rows: the paper's, in its order, then those beyond it.
-        stages: that the table has a column for.
+        stages: stages that the table has a column for.
         one_s: whether S of all stages stands in one last column, rather than S beside each stage.
-        time: whether a last column holds milliseconds an image.
+        time: whether a last column holds milliseconds per image.
     """
 
     rows: tuple[Row, ...]
@@ -36,13 +36,13 @@ FORMS = {
 
 
 def _nearest(name: str, methods: Sequence[str]) -> str:
-    """`nearest`, in whatever case a name was typed."""
+    """Do as `nearest`, in whatever case a name was typed."""
     alike = [method for method in methods if method.lower() == name.lower()]
     return nearest(alike[0] if alike else name, methods)
 
 
 def chosen_rows(form: Form, names: Sequence[str]) -> list[Row]:
-    """The rows of these names in the table's order; all of them where none is named.
+    """Return the rows with these names in the table's order; all of them if none is named.
 
     Raises:
         UsageError: the table has no row of a name; the nearest one is offered.

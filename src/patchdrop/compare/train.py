@@ -1,4 +1,4 @@
-"""Train what is missing of a comparison, row by row and stage by stage, and say what that would cost."""
+"""Train what is missing of a comparison, row by row and stage by stage, and estimate the time for that."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ class Work(NamedTuple):
     epochs: int
     steps: int
     seconds: float
-    """Estimated; 0 where it was not measured."""
+    """Estimated; 0 if it was not measured."""
     done: bool
 
 
 def train_rows(bench: Bench, rows: Sequence[Row], advance: Advance, stop: Stopper) -> None:
-    """Train the run, then every stage of every row that is not there yet.
+    """Train the run, then every stage of every row that is not trained yet.
 
     Args:
-        advance: told ``"<row> <stage>"`` and how many steps were done.
+        advance: called with ``"<row> <stage>"`` and how many steps were done.
 
     Raises:
         RunError, TrainingError, Interrupted: as `patchdrop.training.run.train_stages`.
@@ -84,14 +84,14 @@ def train_row(row: Row, bench: Bench, advance: Advance, stop: Stopper) -> None:
 
 
 def start(row: Row, bench: Bench, stage: str) -> Task:
-    """What trains a stage of a row, with its model as it starts."""
+    """Return the task that trains a stage of a row, with its model as it starts."""
     assert row.task is not None
     torch.manual_seed(derived_seed(bench.seed, stage, "weights"))
     return row.task(row, bench, stage)
 
 
 def plan(bench: Bench, rows: Sequence[Row], measured: bool) -> list[Work]:
-    """Every stage of the run and of the rows: epochs, steps and, where ``measured``, the time of its steps here."""
+    """List every stage of the run and the rows: epochs, steps and, if ``measured``, the time of its steps here."""
     found, config, recipe = [], bench.config(), bench.recipe
     begin = Start(recipe.schedule.stages, recipe.pretrained, starts_as_low(config))
     for stage in recipe.stages:

@@ -1,4 +1,4 @@
-"""What networks cost: parameters and FLOPs counted, milliseconds and memory measured.
+"""Measure what networks cost: parameters and FLOPs are counted, milliseconds and memory measured.
 
 May import `models` and what lies below it.
 """

@@ -1,4 +1,4 @@
-"""What networks cost: parameters and floating-point operations, counted, not guessed."""
+"""Count parameters and floating-point operations of networks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patchdrop.packed import gather
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one image through one network."""
+    """The cost of one image through one network."""
 
     parameters: int
     flops: int
@@ -22,9 +22,9 @@ class Cost:
 
 
 def forward_costs(config: ModelConfig) -> dict[str, Cost]:
-    """Cost of each network: ``hr`` (with every patch read), ``lr`` and ``policy``."""
+    """Return the cost of each network: ``hr`` (with every patch read), ``lr`` and ``policy``."""
     low_model = build_stage("lr", config)
-    zoom = build_stage("pt", replace(config, low_stream="ft2"))  # without LR-CNN beside it, which is counted by itself
+    zoom = build_stage("pt", replace(config, low_stream="ft2"))  # without LR-CNN, which is counted by itself
     low = torch.zeros(1, config.shape.channels, *config.shape.low, dtype=torch.uint8)
     high = torch.zeros(1, config.shape.channels, *config.shape.high, dtype=torch.uint8)
     grid = config.shape.grid

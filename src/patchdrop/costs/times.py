@@ -1,7 +1,7 @@
-"""What a clock sees: every way of running a run's networks, timed in turns in one process.
+"""Time every way of running a run's networks, in turns in one process.
 
-A way is a name and a callable. A round runs each of them once, starting at another one each time, so that whatever
-else the machine does meets all of them alike. FLOPs and memory are taken apart from the rounds.
+A way is a name and a callable. A round runs each of them once, starting with another one each time, so that other load
+on the machine affects all of them alike. FLOPs and memory are measured outside the rounds.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from patchdrop.read.source import from_memory
 
 WARM_UP = 2
 PATCHES = (0, 1, 2, 4, 8, 16)
-"""Numbers of patches that are timed, those that the grid has."""
+"""Numbers of patches that are timed, if the grid has as many."""
 Batch = tuple[Tensor, Tensor]
 """HR and LR of some images."""
 PLAIN = "HR-CNN"
@@ -37,24 +37,24 @@ PLAIN = "HR-CNN"
 
 @dataclass(frozen=True)
 class Way:
-    """One way of running networks on a batch of images that is held in memory."""
+    """A way of running networks on a batch of images that is held in memory."""
 
     name: str
     stage: str
     run: Callable[[Tensor, Tensor], object]
     """Takes HR ``(B, C, H, W)`` and LR ``(B, C, h, w)``, pixels 0..255."""
     patches: int | None = None
-    """Patches that each image reads, where the way fixes it."""
+    """Patches that each image reads, if the way fixes it."""
     every_batch: bool = False
-    """Whether all images are run, batch by batch, not the first batch alone: its time depends on the images."""
+    """Whether all images are run, batch by batch, not only the first batch: the time depends on the images."""
 
 
 def ways_of(models: Mapping[str, nn.Module], config: ModelConfig, scores: Tensor) -> list[Way]:
-    """The ways to run the models of a run's stages.
+    """Return the ways to run the models of a run's stages.
 
     Args:
         models: stage -> model.
-        scores: ``(n, P)`` logits that say which patches are read where only their number is fixed; a batch of B images
+        scores: ``(n, P)`` logits that say which patches are read if only their number is fixed; a batch of B images
             takes the first B.
     """
     grid = config.shape.grid
@@ -108,14 +108,14 @@ def measure(
     advance: Callable[[], None],
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[dict[str, Any]]:
-    """Time, FLOPs and memory of every way on batches of ``size`` images, as plain values.
+    """Measure time, FLOPs and memory of every way on batches of ``size`` images; return plain values.
 
     Args:
-        high: HR of at least ``size`` images, on the ways' device; what is left beside whole batches is not run.
+        high: HR of at least ``size`` images, on the ways' device; images beyond whole batches are not run.
         low: their LR.
         rounds: timed runs of each way, after `WARM_UP` that are not timed.
-        advance: told after every run.
-        clock: read before and after, in seconds; `time.process_time` does not count what other processes take, and
+        advance: called after every run.
+        clock: read before and after, in seconds; `time.process_time` leaves out the time of other processes, and
             adds up threads.
     """
     batches = [(high[i : i + size], low[i : i + size]) for i in range(0, len(high) - size + 1, size)]
@@ -138,7 +138,7 @@ def measure(
 
 
 def wait_for(device: torch.device) -> None:
-    """Return once a GPU has done what it was given."""
+    """Wait until a GPU has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -158,7 +158,7 @@ def _row(way: Way, seconds: list[float], plain: list[float] | None, batches: Seq
         "ms_batch": median,
         "ms_quartiles": [low_quarter, high_quarter],
         "ms_image": median / batch,
-        # Of each round by itself: what slows a round down slows down both.
+        # The ratio is taken per round: other load that slows down a round slows down both.
         "to_plain": None if plain is None else statistics.median(s / p for s, p in zip(seconds, plain, strict=True)),
         "images": images,
         "flops_image": sum(flops(way, *run) for run in batches) / images,
@@ -167,14 +167,14 @@ def _row(way: Way, seconds: list[float], plain: list[float] | None, batches: Seq
 
 
 def _patches_of(way: Way, high: Tensor, low: Tensor) -> float | None:
-    """Patches that an image reads on average, where the way is an episode."""
+    """Return the mean number of patches that an image reads if the way is an episode, else None."""
     with torch.inference_mode():
         found = way.run(high, low)
     return float(found.choice.sum(1).double().mean()) if isinstance(found, Episode) else None
 
 
 def flops(way: Way, high: Tensor, low: Tensor) -> int:
-    """Floating-point operations of one run, counted; a multiply-add counts as two."""
+    """Count the floating-point operations of one run; a multiply-add counts as two."""
     # The counter sees nothing under inference mode.
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         way.run(high, low)
@@ -182,10 +182,10 @@ def flops(way: Way, high: Tensor, low: Tensor) -> int:
 
 
 def peak_memory(way: Way, high: Tensor, low: Tensor) -> float | None:
-    """Most memory that is held while a way runs, in MiB; None where the system does not say.
+    """Return the most memory that is held while a way runs, in MiB; None if the system does not say.
 
-    On the CPU the resident set of the whole process, with what Python, torch, the weights and the allocator hold
-    anyway, so that only differences tell of a way; on a GPU what tensors hold there, the weights among them.
+    On the CPU this is the resident set of the whole process, with what Python, torch, the weights and the allocator
+    hold anyway, so only differences between ways count; on a GPU it is what tensors hold there, weights included.
     """
     if high.is_cuda:
         torch.cuda.reset_peak_memory_stats(high.device)
@@ -203,7 +203,7 @@ def peak_memory(way: Way, high: Tensor, low: Tensor) -> float | None:
 
 
 def straight_lines(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """For each stage and batch, the straight line through an image's time against the number of patches read.
+    """Fit, for each stage and batch, a straight line to an image's time against the number of patches read.
 
     From one patch on: without a patch most classifiers run no HR network, and that time is a row of its own.
 

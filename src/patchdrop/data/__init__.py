@@ -1,4 +1,4 @@
-"""Labelled images: where they come from, how they are split, how batches are made.
+"""Load labelled images: find them, split them, and make batches.
 
 May import `read` and what lies below it.
 """

@@ -1,4 +1,4 @@
-"""Augmentations on whole batches of 8-bit images.
+"""Augment whole batches of 8-bit images.
 
 Geometry is drawn once an image and applied to HR and, where it has its own, to LR, so that the two stay aligned.
 Everything is drawn from torch's default CPU generator, which the training loop seeds at every step. Flips, turns and
@@ -19,11 +19,11 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def augment(high: Tensor, low: Tensor | None, names: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
-    """Augmented copies of a batch.
+    """Return augmented copies of a batch.
 
     Args:
         high: ``(B, C, H, W)`` uint8.
-        low: ``(B, C, h, w)`` uint8 where LR comes from a sensor of its own, else None.
+        low: ``(B, C, h, w)`` uint8 if LR comes from a sensor of its own, else None.
         names: which augmentations, see `patchdrop.settings.flat.Augmentation`.
     """
     n = len(high)
@@ -69,7 +69,7 @@ def _turned(both: list[Tensor], quarter: Tensor) -> list[Tensor]:
 
 
 def _shifted(both: list[Tensor], n: int) -> list[Tensor]:
-    """Up to an eighth of a side each way, mirrored at the edge, in whole pixels of the smallest image."""
+    """Shift by up to an eighth of a side each way, mirrored at the edge, in whole pixels of the smallest image."""
     smallest = both[-1]
     reach_y, reach_x = smallest.shape[2] // 8, smallest.shape[3] // 8
     dy = torch.randint(-reach_y, reach_y + 1, (n,))
@@ -90,7 +90,7 @@ def _shifted(both: list[Tensor], n: int) -> list[Tensor]:
 
 
 def _zoomed(both: list[Tensor], n: int) -> list[Tensor]:
-    """A random crop of 60 to 100 % of each side, enlarged to the full size."""
+    """Crop 60 to 100 % of each side at random, and enlarge the crop to the full size."""
     scale = 0.6 + 0.4 * torch.rand(n)
     centre = (2 * torch.rand(n, 2) - 1) * (1 - scale).unsqueeze(1)
     theta = torch.zeros(n, 2, 3)
@@ -105,7 +105,7 @@ def _zoomed(both: list[Tensor], n: int) -> list[Tensor]:
 
 
 def _coloured(both: list[Tensor], n: int) -> list[Tensor]:
-    """Brightness and contrast by up to 30 %, the same for HR and LR."""
+    """Change brightness and contrast by up to 30 %, the same for HR and LR."""
     gain = (0.7 + 0.6 * torch.rand(n)).view(n, 1, 1, 1)
     offset = (51 * torch.rand(n) - 25.5).view(n, 1, 1, 1)
     coloured = []
@@ -117,7 +117,7 @@ def _coloured(both: list[Tensor], n: int) -> list[Tensor]:
 
 
 def _erased(high: Tensor) -> Tensor:
-    """In half of the images one square of up to half a side gets the image's mean colour (CutOut)."""
+    """Fill one square of up to half a side with the image's mean colour in half of the images (CutOut)."""
     n, _, height, width = high.shape
     side = 0.5 * torch.rand(n) * (torch.rand(n) < 0.5)
     cy, cx = torch.rand(n), torch.rand(n)

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 as published, held in memory.
+"""Load CIFAR-10 and CIFAR-100 as published into memory.
 
 Two of the published versions are read. The binary one is fixed-size records and is parsed here. The Python
 one is pickles, which run code when they are opened: it goes through torchvision, which compares each file's
@@ -28,7 +28,7 @@ _PIXELS = 3 * 32 * 32
 
 @dataclass(frozen=True)
 class _Binary:
-    """How the binary version of a data set is laid out."""
+    """The file layout of a data set's binary version."""
 
     train: tuple[str, ...]
     test: tuple[str, ...]
@@ -111,7 +111,7 @@ def _names(file: Path, classes: int) -> tuple[str, ...]:
 
 
 def _records(file: Path, form: _Binary, records: int) -> tuple[Tensor, Tensor]:
-    """Images and classes of one file, whose size must be exactly that of ``records`` records."""
+    """Read images and classes of one file, whose size must be exactly that of ``records`` records."""
     length = form.labels + _PIXELS
     try:
         size = file.stat().st_size
@@ -143,6 +143,6 @@ def _load_python(parent: Path, kind: type[CIFAR10]) -> tuple[tuple[str, ...], di
 
 
 def _held(loaded: CIFAR10) -> tuple[Tensor, Tensor]:
-    """torchvision holds ``(n, 32, 32, 3)``."""
+    """Turn torchvision's ``(n, 32, 32, 3)`` into ``(n, 3, 32, 32)``."""
     images = np.ascontiguousarray(loaded.data.transpose(0, 3, 1, 2))
     return torch.from_numpy(images), torch.tensor(loaded.targets, dtype=torch.int64)

@@ -1,9 +1,9 @@
-"""fMoW-rgb as published.
+"""List the images of fMoW-rgb as published.
 
 ``train/<class>/<class>_<place>/<class>_<place>_<view>_rgb.jpg`` with a ``.json`` beside each, one record a bounding
-box, cut out with context (`square_with_context`). The published ``test/`` has numbers in place of classes and cannot
-be listed: ``val`` is listed as ``test``, unless ``test/`` has been sorted into class folders too, with the mapping
-that was published later. ``false_detection``, no class of the training set, is left out.
+box, cut out with context (`square_with_context`). The published ``test/`` has numbers instead of classes and cannot be
+listed: ``val`` is listed as ``test``, unless ``test/`` has been sorted into class folders too, with the mapping that
+was published later. ``false_detection``, which is no class of the training set, is left out.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _NO_CLASS = "false_detection"
 
 
 def is_fmow(root: Path) -> bool:
-    """Whether there are folders ``<class>/<class>_<place>``."""
+    """Check whether there are folders ``<class>/<class>_<place>``."""
     return any(_classes(root / split) for split in SPLITS)
 
 
 def _classes(split: Path) -> list[Path]:
-    """The class folders of a split: those with folders ``<class>_<place>`` in them."""
+    """Return the class folders of a split: those with folders ``<class>_<place>`` in them."""
     return [folder for folder in visible_folders(split) if folder.name != _NO_CLASS and _places(folder)]
 
 
@@ -42,7 +42,7 @@ def _places(folder: Path) -> list[Path]:
 
 
 def read_fmow(root: Path) -> Rows:
-    """The rows of each split that is there, ``val`` as ``test`` where there is no other."""
+    """Return the rows of each split that is there, ``val`` as ``test`` if there is no other."""
     folders = {split: _classes(root / split) for split in SPLITS}
     if folders["val"] and not folders["test"]:
         folders = {"train": folders["train"], "test": folders["val"]}
@@ -69,7 +69,7 @@ def _class_rows(folder: Path, names: set[str]) -> list[Row]:
 
 
 def _views(place: Path) -> list[Path]:
-    """One image a view: the pan-sharpened ``_rgb``, or ``_msrgb`` (a quarter of its side) if it is alone."""
+    """Return one image per view: the pan-sharpened ``_rgb``, or ``_msrgb`` (a quarter of its side) if it is alone."""
     views: dict[str, Path] = {}
     for path in sorted(place.iterdir()):  # ..._msrgb.jpg comes before ..._rgb.jpg
         match = re.fullmatch(r"(.+)_(?:ms)?rgb\.jpg", path.name)
@@ -79,7 +79,7 @@ def _views(place: Path) -> list[Path]:
 
 
 def _image_rows(image: Path, folder_class: str, names: set[str]) -> list[Row]:
-    """One row for each box of a known class; a file has a list of boxes, or one box by itself."""
+    """Return one row per box of a known class; a file has a list of boxes, or one box by itself."""
     file = image.with_suffix(".json")
     try:
         content = json.loads(file.read_bytes())
@@ -111,11 +111,11 @@ def square_with_context(
     image_width: float | None = None,
     image_height: float | None = None,
 ) -> Box:
-    """The square to cut out around an fMoW box.
+    """Return the square to cut out around an fMoW box.
 
-    Its side is 1.25 times the box's longer side; a small box gets more of its surroundings, up to 3 times
-    its longer side, until the square has 224 px. (A box of 50 px gives 150, of 100 px 224, of 400 px 500.)
-    Where the image's size is known and has room, the square is moved inside.
+    Its side is 1.25 times the box's longer side; a small box gets more of its surroundings, up to 3 times its longer
+    side, until the square has 224 px. (A box of 50 px gives 150, of 100 px 224, of 400 px 500.) If the image's size is
+    known and has room, the square is moved inside.
 
     Args:
         box: left, top, width, height in pixels, as fMoW's files have it.

@@ -1,4 +1,4 @@
-"""Image folders, one a class, and the rows that every layout is read into; the lowest part of listing a data set."""
+"""List image folders, one per class, as the rows that every layout is read into; other listing modules build on it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SPLITS = ("train", "val", "test")
 
 
 class Row(NamedTuple):
-    """An image whose class is still a name."""
+    """A listed image whose class is still a name."""
 
     path: Path
     label: str
@@ -26,7 +26,7 @@ class Row(NamedTuple):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Image, and LR image where there is one."""
+        """The image and, if there is one, the LR image."""
         return (self.path,) if self.low_path is None else (self.path, self.low_path)
 
 
@@ -35,7 +35,7 @@ Rows = dict[str, list[Row]]
 
 
 def read_folder(root: Path) -> Rows:
-    """The rows of ``train``, ``val`` and ``test``, those that exist."""
+    """Return the rows of ``train``, ``val`` and ``test``, those that exist."""
     found = [split for split in SPLITS if (root / split).is_dir()]
     if not found:
         raise DataError(
@@ -45,7 +45,7 @@ def read_folder(root: Path) -> Rows:
 
 
 def class_rows(split: Path) -> list[Row]:
-    """The images below ``split``, labelled by the folder right below it."""
+    """Return the images below ``split``, labelled by the folder right below it."""
     folders = visible_folders(split)
     if not folders:
         raise DataError(f"{split}: no class folder: put each class's images into {split.name}/<class>/")
@@ -60,14 +60,14 @@ def _images_of_class(folder: Path) -> list[Path]:
 
 
 def images_below(folder: Path) -> Iterator[Path]:
-    """Visible image files in a folder and its visible subfolders, in no order."""
+    """Yield visible image files in a folder and its visible subfolders, in no order."""
     for at, folders, files in os.walk(folder, onerror=_raise):
         folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(at, name) for name in files if _is_image(name))
 
 
 def _raise(error: OSError) -> None:
-    """A folder that cannot be read is an error, not an empty folder."""
+    """Raise the error: a folder that cannot be read is not an empty folder."""
     raise error
 
 
@@ -76,14 +76,14 @@ def _is_image(name: str) -> bool:
 
 
 def visible_folders(folder: Path) -> list[Path]:
-    """The visible folders right below ``folder``, sorted; none where that does not exist."""
+    """Return the visible folders right below ``folder``, sorted; none if it does not exist."""
     if not folder.is_dir():
         return []
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def checked(root: Path, rows: Rows) -> Rows:
-    """``rows``, where every split has the same classes."""
+    """Return ``rows`` after checking that every split has the same classes."""
     labels = {split: {row.label for row in rows[split]} for split in rows}
     first, *others = labels
     for other in others:
@@ -98,6 +98,6 @@ def checked(root: Path, rows: Rows) -> Rows:
 
 
 def some(names: Iterable[str]) -> str:
-    """The first five names."""
+    """Return the first five names as text."""
     names = list(names)
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,7 +1,7 @@
-"""ImageNet (ILSVRC 2012) as published.
+"""List the images of ImageNet (ILSVRC 2012) as published.
 
-``train/<wnid>/``, and ``val/<wnid>/`` or a flat ``val/`` labelled by Kaggle's ``LOC_val_solution.csv``; the folder
-itself, or one with ``ILSVRC/Data/CLS-LOC``. The official test set has no labels, so the validation set is listed as
+``train/<wnid>/``, and ``val/<wnid>/`` or a flat ``val/`` labelled by Kaggle's ``LOC_val_solution.csv``; in the folder
+itself, or in one with ``ILSVRC/Data/CLS-LOC``. The official test set has no labels, so the validation set is listed as
 ``test``.
 """
 
@@ -18,7 +18,7 @@ _WNID = re.compile(r"n\d{8}")
 
 
 def is_imagenet(root: Path) -> bool:
-    """Whether it is laid out as published, or by class folders named as WordNet's nouns."""
+    """Check whether it is laid out as published, or by class folders named as WordNet's nouns."""
     if _imagenet_base(root) != root or (root / "LOC_val_solution.csv").is_file():
         return True
     names = [folder.name for split in ("train", "val") for folder in visible_folders(root / split)]
@@ -27,13 +27,13 @@ def is_imagenet(root: Path) -> bool:
 
 
 def _imagenet_base(root: Path) -> Path:
-    """The folder that holds ``train`` and ``val``."""
+    """Return the folder that holds ``train`` and ``val``."""
     nested = (root / "ILSVRC" / "Data" / "CLS-LOC", root / "Data" / "CLS-LOC")
     return next((folder for folder in nested if folder.is_dir()), root)
 
 
 def read_imagenet(root: Path) -> Rows:
-    """The rows of ``train`` and ``test``."""
+    """Return the rows of ``train`` and ``test``."""
     base = _imagenet_base(root)
     rows: Rows = {}
     if (base / "train").is_dir():
@@ -64,7 +64,7 @@ def _flat_val_rows(root: Path, val: Path) -> list[Row]:
 
 
 def _solution_labels(file: Path) -> dict[str, str]:
-    """Image name -> wnid, from lines such as ``ILSVRC2012_val_00048981,n03995372 85 1 499 272``."""
+    """Read image name -> wnid from lines such as ``ILSVRC2012_val_00048981,n03995372 85 1 499 272``."""
     labels = {}
     with file.open(newline="", encoding="utf-8", errors="replace") as stream:
         for line in csv.DictReader(stream):

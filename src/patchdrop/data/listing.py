@@ -1,4 +1,4 @@
-"""What images a data set holds: which file, which class, which split.
+"""List the images of a data set: which file, which class, which split.
 
 Nothing is decoded here. Whatever the layout, classes are numbered by their sorted names, images are
 sorted by path, and hidden files and folders are passed over, so that a listing depends on names alone.
@@ -38,24 +38,24 @@ CIFAR_FOLDERS = {
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One labelled image."""
+    """A labelled image."""
 
     path: Path
     target: int
     low_path: Path | None = None
-    """The LR image, where it is a file of its own."""
+    """The LR image, if it is a file of its own."""
     box: Box | None = None
     """The part of the image to use; it may reach over the image's edge."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The images of a data set."""
+    """A list of a data set's images by split."""
 
     root: Path
     layout: str
     classes: tuple[str, ...]
-    """Names, sorted; a target is an index into them."""
+    """Class names, sorted; a target is an index into them."""
     splits: dict[str, tuple[Record, ...]]
     """``train``, ``val`` and ``test``, those that exist."""
 
@@ -85,7 +85,7 @@ def list_images(root: str | Path, layout: str = "auto") -> Listing:
 
 
 def detect_layout(root: Path) -> str:
-    """The layout of an existing file or folder: folder, csv, imagenet, fmow, cifar10 or cifar100."""
+    """Return the layout of an existing file or folder: folder, csv, imagenet, fmow, cifar10 or cifar100."""
     if root.is_file() or any((root / f"{split}.csv").is_file() for split in SPLITS):
         return "csv"
     for layout, names in CIFAR_FOLDERS.items():
@@ -115,7 +115,7 @@ def _listing(root: Path, layout: str, rows: Rows) -> Listing:
 
 
 class Listed(Protocol):
-    """What a line of a CSV file says."""
+    """A parsed line of a CSV file."""
 
     @property
     def label(self) -> str:
@@ -123,7 +123,7 @@ class Listed(Protocol):
 
     @property
     def files(self) -> Sequence[Path]:
-        """Files that have to be there."""
+        """Files that must exist."""
 
 
 L = TypeVar("L", bound=Listed)
@@ -141,11 +141,11 @@ def _read_csv(root: Path) -> Rows:
 def read_csv(
     root: Path, columns: Sequence[str], read_row: Callable[[Path, int, dict[str, str]], L]
 ) -> dict[str, list[L]]:
-    """The rows of each split of a CSV file, or of a folder's train.csv, val.csv and test.csv.
+    """Read the rows of each split of a CSV file, or of a folder's train.csv, val.csv and test.csv.
 
     Args:
         columns: those that must be there.
-        read_row: makes a row of file, line and cells.
+        read_row: makes a row from file, line and cells.
 
     Raises:
         DataError: no such table; the line is named.
@@ -162,7 +162,7 @@ def read_csv(
 
 
 def csv_files(root: Path) -> dict[str, Path]:
-    """The CSV files of a folder by split."""
+    """Return the CSV files of a folder by split."""
     return {split: root / f"{split}.csv" for split in SPLITS if (root / f"{split}.csv").is_file()}
 
 
@@ -173,7 +173,7 @@ def _csv_rows(
     columns: Sequence[str],
     read_row: Callable[[Path, int, dict[str, str]], L],
 ) -> dict[str, list[L]]:
-    """The rows of a file, by its ``split`` column where it may have one of its own, else all in ``split``."""
+    """Read the rows of a file, by its ``split`` column if it may have one of its own, else all into ``split``."""
     rows: dict[str, list[L]] = {}
     missing: list[str] = []
     for line, cells in _csv_cells(file, columns):
@@ -196,7 +196,7 @@ def _csv_rows(
 
 
 def _csv_cells(file: Path, needed: Sequence[str]) -> Iterator[tuple[int, dict[str, str]]]:
-    """Line number and stripped cells by column; utf-8-sig, because spreadsheets put a mark in front."""
+    """Yield line number and stripped cells by column; utf-8-sig, because spreadsheets put a mark in front."""
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream, strict=True)
@@ -221,7 +221,7 @@ def _check_column(file: Path, column: str, columns: list[str]) -> None:
 
 
 def check_filled(file: Path, line: int, cells: Mapping[str, str], columns: Sequence[str]) -> None:
-    """Raise DataError where a cell of one of the columns is empty."""
+    """Raise DataError if a cell of one of the columns is empty."""
     for column in columns:
         if cells.get(column) == "":
             raise DataError(f"{file}: line {line}: empty {column}: fill it in or remove the line")
@@ -234,7 +234,7 @@ def _csv_row(file: Path, line: int, cells: dict[str, str]) -> Row:
 
 
 def _check_leak(root: Path, rows: Rows) -> None:
-    """An image of one split must not be in another."""
+    """Refuse an image that is in two splits."""
     home: dict[str, str] = {}
     for split, members in rows.items():
         for row in members:
@@ -244,7 +244,7 @@ def _check_leak(root: Path, rows: Rows) -> None:
 
 
 def _check_repeats(root: Path, rows: Rows) -> None:
-    """Of an image listed twice in train, one copy could be carved out for validation."""
+    """Refuse an image listed twice: of two copies in train, one could be carved out for validation."""
     for split, members in rows.items():
         seen: set[tuple[str, Path | None]] = set()
         for row in members:
@@ -255,7 +255,7 @@ def _check_repeats(root: Path, rows: Rows) -> None:
 
 
 def check_labels(root: Path, rows: Mapping[str, Sequence[Listed]]) -> None:
-    """No class may be new after training; that a small test split lacks a rare class is no mistake."""
+    """Refuse classes that are not in train; that a small test split lacks a rare class is no mistake."""
     if "train" in rows:
         known = {row.label for row in rows["train"]}
         for split, members in rows.items():
@@ -265,7 +265,7 @@ def check_labels(root: Path, rows: Mapping[str, Sequence[Listed]]) -> None:
 
 
 def _check_low(root: Path, rows: Rows) -> None:
-    """LR images are files of their own for all images or for none: a batch cannot mix the two."""
+    """Refuse LR files for some images only: a batch cannot mix the two kinds."""
     if len({row.low_path is None for members in rows.values() for row in members}) > 1:
         raise DataError(f"{root}: not every CSV file has the column low_path: add it to all or to none")
 

@@ -1,4 +1,4 @@
-"""From settings to the splits a run works on."""
+"""Load the data set that settings name, as the splits of a run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TRAIN_MARKERS, TEST_MARKERS = 5000, 1500
 
 @dataclass(frozen=True)
 class Statistics:
-    """Channel mean and deviation of the training images in 0..255, of HR and of LR: ``(C,)`` each."""
+    """Channel mean and deviation of the training images in 0..255, for HR and for LR: ``(C,)`` each."""
 
     mean: Tensor
     std: Tensor
@@ -43,7 +43,7 @@ class Data:
         shape: of the images as they are decoded.
         splits: ``fit`` (all networks train on it), ``val`` (picks the checkpoint) and ``test``.
         skipped: image -> why it was left out.
-        read: what reading windows of scenes cost; None for other data.
+        read: the cost of reading windows of scenes; None for other data.
     """
 
     name: str
@@ -59,7 +59,7 @@ def load(asked: DataSource, progress: Progress, only: str | None = None) -> Data
     """Read a data set and split it.
 
     Args:
-        progress: told how many images of how many are decoded.
+        progress: called with how many images are decoded, and of how many.
         only: read just this split (``train``, ``val`` or ``test``), and carve nothing out of it.
 
     Raises:
@@ -85,7 +85,7 @@ class _Parts:
     sources: Mapping[str, Source]
     skipped: Mapping[str, str]
     groups: Mapping[str, int] | None = None
-    """Name of each training image -> number of its group, which no split parts; None: each by itself."""
+    """Name of each training image -> number of its group, which no split divides; None: each by itself."""
     read: Read | None = None
 
 
@@ -168,7 +168,7 @@ def _from_scenes(root: Path, asked: DataSource, progress: Progress, only: str | 
 
 
 def _after(before: int, total: int, progress: Progress) -> Progress:
-    """Progress over several splits, of which ``before`` images are done."""
+    """Return progress over several splits, of which ``before`` images are done."""
     return lambda done, _: progress(before + done, total)
 
 
@@ -177,7 +177,7 @@ def _name(root: Path, record: Record) -> str:
 
 
 def check_classes(data: Data, where: str) -> None:
-    """Refuse to train on classes with a single image, which either teaches or judges.
+    """Refuse to train on classes with a single image, which can be used either to train or to evaluate, not both.
 
     Raises:
         DataError: there are some; they are named.
@@ -221,7 +221,7 @@ def _whole(source: Source) -> Split:
 
 
 def statistics(split: Split, low_size: Size, images: int = 2048) -> Statistics:
-    """Channel statistics over up to ``images`` evenly spaced images of a split (use ``fit`` alone)."""
+    """Compute channel statistics over up to ``images`` evenly spaced images of a split (use ``fit`` alone)."""
     step = max(1, len(split) // images)
     positions = torch.arange(0, len(split), step)[:images]
     highs, lows = _Moments(), _Moments()
@@ -232,7 +232,7 @@ def statistics(split: Split, low_size: Size, images: int = 2048) -> Statistics:
 
 
 class _Moments:
-    """Running sums of pixels and of their squares, a channel."""
+    """Running sums of pixels and of their squares, per channel."""
 
     def __init__(self) -> None:
         self.count = 0

@@ -1,4 +1,4 @@
-"""LR images by area averaging, as an overview or a coarser sensor gives them."""
+"""Make LR images by area averaging, as an overview or a coarser sensor gives them."""
 
 from __future__ import annotations
 
@@ -8,5 +8,5 @@ from torch import Tensor
 
 
 def area_average(high: Tensor, size: tuple[int, int]) -> Tensor:
-    """``(B, C, H, W)`` uint8 to ``(B, C, h, w)`` uint8: each LR pixel is the mean of the HR pixels it covers."""
+    """Average ``(B, C, H, W)`` uint8 to ``(B, C, h, w)`` uint8: an LR pixel is the mean of the HR pixels it covers."""
     return F.adaptive_avg_pool2d(high.float(), size).round().to(torch.uint8)

@@ -1,4 +1,4 @@
-"""The embedded data set: photographs in which a small marker carries a handwritten digit.
+"""Draw the embedded data set: photographs in which a small marker carries a handwritten digit.
 
 The low-resolution view shows where the marker is, only the high-resolution one which digit it carries;
 one image in eight carries no marker, so there is nothing to zoom into. Everything is drawn from what
@@ -42,13 +42,13 @@ DIAMETER = (16.0, 18.0)
 RIM_WIDTH = 0.9
 DIGIT_HEIGHT = (11.0, 12.5)
 MAX_DIGIT_OFFSET = 0.6
-"""Farthest that a digit lies from the middle of its marker, on each axis."""
+"""Largest distance of a digit from the middle of its marker, on each axis."""
 MAX_TILT = 0.12
 """Largest rotation of a digit in radians, either way."""
 INK_THRESHOLD = (4.0, 5.0)
 """Range of the level, of 16, at which ink begins: low is a thick stroke, high a thin one."""
 INK_RAMP = 7.0
-"""Levels from where ink begins to full ink."""
+"""Number of levels from where ink begins to full ink."""
 MAX_SHADE = 0.25
 """Largest share of its brightness that a marker loses from its lit side to its dark side."""
 DISC_COLOURS = ((255, 226, 20), (170, 245, 60), (250, 250, 240))
@@ -70,35 +70,35 @@ class Drawn:
     """Drawn images with the ground truth that a model never sees."""
 
     images: Bytes
-    """(n, size, size, 3)."""
+    """Images (n, size, size, 3)."""
     labels: Ints
-    """(n,), indices into `CLASSES`."""
+    """Labels (n,), indices into `CLASSES`."""
     centres: Floats
     """(n, 2), row and column of each marker's centre in pixels from the top left corner; NaN for none."""
 
 
 @dataclass(frozen=True)
 class Markers:
-    """What each of m markers looks like and where it lies."""
+    """The looks and places of m markers."""
 
     digits: Ints
     """(m,), scikit-learn indices of the digits."""
     centres: Floats
     """(m, 2), row and column in pixels."""
     diameters: Floats
-    """(m,), pixels."""
+    """Diameters in pixels, (m,)."""
     heights: Floats
     """(m,), heights of the 8 x 8 digits in pixels."""
     offsets: Floats
     """(m, 2), row and column of the digit's middle from the marker's centre in pixels."""
     tilts: Floats
-    """(m,), radians."""
+    """Tilts in radians, (m,)."""
     thresholds: Floats
-    """(m,), levels of 16 at which ink begins."""
+    """Levels (of 16) at which ink begins, (m,)."""
     shades: Floats
     """(m, 2), direction of the light, row and column, as long as the share of brightness lost across."""
     colours: Floats
-    """(m, 3), RGB in 0..255."""
+    """RGB in 0..255, (m, 3)."""
 
 
 def make_images(split: Split, count: int, size: int = 64, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -116,7 +116,7 @@ def make_images(split: Split, count: int, size: int = 64, seed: int = 0) -> tupl
 
 
 def draw_images(split: Split, count: int, size: int, seed: int) -> Drawn:
-    """As `make_images`, with the markers' positions."""
+    """Draw as `make_images`, and return the markers' positions too."""
     _check(split, count, size)
     rng = np.random.default_rng([seed, int(split == "test")])
     labels = _draw_labels(rng, count)
@@ -130,7 +130,7 @@ def draw_images(split: Split, count: int, size: int, seed: int) -> Drawn:
 
 
 def split_digits() -> tuple[Ints, Ints]:
-    """Scikit-learn indices of the train digits and of the test digits, split class by class."""
+    """Return scikit-learn indices of the train digits and of the test digits, split class by class."""
     _, targets = _load_digits()
     train, test = [], []
     for label in range(NONE):
@@ -151,14 +151,14 @@ def _check(split: str, count: int, size: int) -> None:
 
 
 def _draw_labels(rng: np.random.Generator, count: int) -> Ints:
-    """Shuffled labels (n,): one in eight is none, the digits are as even as the count allows."""
+    """Draw shuffled labels (n,): one in eight is none, the digits are as even as the count allows."""
     none = round(NONE_SHARE * count)
     labels = np.concatenate([np.full(none, NONE), np.arange(count - none) % NONE]).astype(np.int64)
     return rng.permutation(labels)
 
 
 def _draw_backgrounds(rng: np.random.Generator, count: int, size: int) -> Bytes:
-    """Crops (n, size, size, 3) of the photographs, some mirrored, some darkened."""
+    """Draw crops (n, size, size, 3) of the photographs, some mirrored, some darkened."""
     sources = _background_sources(size)
     images = np.empty((count, size, size, 3), dtype=np.uint8)
     picks = rng.integers(len(sources), size=count)
@@ -177,7 +177,7 @@ def _draw_backgrounds(rng: np.random.Generator, count: int, size: int) -> Bytes:
 
 @lru_cache(maxsize=4)
 def _background_sources(size: int) -> tuple[Bytes, ...]:
-    """Each photograph, resized so that each field of view spans ``size`` px."""
+    """Return each photograph, resized so that each field of view spans ``size`` px."""
     sources = []
     for photograph in _load_photographs():
         for field in FIELDS_OF_VIEW:
@@ -188,7 +188,7 @@ def _background_sources(size: int) -> tuple[Bytes, ...]:
 
 
 def _draw_markers(rng: np.random.Generator, labels: Ints, split: Split, size: int) -> Markers:
-    """A marker for each digit label (m,), wholly inside the image."""
+    """Draw a marker for each digit label (m,), wholly inside the image."""
     count = len(labels)
     unit = size / 64
     diameters = rng.uniform(*DIAMETER, size=count) * unit
@@ -215,7 +215,7 @@ def _uniform(rng: np.random.Generator, bounds: tuple[float, float], shape: tuple
 
 
 def _draw_digits(rng: np.random.Generator, labels: Ints, split: Split) -> Ints:
-    """For each label (m,), the index of one of the split's digits of that class."""
+    """Draw for each label (m,) the index of one of the split's digits of that class."""
     _, targets = _load_digits()
     pool = split_digits()[int(split == "test")]
     digits = np.empty_like(labels)
@@ -245,7 +245,7 @@ def _paint_markers(images: Bytes, rows: Ints, markers: Markers) -> None:
 
 
 def _marker_sprites(markers: Markers, part: slice, corners: Ints, window: int, size: int) -> tuple[Floats, Floats]:
-    """Antialiased sprites of the markers in ``part``, in windows with their top left at ``corners``.
+    """Draw antialiased sprites of the markers in ``part``, in windows with their top left at ``corners``.
 
     Returns:
         Colour times cover, (m, window, window, 3) in 0..255, and cover, (m, window, window, 1) in 0..1.
@@ -270,7 +270,7 @@ def _marker_sprites(markers: Markers, part: slice, corners: Ints, window: int, s
 
 
 def _light(markers: Markers, part: slice, down: Floats, right: Floats) -> Floats:
-    """Brightness (m, h, w) of the markers, 1 at the lit rim, falling evenly towards the far rim."""
+    """Return the brightness (m, h, w) of the markers, 1 at the lit rim, falling evenly towards the far rim."""
     shades = markers.shades[part, :, None, None]
     shares = np.linalg.norm(shades, axis=1)
     radii = markers.diameters[part, None, None] / 2
@@ -279,7 +279,7 @@ def _light(markers: Markers, part: slice, down: Floats, right: Floats) -> Floats
 
 
 def _ink(markers: Markers, part: slice, down: Floats, right: Floats) -> Floats:
-    """Ink (m, h, w) in 0..1 at the offsets ``down`` (m, h, 1) and ``right`` (m, 1, w) px from the centres."""
+    """Return ink (m, h, w) in 0..1 at the offsets ``down`` (m, h, 1) and ``right`` (m, 1, w) px from the centres."""
     down = down - markers.offsets[part, :1, None]
     right = right - markers.offsets[part, 1:, None]
     scale = GLYPH_SIDE / markers.heights[part, None, None]
@@ -296,7 +296,7 @@ def _ink(markers: Markers, part: slice, down: Floats, right: Floats) -> Floats:
 
 
 def _area_average(samples: Floats) -> Floats:
-    """(m, h * k, w * k) samples to (m, h, w) pixels, k being `SUPERSAMPLING`."""
+    """Average (m, h * k, w * k) samples to (m, h, w) pixels, k being `SUPERSAMPLING`."""
     count, height, width = samples.shape
     k = SUPERSAMPLING
     blocks = samples.reshape(count, height // k, k, width // k, k)
@@ -306,7 +306,7 @@ def _area_average(samples: Floats) -> Floats:
 
 @lru_cache(maxsize=1)
 def _glyphs() -> Floats:
-    """All digits (1797, `GLYPH_SIDE`, `GLYPH_SIDE`) as levels of about 0..16, enlarged smoothly."""
+    """Return all digits (1797, `GLYPH_SIDE`, `GLYPH_SIDE`) as levels of about 0..16, enlarged smoothly."""
     digits, _ = _load_digits()
     side = (GLYPH_SIDE, GLYPH_SIDE)
     enlarged = [np.asarray(Image.fromarray(digit).resize(side, Image.Resampling.BICUBIC)) for digit in digits]
@@ -315,7 +315,7 @@ def _glyphs() -> Floats:
 
 @lru_cache(maxsize=1)
 def _load_digits() -> tuple[Floats, Ints]:
-    """Digits (1797, 8, 8) with ink in 0..16, and their classes (1797,)."""
+    """Load digits (1797, 8, 8) with ink in 0..16, and their classes (1797,)."""
     # Imported late because it takes a second that other data sets need not wait.
     from sklearn.datasets import load_digits
 
@@ -325,7 +325,7 @@ def _load_digits() -> tuple[Floats, Ints]:
 
 @lru_cache(maxsize=1)
 def _load_photographs() -> tuple[Bytes, ...]:
-    """China and flower, each (427, 640, 3)."""
+    """Load China and flower, each (427, 640, 3)."""
     from sklearn.datasets import load_sample_images  # late, as above
 
     return tuple(load_sample_images().images)

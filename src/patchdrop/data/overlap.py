@@ -1,4 +1,4 @@
-"""Whether two sets of image files share an image, under whatever names."""
+"""Find out whether two sets of image files share an image, under whatever names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 def shared_image(ours: Iterable[Path], theirs: Iterable[Path]) -> tuple[Path, Path] | None:
-    """The first of our files whose bytes are also one of theirs, with theirs.
+    """Return the first of our files whose bytes are also one of theirs, with theirs; None if there is none.
 
     Only files of equal size are read. An image that was saved again, with other bytes, is not recognised.
     """

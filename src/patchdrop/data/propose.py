@@ -1,17 +1,17 @@
-"""HR size, LR size and grid for a data set, proposed from the sizes of its images, each with its reason.
+"""Propose HR size, LR size and grid for a data set from the sizes of its images, each with its reason.
 
-HR    What three of four training images have: the lower quartile of their shorter sides, as a square; or the lower
-      quartiles of height and width, where the images share a shape that is not square. No longer than ``largest``,
+HR    A size that three of four training images reach: the lower quartile of their shorter sides, as a square; or the
+      lower quartiles of height and width, if the images share a shape that is not square. No longer than ``largest``,
       because time grows with the square of the side. Rounded down to a multiple of the grid whose patches halve well:
       patches of 24 px or more are multiples of 8 px, of 12 px or more multiples of 4 px, smaller ones of 2 px.
 LR    A quarter of HR a side, so 1/16 of its pixels, and at least 8 px on the shorter side. LR files of their own give
       their size instead. Never more than half of HR a side: LR has to leave something to see in patches.
 grid  4 x 4, the paper's for images of 32 to 224 px, as long as a patch keeps 8 px of HR and 2 px of LR a side. HR that
       is not square has about as many patches, nearly square ones: 3 x 4 for 4:3, 3 x 5 for 16:9. Never finer by itself:
-      what a policy has to choose from doubles with every patch.
+      the number of choices that a policy has doubles with every patch.
 
-What a user names stays as it is, and the rest follows from it. The embedded images have the sizes of the profile
-``demo``; CIFAR's images and windows of tiled scenes are never resampled, so HR is their own size, whatever it is.
+Values that a user names stay as they are, and the rest follows from them. The embedded images have the sizes of the
+profile ``demo``; CIFAR's images and windows of tiled scenes are never resampled, so HR is their own size in any case.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ from patchdrop.read.images import Box, read_size
 
 NOTHING_NAMED = Named(None, None, None)
 LARGEST_ON_CPU, LARGEST_ON_GPU = 128, 224
-"""HR's longer side in pixels, at most, on a machine without a GPU and on one with."""
+"""Largest longer side of HR in pixels, on a machine without a GPU and on one with."""
 SMALLEST = 16
 """Images whose shorter side has fewer pixels hold no patches worth choosing from."""
 PARTS = 4
 """Patches along a side of a square image."""
 PATCH_PIXELS, PATCH_LOW_PIXELS = 8, 2
-"""A patch's side in pixels of HR and of LR, at least."""
+"""Smallest side of a patch in pixels of HR and of LR."""
 LOW_PIXELS = 8
-"""LR's shorter side, at least."""
+"""Smallest shorter side of LR in pixels."""
 OBLONG, ALIKE = 1.25, 1.5
 """The middle half of the images share a shape that is not square where their sides differ by the first factor or more,
 all the same way round, and their aspects from each other by no more than the second."""
 MOST_OBLONG = 4
-"""HR's sides differ by this factor at most."""
+"""Largest factor by which HR's sides differ."""
 _STEPS = ((24, 8), (12, 4), (8, 2))
 
 T = TypeVar("T")
@@ -53,12 +53,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Proposal:
-    """Sizes and grid.
+    """A proposal of sizes and grid.
 
     Attributes:
-        reasons: ``high``, ``low`` and ``grid``, those that no user named, each with why, in words that may follow a
-            colon.
-        warning: a sentence where HR that a user named is larger than most of the images.
+        reasons: ``high``, ``low`` and ``grid``, those that no user named -> why, in words that may follow a colon.
+        warning: a sentence if HR that a user named is larger than most of the images.
     """
 
     high: Size
@@ -71,12 +70,12 @@ class Proposal:
 def propose_for(
     data: str, layout: str = "auto", largest: int = LARGEST_ON_CPU, given: Named = NOTHING_NAMED
 ) -> Proposal:
-    """What to train with on a data set, in any layout.
+    """Propose sizes and grid to train with on a data set, in any layout.
 
     Args:
         data, layout: as in the settings.
         largest: HR's longer side in pixels, at most.
-        given: what a user named; the rest is proposed.
+        given: values that a user named; the rest is proposed.
 
     Raises:
         DataError: there is no such data set, it has no train split, its images are too small, or none can be read.
@@ -101,7 +100,7 @@ def _train(splits: Mapping[str, Sequence[T]], data: str) -> Sequence[T]:
 
 
 def _for_embedded(given: Named) -> Proposal:
-    """An eighth of HR a side, which hides the digits, is what the embedded images are made for."""
+    """Propose an eighth of HR a side for LR, which hides the digits: the embedded images are made for that."""
     side = given.high[0] if given.high else 64
     part = max(1, side // 8)
     high, low = given.high or (side, side), given.low or (part, part)
@@ -115,7 +114,7 @@ def _for_embedded(given: Named) -> Proposal:
 
 
 def _for_windows(windows: Sequence[Window], given: Named) -> Proposal:
-    """Where windows differ, HR is the most frequent size; whoever reads them names the line of each other."""
+    """Propose the most frequent size as HR; reading names the line of each window of another size."""
     counts = Counter((bottom - top, right - left) for top, left, bottom, right in (window.box for window in windows))
     (height, width), count = counts.most_common(1)[0]
     which = "the windows" if count == len(windows) else f"{count} of {len(windows)} windows"
@@ -126,7 +125,7 @@ def _for_windows(windows: Sequence[Window], given: Named) -> Proposal:
 
 
 def _exactly(size: Size, why: str, given: Named) -> Proposal:
-    """HR of a size that nobody may round."""
+    """Propose HR of a size that must not be rounded."""
     made = propose([], given=given if given.high else given._replace(high=size))
     return made if given.high else replace(made, reasons={"high": why, **made.reasons})
 
@@ -135,9 +134,9 @@ def _exactly(size: Size, why: str, given: Named) -> Proposal:
 
 
 def image_sizes(records: Sequence[Record], count: int = 256) -> list[Size]:
-    """Sizes of up to ``count`` evenly spaced images, upright, of a record with a box the box's part of the image.
+    """Read the sizes of up to ``count`` evenly spaced images, upright; for a record with a box, the box's size.
 
-    Only headers are decoded. Images that cannot be read are passed over.
+    Only headers are decoded. Images that cannot be read are skipped.
 
     Raises:
         DataError: none can be read.
@@ -146,7 +145,7 @@ def image_sizes(records: Sequence[Record], count: int = 256) -> list[Size]:
 
 
 def low_sizes(records: Sequence[Record], count: int = 256) -> list[Size] | None:
-    """As `image_sizes`, of the LR images; None where LR has no files of its own.
+    """Read sizes as `image_sizes`, of the LR images; None if LR has no files of its own.
 
     Raises:
         DataError: there are such files, and none can be read.
@@ -182,13 +181,13 @@ def propose(
     largest: int = LARGEST_ON_CPU,
     given: Named = NOTHING_NAMED,
 ) -> Proposal:
-    """HR, LR and grid by the rules at the top of this file.
+    """Propose HR, LR and grid by the rules at the top of this file.
 
     Args:
-        sizes: (height, width) of images in pixels; may be empty where HR is named.
-        own_low_sizes: those of the LR images, where LR has files of its own.
+        sizes: (height, width) of images in pixels; may be empty if HR is named.
+        own_low_sizes: those of the LR images, if LR has files of its own.
         largest: HR's longer side in pixels, at most.
-        given: what a user named; the rest is proposed.
+        given: values that a user named; the rest is proposed.
 
     Raises:
         DataError: more than a quarter of the images are too small, and no HR is named.
@@ -216,7 +215,7 @@ def propose(
 
 
 def too_large(sizes: Sequence[Size], high: Size) -> str | None:
-    """A sentence where HR, (height, width) in pixels, would enlarge more than half of the images, else None."""
+    """Return a sentence if HR, (height, width) in pixels, would enlarge more than half of the images, else None."""
     smaller = sum(height < high[0] or width < high[1] for height, width in sizes)
     if 2 * smaller <= len(sizes):
         return None
@@ -228,12 +227,12 @@ def too_large(sizes: Sequence[Size], high: Size) -> str | None:
 
 
 def _lower_quartile(values: Sequence[int]) -> int:
-    """The largest value that three quarters of all values reach."""
+    """Return the largest value that three quarters of all values reach."""
     return sorted(values)[len(values) // 4]
 
 
 def _held(sizes: Sequence[Size]) -> Size:
-    """What three of four images have of HR: a square, or height and width of a shape that they share."""
+    """Return the HR that three of four images have: a square, or height and width of a shape that they share."""
     if not _share_a_shape(sizes):
         side = _lower_quartile([min(size) for size in sizes])
         return side, side
@@ -242,7 +241,7 @@ def _held(sizes: Sequence[Size]) -> Size:
 
 
 def _share_a_shape(sizes: Sequence[Size]) -> bool:
-    """Whether the middle half of all images are oblong, all the same way round, and alike."""
+    """Check whether the middle half of all images are oblong, all the same way round, and alike."""
     aspects = sorted(width / height for height, width in sizes)
     lower, upper = aspects[len(aspects) // 4], aspects[-1 - len(aspects) // 4]
     return (lower >= OBLONG or upper <= 1 / OBLONG) and upper <= ALIKE * lower
@@ -264,7 +263,7 @@ def _capped(size: Size, largest: int) -> Size:
 
 
 def _grid(high: Size, low: int | None) -> Grid:
-    """Some 16 nearly square patches, fewer where they would be too small in HR or in ``low``, LR's shorter side."""
+    """Return some 16 nearly square patches, fewer if they would be too small in HR or in ``low``, LR's shorter side."""
     shorter, longer = sorted(high)
 
     def most(length: int) -> int:
@@ -277,7 +276,7 @@ def _grid(high: Size, low: int | None) -> Grid:
 
 
 def _fitted(size: Size, grid: Grid) -> Size:
-    """The size rounded down so that every patch has the same sides, which halve well."""
+    """Round the size down so that every patch has the same sides, which halve well."""
     grid.check(*size)
     return _fitted_side(size[0], grid.rows), _fitted_side(size[1], grid.cols)
 
@@ -289,7 +288,7 @@ def _fitted_side(length: int, parts: int) -> int:
 
 
 def _low(high: Size, own_low: int | None) -> tuple[Size, str]:
-    """LR in HR's shape, and why."""
+    """Return LR in HR's shape, and why."""
     shorter = min(high)
     half = max(1, shorter // 2)
     if own_low is not None and own_low <= half:

@@ -1,4 +1,4 @@
-"""Batches of labelled images: from memory where they fit, else streamed through worker processes."""
+"""Make batches of labelled images: from memory if they fit, else streamed through worker processes."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ Progress = Callable[[int, int], None]
 
 
 class Batch(NamedTuple):
-    """Some labelled images, as they were read."""
+    """A batch of labelled images, as they were read."""
 
     high: Tensor
     """HR, ``(B, C, H, W)`` uint8."""
     low: Tensor | None
-    """LR of a sensor of its own, or of a scene's overview, ``(B, C, h, w)`` uint8; None where LR is made from HR."""
+    """LR of a sensor of its own, or of a scene's overview, ``(B, C, h, w)`` uint8; None if LR is made from HR."""
     target: Tensor
     """Class index, ``(B,)`` int64."""
 
 
 class Source(Protocol):
-    """All images of one or more splits, by position."""
+    """A source of the images of one or more splits, by position."""
 
     @property
     def targets(self) -> Tensor:
@@ -52,12 +52,12 @@ class Source(Protocol):
         """Whether LR images are files of their own, rather than HR averaged."""
 
     def batches(self, plan: Sequence[Tensor]) -> Iterator[Batch]:
-        """One batch for each tensor of positions, in order."""
+        """Yield one batch for each tensor of positions, in order."""
 
 
 @dataclass(frozen=True)
 class MemorySource:
-    """Images held as 8-bit tensors: ``high (n, C, H, W)``, ``low (n, C, h, w)`` or None, ``targets (n,)``."""
+    """A source that holds 8-bit tensors: ``high (n, C, H, W)``, ``low (n, C, h, w)`` or None, ``targets (n,)``."""
 
     high: Tensor
     low: Tensor | None
@@ -72,7 +72,7 @@ class MemorySource:
         return self.low is not None and not self.overview
 
     def batches(self, plan: Sequence[Tensor]) -> Iterator[Batch]:
-        """One batch for each tensor of positions, in order."""
+        """Yield one batch for each tensor of positions, in order."""
         for index in plan:
             low = None if self.low is None else self.low[index]
             yield Batch(self.high[index], low, self.targets[index])
@@ -80,7 +80,7 @@ class MemorySource:
 
 @dataclass(frozen=True)
 class FileSource:
-    """Images decoded when they are needed, by ``workers`` processes (0: in this one)."""
+    """A source that decodes images when they are needed, in ``workers`` processes (0: in this one)."""
 
     records: Sequence[Record]
     high_size: tuple[int, int]
@@ -91,7 +91,7 @@ class FileSource:
     targets: Tensor
     skip_bad: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
-    """Name -> reason of images left out so far."""
+    """Name -> reason, for images left out so far."""
 
     @property
     def own_low(self) -> bool:
@@ -99,11 +99,11 @@ class FileSource:
         return any(record.low_path is not None for record in self.records)
 
     def decoder(self) -> Decoder:
-        """What decodes one image, here or in a worker."""
+        """Return the decoder of one image, for this process or a worker."""
         return _ImageDecoder(self.records, self.high_size, self.low_size, self.channels)
 
     def batches(self, plan: Sequence[Tensor]) -> Iterator[Batch]:
-        """One batch for each tensor of positions, in order; bad images are missing where ``skip_bad``.
+        """Yield one batch for each tensor of positions, in order; bad images are missing if ``skip_bad``.
 
         Raises:
             DataError: an image cannot be read.
@@ -117,7 +117,7 @@ class FileSource:
 
 
 class Decoder(Protocol):
-    """Decodes the image at a position; may be sent to a worker process before its first image."""
+    """A decoder of the image at a position; may be sent to a worker process before its first image."""
 
     def __len__(self) -> int: ...
 
@@ -125,7 +125,7 @@ class Decoder(Protocol):
 
 
 def streamed(decode: Decoder, plan: Sequence[Tensor], workers: int, bad: Callable[[Bad], None]) -> Iterator[Batch]:
-    """Batches of images that ``workers`` processes decode (0: this one); images that ``bad`` took are missing."""
+    """Yield batches that ``workers`` processes decode (0: this one); images passed to ``bad`` are missing."""
     loader: DataLoader[Decoded] = DataLoader(
         decode,  # type: ignore[arg-type]  # torch asks for a class of its own where any sequence does
         batch_sampler=[index.tolist() for index in plan],
@@ -146,10 +146,10 @@ def streamed(decode: Decoder, plan: Sequence[Tensor], workers: int, bad: Callabl
 
 @contextmanager
 def _signals_left_to_this_process() -> Iterator[None]:
-    """Processes started meanwhile never get Ctrl-C or SIGTERM; here they are put off until the end of the block.
+    """Keep Ctrl-C and SIGTERM from processes started in this block; here they are put off until its end.
 
-    A terminal sends the one to every process, a service manager the other, and a worker that died of it would break
-    the save; workers end when this process does. A worker inherits what is blocked, so that it is safe from its first
+    A terminal sends Ctrl-C to every process, a service manager SIGTERM, and a worker that died of it would break the
+    save; workers end when this process does. A worker inherits what is blocked, so that it is safe from its first
     instruction on, not only once it could ignore the signal itself.
     """
     ensure_running()  # starting Python's resource tracker would lift the block
@@ -184,7 +184,7 @@ Decoded = Pixels | Bad
 
 
 class _ImageDecoder(Dataset[Decoded]):
-    """Errors are returned, not raised, so that they cross from a worker process as one line."""
+    """A decoder that returns errors instead of raising them, so that they cross from a worker process as one line."""
 
     def __init__(self, records: Sequence[Record], high: tuple[int, int], low: tuple[int, int], channels: int) -> None:
         self.records, self.high, self.low, self.channels = records, high, low, channels
@@ -212,7 +212,7 @@ def _stack(items: Sequence[Pixels]) -> Batch:
 
 
 def without_bad(source: FileSource, threads: int, progress: Progress) -> FileSource:
-    """The source without images that cannot be read, which are noted in its ``skipped``; decodes each one once.
+    """Return the source without images that cannot be read, which are noted in its ``skipped``; decodes each one once.
 
     Raises:
         DataError: none could be read.
@@ -268,7 +268,7 @@ def into_memory(source: FileSource, threads: int, progress: Progress) -> MemoryS
 
 @dataclass(frozen=True)
 class Split:
-    """Part of a source, by positions."""
+    """A part of a source, by positions."""
 
     source: Source
     index: Tensor
@@ -278,7 +278,7 @@ class Split:
 
     @property
     def targets(self) -> Tensor:
-        """``(n,)`` int64."""
+        """Class indices ``(n,)`` int64."""
         return self.source.targets[self.index]
 
     @property
@@ -288,24 +288,24 @@ class Split:
 
     @property
     def own_low(self) -> bool:
-        """Whether LR images are of a sensor of their own, rather than HR averaged."""
+        """Whether LR images come from a sensor of their own, rather than from averaged HR."""
         return self.source.own_low
 
     @property
     def sha256(self) -> str:
-        """Of the images' names and labels, in order."""
+        """Checksum of the images' names and labels, in order."""
         listed = "\n".join(f"{t} {name}" for t, name in zip(self.targets.tolist(), self.names, strict=True))
         return hashlib.sha256(listed.encode()).hexdigest()
 
     def batches(self, plan: Iterable[Tensor]) -> Iterator[Batch]:
-        """One batch for each tensor of positions within this split."""
+        """Yield one batch for each tensor of positions within this split."""
         return self.source.batches([self.index[positions] for positions in plan])
 
     def in_order(self, size: int) -> Iterator[Batch]:
-        """The whole split once, in order, in batches of up to ``size``."""
+        """Yield the whole split once, in order, in batches of up to ``size``."""
         return self.batches(torch.split(torch.arange(len(self)), size))
 
 
 def low_of(batch: Batch, size: tuple[int, int]) -> Tensor:
-    """The batch's LR images ``(B, C, h, w)`` uint8: its own, or HR averaged over area."""
+    """Return the batch's LR images ``(B, C, h, w)`` uint8: its own, or HR averaged over area."""
     return area_average(batch.high, size) if batch.low is None else batch.low

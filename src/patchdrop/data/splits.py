@@ -15,9 +15,9 @@ def carve(
 ) -> tuple[list[int], list[int]]:
     """Take ``fraction`` of each class out of a set, at random.
 
-    Of a class with n images ``round(fraction * n)`` are taken: at least one, and all but one at most, where
-    there are two or more; none where there is only one. The draw rests on Python's own generator, whose
-    numbers are the same on every machine and version.
+    Of a class with n images ``round(fraction * n)`` are taken: at least one, and all but one at most, if there are two
+    or more; none if there is only one. The draw uses Python's own generator, whose numbers are the same on every
+    machine and version.
 
     Args:
         targets: class index of each image.
@@ -50,5 +50,5 @@ def carve(
 
 
 def _count(images: int, fraction: float) -> int:
-    """How many of a class's images are carved out."""
+    """Return how many of a class's images are carved out."""
     return min(max(round(fraction * images), 1), images - 1)

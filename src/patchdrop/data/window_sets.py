@@ -1,4 +1,4 @@
-"""Windows of scenes as a source of batches: in memory where they fit, else streamed through worker processes.
+"""Make batches of windows of scenes: from memory if they fit, else streamed through worker processes.
 
 All scenes are visited once, one after the other, before training: header and boxes are checked, and pixels are read
 into memory. Where they do not fit, windows behind a network are brought into the cache, and workers then read from it;
@@ -28,12 +28,12 @@ from patchdrop.transport.ledger import PURPOSES, Ledger
 from patchdrop.transport.ranges import Transport, is_url
 
 OPEN_SCENES = 8
-"""A worker keeps the headers of so many scenes."""
+"""Number of scenes whose headers a worker keeps."""
 _BLACK = "all of it is nodata: remove the line"
 
 
 class Read:
-    """What reading the windows of scenes cost this process.
+    """The cost, in this process, of reading the windows of scenes.
 
     Attributes:
         network, disk: ledgers of scenes behind a network, and of those on a disk.
@@ -46,17 +46,17 @@ class Read:
         self.scenes = self.averaged = 0
 
     def add(self, source: str, ledger: Ledger) -> None:
-        """Add what one scene cost."""
+        """Add the cost of one scene."""
         for purpose in PURPOSES:
             (self.network if is_url(source) else self.disk).add(purpose, *ledger.of(purpose))
 
     def to_json(self) -> dict[str, Any]:
-        """For the log."""
+        """Return plain values for the log."""
         counts = {"scenes": self.scenes, "averaged": self.averaged}
         return {**counts, "network": self.network.to_json(), "disk": self.disk.to_json()}
 
     def __str__(self) -> str:
-        """One line for people."""
+        """Return one line for people."""
         said = []
         for name, ledger in (("over the network", self.network), ("from disk", self.disk)):
             parts = ", ".join(f"{p} {ledger.of(p).bytes:,}" for p in PURPOSES)
@@ -71,7 +71,7 @@ def load_windows(
     skipped: dict[str, str],
     progress: Progress,
 ) -> tuple[dict[str, Source], Read]:
-    """The windows of each split, and what reading them cost.
+    """Load the windows of each split; return them with the cost of reading them.
 
     Args:
         skipped: takes name -> reason of windows that are left out (``skip_bad``).
@@ -117,7 +117,7 @@ def load_windows(
 
 
 class _Held:
-    """Pixels of windows in memory."""
+    """Pixels of windows held in memory."""
 
     def __init__(self, members: Sequence[Window], shape: Shape) -> None:
         self._high = torch.zeros(len(members), shape.channels, *shape.high, dtype=torch.uint8)
@@ -147,7 +147,7 @@ def _visit(
     progress: Progress,
     held: _Held | None,
 ) -> Read:
-    """Check every window, and read it, or, where nothing is held, bring what lies behind a network into the cache."""
+    """Check every window, and read it or, if nothing is held, bring what lies behind a network into the cache."""
     read = Read()
     by_scene: dict[str, list[int]] = {}
     for position, window in enumerate(members):
@@ -184,7 +184,7 @@ def _scene(
     held: _Held | None,
     read: Read,
 ) -> Iterator[int]:
-    """How many windows each group had, when it is done."""
+    """Yield how many windows each group had, when it is done."""
     try:
         scene = Windows(transport, shape)
     except DataError as error:
@@ -210,7 +210,7 @@ def _scene(
 def _problems(
     scene: Windows, members: Sequence[Window], positions: Sequence[int], held: _Held | None
 ) -> Iterator[tuple[int, str]]:
-    """Read some windows, and name those that cannot be."""
+    """Read some windows, and yield those that cannot be read."""
     boxes = [members[i].box for i in positions]
     try:
         seen = None
@@ -234,7 +234,7 @@ def _problems(
 
 @dataclass(frozen=True)
 class WindowSource:
-    """Windows decoded when they are needed, by ``workers`` processes (0: in this one)."""
+    """A source that decodes windows when they are needed, in ``workers`` processes (0: in this one)."""
 
     windows: Sequence[Window]
     shape: Shape
@@ -255,11 +255,11 @@ class WindowSource:
 
     @property
     def own_low(self) -> bool:
-        """LR is that of serving, not of another sensor."""
+        """False: LR is as in serving, not from another sensor."""
         return False
 
     def batches(self, plan: Sequence[Tensor]) -> Iterator[Batch]:
-        """One batch for each tensor of positions, in order; bad windows are missing where ``skip_bad``.
+        """Yield one batch for each tensor of positions, in order; bad windows are missing if ``skip_bad``.
 
         Raises:
             DataError: a window cannot be read.
@@ -274,7 +274,7 @@ class WindowSource:
 
 
 class _WindowDecoder:
-    """Errors are returned, not raised, so that they cross from a worker process as one line."""
+    """A decoder that returns errors instead of raising them, so that they cross from a worker process as one line."""
 
     def __init__(self, windows: Sequence[Window], shape: Shape, cache: Path | None) -> None:
         self._windows, self._shape, self._cache = windows, shape, cache

@@ -1,4 +1,4 @@
-"""Which windows of tiled scenes a data set holds: a CSV file with the columns ``scene``, ``box`` and ``label``.
+"""List windows of tiled scenes from a CSV file with the columns ``scene``, ``box`` and ``label``.
 
 ``scene``  a file, relative to the CSV file's folder, or an http(s) URL
 ``box``    top, left, bottom, right in whole pixels of the scene, bottom and right just outside; with commas (in
@@ -8,7 +8,7 @@
 
 Or a folder with such a train.csv, val.csv and test.csv. No scene is opened here.
 
-Windows that overlap show the same ground. They are never parted when a split is carved out of train, and may not be in
+Windows that overlap show the same ground. They stay together when a split is carved out of train, and may not be in
 two splits that are named.
 """
 
@@ -39,17 +39,17 @@ class WindowRow(NamedTuple):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The scene, where it is a file."""
+        """The scene, if it is a file."""
         return () if is_url(self.scene) else (Path(self.scene),)
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One labelled window.
+    """A labelled window.
 
     Attributes:
         scene: path or URL; may hold a password.
-        address: what tells its scene from others.
+        address: identifies its scene.
         name: as the list has it, without passwords, with the box.
         where: file and line, for errors.
     """
@@ -64,7 +64,7 @@ class Window:
 
 @dataclass(frozen=True)
 class WindowListing:
-    """The windows of a data set, sorted by scene and box.
+    """A list of a data set's windows, sorted by scene and box.
 
     Attributes:
         classes: names, sorted; a target is an index into them.
@@ -77,19 +77,19 @@ class WindowListing:
 
 
 def is_window_list(root: Path) -> bool:
-    """Whether there is a CSV file with a column ``scene``, or a folder of them."""
+    """Check whether there is a CSV file with a column ``scene``, or a folder of them."""
     files = [root] if root.is_file() else [*csv_files(root).values()][:1]
     try:
         for file in files:
             with file.open(newline="", encoding="utf-8-sig") as stream:
                 return "scene" in [name.strip() for name in next(csv.reader(stream), [])]
     except (OSError, UnicodeDecodeError, csv.Error):
-        pass  # whoever reads it says so
+        pass  # reading the list will report it
     return False
 
 
 def list_windows(root: Path) -> WindowListing:
-    """The labelled windows of a CSV file, or of a folder with train.csv, val.csv and test.csv.
+    """List the labelled windows of a CSV file, or of a folder with train.csv, val.csv and test.csv.
 
     Raises:
         DataError: a line makes no sense, or windows of two splits overlap.
@@ -127,7 +127,7 @@ def _row(file: Path, line: int, cells: dict[str, str]) -> WindowRow:
 
 
 def _check_apart(splits: dict[str, tuple[Window, ...]]) -> None:
-    """No window of a split may overlap one of another, nor be listed twice in its own."""
+    """Refuse windows that overlap one of another split, or are listed twice in their own."""
     members = [(window, split) for split, windows in splits.items() for window in windows]
     for i, j in overlapping([window for window, _ in members]):
         (ours, split), (other, home) = sorted((members[i], members[j]), key=lambda member: member[0].where)
@@ -138,7 +138,7 @@ def _check_apart(splits: dict[str, tuple[Window, ...]]) -> None:
 
 
 def overlapping(windows: Sequence[Window]) -> Iterator[tuple[int, int]]:
-    """Positions of each two windows that share a pixel."""
+    """Yield the positions of each two windows that share a pixel."""
     order = sorted(range(len(windows)), key=lambda i: (windows[i].address, windows[i].box))
     open_ones: list[int] = []
     for i in order:
@@ -151,7 +151,7 @@ def overlapping(windows: Sequence[Window]) -> Iterator[tuple[int, int]]:
 
 
 def groups(windows: Sequence[Window]) -> list[int]:
-    """For each window the first one that it is joined with by a chain of overlaps."""
+    """Return for each window the first one that it is joined with by a chain of overlaps."""
     root = list(range(len(windows)))
 
     def first(i: int) -> int:

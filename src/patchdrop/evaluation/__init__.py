@@ -1,4 +1,4 @@
-"""How right, how dear, and against what: accuracy and cost, yardsticks, operating points, verdicts.
+"""Measure a trained policy: accuracy and cost, baselines, operating points, verdicts.
 
 May import `runs` and what lies below it.
 """

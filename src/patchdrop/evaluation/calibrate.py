@@ -1,4 +1,4 @@
-"""The curve of operating points of a trained policy, and the point that meets a target.
+"""Measure the curve of a trained policy's operating points, and pick the point that meets a target.
 
 The points are thresholds on the policy's logits, fixed on the validation split; what each is worth is measured on
 calibration images that neither training nor validation saw.
@@ -37,7 +37,7 @@ STEPS = 32
 
 @dataclass(frozen=True)
 class Measured:
-    """What each of M operating points did on n images; points are sorted from cheap to dear."""
+    """The choices and results of each of M operating points on n images; points are sorted from cheap to dear."""
 
     choice: Tensor
     """Patches read, ``(M, n, P)`` bool."""
@@ -46,21 +46,21 @@ class Measured:
 
     @property
     def accuracy(self) -> list[float]:
-        """Of each point, 0 to 1."""
+        """Accuracy of each point, 0 to 1."""
         found: list[float] = self.right.double().mean(1).tolist()
         return found
 
     def mean(self, costs: Tensor) -> list[float]:
-        """Mean cost an image of each point, from the cost ``(P + 1,)`` of reading 0 to P patches."""
+        """Return the mean cost per image of each point, from the cost ``(P + 1,)`` of reading 0 to P patches."""
         found: list[float] = costs[self.choice.sum(2)].double().mean(1).tolist()
         return found
 
 
 def drawn(images: int, fraction: float, seed: int) -> tuple[list[int], list[int]]:
-    """Positions that stay and positions drawn for calibration, both sorted.
+    """Split positions into those that stay and those drawn for calibration, both sorted.
 
-    Drawn at random, not by class: the bound supposes images that are drawn independently of one another. Python's own
-    generator gives the same numbers on every machine and version.
+    They are drawn at random, not by class: the bound supposes images that are drawn independently of one another.
+    Python's own generator gives the same numbers on every machine and version.
 
     Raises:
         UsageError: ``fraction`` is out of range, or draws no image.
@@ -74,7 +74,7 @@ def drawn(images: int, fraction: float, seed: int) -> tuple[list[int], list[int]
 
 
 def without_calibration(calibration: Mapping[str, Any], split: Split) -> Split:
-    """What is left of a split once the images that a ``calibration.json`` was made with are taken out of it.
+    """Remove from a split the images that a ``calibration.json`` was made with.
 
     Raises:
         DataError: nothing is left.
@@ -89,9 +89,9 @@ def without_calibration(calibration: Mapping[str, Any], split: Split) -> Split:
 
 
 def cuts_on(scores: Tensor, mean_budget: float | None = None) -> list[float]:
-    """Thresholds on logits from none to all patches, evenly spaced in mean S on the images of ``scores (n, P)``.
+    """Return thresholds on logits from no patch to all, evenly spaced in mean S on the images of ``scores (n, P)``.
 
-    The policy's own threshold, 0, is among them, and that of ``mean_budget``.
+    They include the policy's own threshold, 0, and that of ``mean_budget``.
     """
     patches = scores.shape[1]
     budgets = [patches * step / STEPS for step in range(STEPS + 1)] + ([] if mean_budget is None else [mean_budget])
@@ -106,12 +106,12 @@ def measure(
     device: torch.device,
     advance: Callable[[int], None],
 ) -> Measured:
-    """Every operating point on every image of a split.
+    """Run every operating point on every image of a split.
 
     Args:
         cuts: thresholds on logits, falling, so that each point reads what the one before it read, and more. An image
-            is classified again only where that is more.
-        advance: told how many images are done.
+            is classified again only where a point reads more of it.
+        advance: called with the number of images done.
     """
     grid = config.shape.grid
     choices: list[Tensor] = []
@@ -142,7 +142,7 @@ def measure(
 
 
 def bytes_read(choice: Tensor, config: ModelConfig) -> list[float]:
-    """Mean bytes an image of ``choice (M, n, P)``: the chosen patches' pixels, one byte a channel, uncompressed."""
+    """Return the mean bytes per image of ``choice (M, n, P)``: the chosen pixels, one byte a channel, uncompressed."""
     areas = [
         (bottom - top) * (right - left) for top, left, bottom, right in boxes(config.shape.grid, *config.shape.high)
     ]
@@ -152,9 +152,9 @@ def bytes_read(choice: Tensor, config: ModelConfig) -> list[float]:
 
 
 def milliseconds(bench: Mapping[str, Any], stage: str, patches: int) -> Tensor:
-    """Milliseconds of one image that reads 0 to P patches, ``(P + 1,)``, from a ``bench.json``.
+    """Return the milliseconds of one image that reads 0 to P patches, ``(P + 1,)``, from a ``bench.json``.
 
-    Of the largest batch that was timed; between the numbers of patches that were timed it is a straight line.
+    The times are those of the largest batch timed; they are interpolated linearly between the patch counts timed.
 
     Raises:
         RunError: the stage was not timed.
@@ -169,7 +169,7 @@ def milliseconds(bench: Mapping[str, Any], stage: str, patches: int) -> Tensor:
 
 
 def mask_price(target: Target, config: ModelConfig) -> MaskPrice | None:
-    """Prices by the target's tariff; None without one.
+    """Return prices by the target's tariff; None if it has none.
 
     Raises:
         UsageError: the tariff cannot be read, or needs what is not given.
@@ -183,7 +183,7 @@ def mask_price(target: Target, config: ModelConfig) -> MaskPrice | None:
 def cost(
     measured: Measured, target: Target, config: ModelConfig, times: Tensor | None, prices: MaskPrice | None = None
 ) -> list[float]:
-    """Mean cost an image of each point, in the target's unit; ``times`` are `milliseconds`, ``prices`` a tariff's."""
+    """Return each point's mean cost per image in the target's unit, from `milliseconds` or a tariff's prices."""
     if target.unit == "bytes":
         return bytes_read(measured.choice, config)
     if prices is not None:
@@ -206,11 +206,11 @@ def pick(
     calibration: Measured,
     costs: Sequence[float],
 ) -> dict[str, Any] | None:
-    """The point that meets the target, and why; None where no target is set.
+    """Pick the point that meets the target, and say why; None if no target is set.
 
     Args:
         scores: patch logits of the validation split, on which the threshold of ``mean_budget`` is found.
-        costs: of each point on the validation split, in the target's unit.
+        costs: cost of each point on the validation split, in the target's unit.
 
     Raises:
         DataError: no point qualifies; the message shows the best one.
@@ -232,13 +232,13 @@ def pick(
 
 
 def guaranteed(wanted: float, confidence: float, order_by: Sequence[float], right: Tensor) -> dict[str, Any]:
-    """The cheapest point whose accuracy on new images is at least ``wanted``, with probability ``confidence``.
+    """Find the cheapest point whose accuracy on new images is at least ``wanted``, with probability ``confidence``.
 
     Fixed-sequence testing with exact binomial p-values; see `patchdrop.evaluation.guarantee` for the source. The
-    probability is over the draw of the calibration images, and holds for new images from where those came from.
+    probability is over the draw of the calibration images, and holds for new images from the same source.
 
     Args:
-        order_by: accuracy of each point on other images, from which the order of the tests follows.
+        order_by: accuracy of each point on other images, which sets the order of the tests.
         right: ``(M, n)`` bool, of the calibration images.
 
     Raises:
@@ -269,11 +269,11 @@ def curve(
     sigma: float,
     costs: Sequence[float],
 ) -> list[dict[str, Any]]:
-    """Every point as plain values, from cheap to dear.
+    """Return every point as plain values, from cheap to dear.
 
     Args:
         sigma: penalty for a wrong class in the reward.
-        costs: of each point on the validation split.
+        costs: cost of each point on the validation split.
     """
     n = calibration.right.shape[1]
     patches = calibration.choice.shape[2]
@@ -315,13 +315,13 @@ def operating_points(
     device: torch.device,
     advance: Callable[[str, int], None],
 ) -> dict[str, Any]:
-    """The whole walk: thresholds on the validation split, their worth on held-out images, the point to use.
+    """Set thresholds on the validation split, measure them on held-out images, and pick the point to use.
 
     Args:
         held: calibration images.
-        times: `milliseconds`, where the target is in them.
-        prices: `mask_price`, where the target is in a tariff's money.
-        advance: told how many images of ``val`` and of ``calibration`` are done.
+        times: `milliseconds`, if the target is in them.
+        prices: `mask_price`, if the target is in a tariff's money.
+        advance: called with how many images of ``val`` and of ``calibration`` are done.
 
     Returns:
         ``target``, ``chosen`` and ``points`` of a ``calibration.json``.
@@ -342,7 +342,7 @@ def operating_points(
 
 
 def _wishes(target: Target, prices: MaskPrice | None) -> dict[str, Any]:
-    """What was asked for, without what was not."""
+    """Return the parts of the target that were asked for."""
     given = {name: value for name, value in asdict(target).items() if value is not None}
     given |= {} if prices is None else {"tariff": prices.tariff.to_mapping()}
     needed = {"confidence": "target_accuracy", "unit": "target_cost"}

@@ -1,4 +1,4 @@
-"""From what the dial asks for to a choice of patches for each stage of a run."""
+"""Turn what the dial asks for into a choice of patches for each stage of a run."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ LACKS = "make it anew with `patchdrop calibrate`"
 
 
 def policy_stages(run: RunFolder) -> list[str]:
-    """The trained stages that have a policy, in order."""
+    """List the trained stages that have a policy, in order."""
     return [stage for stage in run.stages_done() if stage in POLICY_STAGES]
 
 
 def policy_stage(run: RunFolder, stage: str | None = None) -> str:
-    """The stage asked for, or the last one that is trained, of those with a policy.
+    """Return the stage asked for, or else the last trained one that has a policy.
 
     Raises:
         RunError: none is trained.
@@ -49,7 +49,7 @@ def policy_stage(run: RunFolder, stage: str | None = None) -> str:
 
 
 def policy_scores(model: PatchDrop, low_size: Size, split: Split, device: torch.device) -> Tensor:
-    """The policy's patch logits on every image of a split: ``(n, P)`` float32. The classifier is not run."""
+    """Return the policy's patch logits on every image of a split: ``(n, P)`` float32. The classifier is not run."""
     with torch.inference_mode():
         found = [model.look(low_of(batch, low_size).to(device)).scores.cpu() for batch in split.in_order(BATCH)]
     return torch.cat(found).float()
@@ -58,14 +58,14 @@ def policy_scores(model: PatchDrop, low_size: Size, split: Split, device: torch.
 def choices_of(
     dial: Dial, run: RunFolder, stages: Sequence[str], images: Split | None, device: torch.device
 ) -> dict[str, Choose]:
-    """How each policy stage chooses under a dial that is turned.
+    """Return how each policy stage chooses under a dial that is turned.
 
     Args:
         stages: policy stages that are trained.
-        images: what a mean budget is spent on; None where they are not at hand all at once.
+        images: the images that a mean budget is spent on; None if they are not at hand all at once.
 
     Returns:
-        Stage -> patch logits to choice. A calibrated point is of one stage, so other stages are left out.
+        Stage -> function from patch logits to choice. A calibrated point is of one stage, so other stages are left out.
 
     Raises:
         UsageError: a budget above the number of patches, a mean budget without images, or a calibrated point of another
@@ -102,16 +102,14 @@ def choices_of(
 
 
 def _cut_at(mistake: float, model: PatchDrop, stage: str) -> float:
-    """The threshold on logits from which on a patch is worth its price, where a wrong answer costs so many images."""
+    """Return the threshold on logits above which a patch is worth its price, if a wrong answer costs so many images."""
     if not isinstance(model, Advised):
         raise UsageError(f"--mistake: the policy of stage {stage} predicts no chance of being right; use --mean-budget")
     return -math.log(mistake) - float(model.policy.log_price)
 
 
 def stage_and_choice(dial: Dial, run: RunFolder, stage: str | None, device: torch.device) -> tuple[str, Choose]:
-    """The stage that is to predict, and how it chooses each image by itself under a dial that is turned.
-
-    Else as `choices_of`.
+    """Return the stage that predicts, and how it chooses for each image by itself; otherwise as `choices_of`.
 
     Args:
         stage: the one asked for; by default the calibrated one, or the last that is trained.
@@ -123,7 +121,7 @@ def stage_and_choice(dial: Dial, run: RunFolder, stage: str | None, device: torc
 
 
 def read_calibration(run: RunFolder) -> dict[str, Any]:
-    """What ``calibration.json`` says.
+    """Read ``calibration.json``.
 
     Raises:
         RunError: there is none, it is damaged, or its stage has been trained again since.
@@ -140,7 +138,7 @@ def read_calibration(run: RunFolder) -> dict[str, Any]:
 
 
 def chosen_point(run: RunFolder, calibration: dict[str, Any]) -> dict[str, Any]:
-    """The operating point that was chosen; raises RunError where only a curve was asked for."""
+    """Return the chosen operating point; raises RunError where only a curve was asked for."""
     if calibration["chosen"] is None:
         raise RunError(
             f"{run}: {FILE} holds a curve but no chosen point; give `patchdrop calibrate` --mean-budget, "
@@ -150,7 +148,7 @@ def chosen_point(run: RunFolder, calibration: dict[str, Any]) -> dict[str, Any]:
 
 
 def _well_formed(found: Any) -> bool:
-    """Whether all that other commands, and the report, read from a ``calibration.json`` is there."""
+    """Check that a ``calibration.json`` has all that other commands, and the report, read from it."""
     numbers = ("cut", "threshold", "mean_patches", "hr_fraction", "accuracy")
     try:
         values = [[point[name] for name in numbers] + point["ci95"] for point in found["points"]]
@@ -171,7 +169,7 @@ def _well_formed(found: Any) -> bool:
 
 
 def _answers(chosen: Any, target: Any, points: int) -> bool:
-    """Whether the chosen point is one of the curve's, and says to which wish it is the answer."""
+    """Check that the chosen point is one of the curve's, and names the target that it meets."""
     wishes = {
         "mean-budget": ("mean_budget",),
         "target-accuracy": ("target_accuracy", "confidence"),

@@ -1,4 +1,4 @@
-"""A trained run on a split: the table, its yardsticks, and what the report shows."""
+"""Evaluate a trained run on a split: the results table, its baselines, and the figures of the report."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ def evaluate(
     advance: Callable[[str, int], None],
     choices: Mapping[str, Choose] | None = None,
 ) -> dict[str, Outcome]:
-    """Every trained stage on a split, and the yardsticks of each policy stage.
+    """Evaluate every trained stage on a split, and the baselines of each policy stage.
 
     Args:
-        choices: how each policy stage chooses, those without one are left out; None: greedily, all of them.
+        choices: how each policy stage chooses; stages without one are left out. None: all of them, greedily.
 
     Returns:
         Outcomes by name: ``lr``, ``hr``, and for each policy stage ``pt``, ``pt/random``, ``pt/shuffled``, ...
@@ -70,7 +70,7 @@ def evaluate(
 
 
 def _yardsticks(stand: Stand, plain: Any) -> Iterator[tuple[str, Outcome]]:
-    """Controls of every policy, and the plain strategies where a stage was settled against them."""
+    """Yield the controls of every policy, and the plain strategies of a stage that was settled against them."""
     yield from controls(stand).items()
     if plain is not None and stand.low is not None:
         yield PLACES, random_places(stand)
@@ -79,13 +79,13 @@ def _yardsticks(stand: Stand, plain: Any) -> Iterator[tuple[str, Outcome]]:
 
 
 def yardstick_names(stage: str, settled: bool) -> list[str]:
-    """Names of the outcomes of a policy stage, in order."""
+    """Return the names of a policy stage's outcomes, in order."""
     plain = (PLACES, FIXED, ACTIVATION, DETAIL, CASCADE) if settled else ()
     return [stage, *(f"{stage}/{name}" for name in (RANDOM, SHUFFLED, *plain))]
 
 
 def table_rows(outcomes: dict[str, Outcome], sigmas: dict[str, float]) -> list[dict[str, Any]]:
-    """The rows of ``results.json``.
+    """Return the rows of ``results.json``.
 
     Args:
         sigmas: the penalty each policy stage ended with; the reward of its rows uses it.
@@ -105,7 +105,7 @@ def table_rows(outcomes: dict[str, Outcome], sigmas: dict[str, float]) -> list[d
 
 
 def row_of(method: str, stage: str, outcome: Outcome, sigma: float) -> dict[str, Any]:
-    """One row of ``results.json``, without a test against another."""
+    """Return one row of ``results.json``, without a test against another."""
     n, patches = outcome.choice.shape
     correct = int(outcome.right.sum())
     figures = spread(outcome.choice)
@@ -129,7 +129,7 @@ def row_of(method: str, stage: str, outcome: Outcome, sigma: float) -> dict[str,
 
 
 def per_class(outcome: Outcome, classes: tuple[str, ...]) -> list[dict[str, Any]]:
-    """Accuracy and mean S of each class that has an image."""
+    """Return accuracy and mean S of each class that has an image."""
     rows = []
     for index, name in enumerate(classes):
         mine = outcome.target == index
@@ -153,7 +153,7 @@ def results(
     outcomes: dict[str, Outcome],
     provenance: dict[str, Any],
 ) -> dict[str, Any]:
-    """The document ``results.json`` (the contract is in the documentation); no rows where nothing is trained."""
+    """Return the document ``results.json`` (the contract is in the documentation); no rows where nothing is trained."""
     grid = config.shape.grid
     sigmas = {
         stage: float(run.stage_config(stage)["figures"].get("sigma", 0.5)) for stage in POLICY_STAGES if run.done(stage)
@@ -179,6 +179,6 @@ def results(
 
 
 def example_positions(outcome: Outcome, count: int) -> list[int]:
-    """Positions of up to ``count`` images, evenly over the split's order (so over the classes of sorted splits)."""
+    """Return up to ``count`` positions, evenly over the split's order (so over the classes of sorted splits)."""
     n = len(outcome.target)
     return sorted(set(np.linspace(0, n - 1, min(count, n)).round().astype(int).tolist()))

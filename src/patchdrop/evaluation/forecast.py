@@ -1,4 +1,4 @@
-"""What a policy predicted of itself against what came true."""
+"""Compare a policy's predicted chances of being right with how often it was right."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from patchdrop.policy.ranking import forecast
 
 
 def forecast_of(outcome: Outcome, low_right: Tensor | None) -> dict[str, Any] | None:
-    """A policy's chances of being right against how often it was; None where it does not say.
+    """Compare a policy's chances of being right with how often it was; None if it predicts none.
 
     Args:
         outcome: of the policy's own choice.
         low_right: whether LR-CNN is right on the same images, ``(n,)`` bool; None where it is not at hand.
 
     Returns:
-        ``bins``: images by the predicted chance after the chosen patches, in ten parts of equally many: mean
+        ``bins``: images sorted by the predicted chance after the chosen patches, in ten equal parts: mean
         ``predicted``, share ``right`` with its interval ``ci95`` (Wilson), ``n``. ``calibration_error`` of
         ``chance_now`` (None without LR-CNN) and ``chance_after``.
     """
@@ -35,13 +35,13 @@ def forecast_of(outcome: Outcome, low_right: Tensor | None) -> dict[str, Any] | 
 
 
 def bin_of(said: Tensor, came_true: Tensor) -> dict[str, Any]:
-    """Chances ``(n,)`` and what came true ``(n,)`` bool of some images, n > 0, in figures."""
+    """Summarise the chances ``(n,)`` and what came true ``(n,)`` bool of some images, n > 0."""
     n, right = len(said), int(came_true.sum())
     return {"predicted": float(said.double().mean()), "right": right / n, "ci95": list(wilson(right, n)), "n": n}
 
 
 def forecasts(outcomes: Mapping[str, Outcome]) -> dict[str, dict[str, Any]]:
-    """`forecast_of` each policy stage that says, from outcomes by name as `evaluate` returns them."""
+    """Return `forecast_of` each policy stage that predicts chances; outcomes are as `evaluate` returns them."""
     low = outcomes.get("lr")
     found = {
         stage: forecast_of(outcome, None if low is None else low.right)

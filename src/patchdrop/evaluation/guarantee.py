@@ -1,4 +1,4 @@
-"""Operating points whose accuracy is guaranteed: exact binomial tests, one after the other.
+"""Guarantee an operating point's accuracy by exact binomial tests, one after the other.
 
 Learn then Test (Angelopoulos, Bates, Candes, Jordan, Lei 2021, arXiv 2110.01052) turns "which thresholds keep the risk
 below a level" into tests of many hypotheses. With 0/1 errors the binomial p-value is exact (Clopper and Pearson 1934),
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def p_values(correct: Tensor, n: int, accuracy: float) -> Tensor:
-    """P-values of "the true accuracy is below ``accuracy``": the chance of as many right answers or more.
+    """Return p-values of "the true accuracy is below ``accuracy``": the chance of as many right answers or more.
 
     Args:
         correct: numbers of right answers among ``n`` independent images, any shape, int64.
@@ -29,7 +29,7 @@ def p_values(correct: Tensor, n: int, accuracy: float) -> Tensor:
 
 
 def proved(p: Tensor, order: Sequence[int], confidence: float) -> list[int]:
-    """The points proved by fixed-sequence testing: those in ``order`` before the first that fails.
+    """Return the points proved by fixed-sequence testing: those in ``order`` before the first that fails.
 
     With a probability of at least ``confidence`` every one of them has the accuracy that `p_values` tested, so any of
     them may be picked.
@@ -48,10 +48,10 @@ def proved(p: Tensor, order: Sequence[int], confidence: float) -> list[int]:
 
 
 def towards_cheaper(accuracy: Sequence[float]) -> list[int]:
-    """An order of tests for points sorted from cheap to dear: from the most accurate one on to ever cheaper ones.
+    """Order the tests of points sorted from cheap to dear: from the most accurate one to ever cheaper ones.
 
     Args:
-        accuracy: of each point, on images that are not used for calibration. Of equal ones the cheapest is the start.
+        accuracy: accuracy of each point on images that are not used for calibration. Of equal ones the cheapest starts.
     """
     best = max(range(len(accuracy)), key=lambda point: (accuracy[point], -point))
     return list(range(best, -1, -1))

@@ -1,4 +1,4 @@
-"""Figures of merit, as pure functions of counts, choices and predictions."""
+"""Compute figures of merit: pure functions of counts, choices and predictions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def wilson(correct: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927); ``(0, 1)`` for n = 0."""
+    """Return the 95 % interval of a share (Wilson 1927); ``(0, 1)`` for n = 0."""
     if n == 0:
         return 0.0, 1.0
     interval = binomtest(correct, n).proportion_ci(0.95, "wilson")
@@ -16,7 +16,7 @@ def wilson(correct: int, n: int) -> tuple[float, float]:
 
 
 def mcnemar(ours: Tensor, theirs: Tensor) -> float:
-    """Exact two-sided McNemar test on the same images: ``(n,)`` bool each, true where right; returns p."""
+    """Return p of an exact two-sided McNemar test on the same images: ``(n,)`` bool each, true where right."""
     only_ours = int((ours & ~theirs).sum())
     only_theirs = int((theirs & ~ours).sum())
     discordant = only_ours + only_theirs
@@ -24,24 +24,24 @@ def mcnemar(ours: Tensor, theirs: Tensor) -> float:
 
 
 def distinct_masks(choice: Tensor) -> int:
-    """Number of different rows of ``(n, P)`` bool."""
+    """Count the different rows of ``(n, P)`` bool."""
     return len(torch.unique(choice, dim=0))
 
 
 def same_mask(choice: Tensor) -> int:
-    """How many rows of ``(n, P)`` bool are the commonest one."""
+    """Count how often the most common row of ``(n, P)`` bool occurs."""
     return int(torch.unique(choice, dim=0, return_counts=True)[1].max())
 
 
 def entropy(logits: Tensor) -> float:
-    """Mean entropy of a patch's decision in nats, 0 to 0.693, from logits ``(n, P)``."""
+    """Return the mean entropy of a patch's decision in nats, 0 to 0.693, from logits ``(n, P)``."""
     p = torch.sigmoid(logits.double())
     terms = -(torch.special.xlogy(p, p) + torch.special.xlogy(1 - p, 1 - p))
     return float(terms.mean())
 
 
 def spread(choice: Tensor) -> dict[str, float]:
-    """Mean and deviation of S over ``(n, P)`` choices, and the number of distinct masks."""
+    """Return mean and deviation of S over ``(n, P)`` choices, and the number of distinct masks."""
     counts = choice.sum(1).double()
     return {
         "mean_patches": float(counts.mean()),
@@ -51,7 +51,7 @@ def spread(choice: Tensor) -> dict[str, float]:
 
 
 def parts_of(said: Tensor, came_true: Tensor, bins: int = 10) -> list[tuple[Tensor, Tensor]]:
-    """Chances and what came true, sorted by the chance, in parts of equally many; none of them is empty.
+    """Sort chances and what came true by the chance, and cut them into parts of equal size; none of them is empty.
 
     Args:
         said: ``(n,)`` chances 0 to 1.
@@ -64,9 +64,9 @@ def parts_of(said: Tensor, came_true: Tensor, bins: int = 10) -> list[tuple[Tens
 
 
 def calibration_error(said: Tensor, came_true: Tensor, bins: int = 10) -> float:
-    """Expected calibration error: how far chances lie from how often they came true, on average over all.
+    """Return the expected calibration error: the mean distance between chances and how often they came true.
 
-    Arguments as of `parts_of`.
+    Takes the arguments of `parts_of`.
     """
     apart = [abs(float((chances.double() - came.double()).sum())) for chances, came in parts_of(said, came_true, bins)]
     return sum(apart) / max(1, len(said))

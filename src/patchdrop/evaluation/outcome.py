@@ -1,4 +1,4 @@
-"""What a way of choosing did on every image of a split."""
+"""Run a model with a way of choosing on every image of a split, and keep the results."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one way of choosing did on every image of a split."""
+    """The results of one way of choosing on every image of a split."""
 
     scores: Tensor
     """Patch logits ``(n, P)``."""
     choice: Tensor
-    """``(n, P)`` bool."""
+    """Patches read, ``(n, P)`` bool."""
     logits: Tensor
     """Class logits ``(n, K)``."""
     target: Tensor
-    """``(n,)``."""
+    """Classes ``(n,)``."""
     chances: Tensor | None = None
-    """Chance of being right after the first k patches, ``(n, P + 1)``, where the policy says."""
+    """Chance of being right after the first k patches, ``(n, P + 1)``; None if the policy predicts none."""
 
     @property
     def right(self) -> Tensor:
-        """``(n,)`` bool."""
+        """Whether each image's class is right, ``(n,)`` bool."""
         return self.logits.argmax(1) == self.target
 
 
@@ -46,11 +46,11 @@ def outcome_of(
     choose: Callable[[Tensor, int], Tensor],
     device: torch.device,
 ) -> Outcome:
-    """What a model does on every image of a split.
+    """Run a model on every image of a split.
 
     Args:
         model: PatchDrop, an HR classifier, which reads every patch, or else a classifier of LR alone.
-        choose: patch logits of a batch and the position of its first image to the patches to read, ``(B, P)`` bool.
+        choose: maps a batch's patch logits and the position of its first image to its choice ``(B, P)`` bool.
     """
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     foreseen: list[Tensor] = []

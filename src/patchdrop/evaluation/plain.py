@@ -1,4 +1,4 @@
-"""Plain strategies: which patches to read without a policy that was learnt, at the mean S of one that was.
+"""Plain strategies: choose patches without a learnt policy, at the mean S of one.
 
 | strategy | when | where |
 |---|---|---|
@@ -8,7 +8,7 @@
 | `detail`, with `patchdrop.policy.choice.top` | always | where LR varies most |
 
 Beyond the paper. Choices are made for a whole split at once, so that the mean S can be matched; `given` hands them to
-`patchdrop.evaluation.outcome.outcome_of`. Of equals the image, or the patch, with the lower number comes first.
+`patchdrop.evaluation.outcome.outcome_of`. In a tie the image, or the patch, with the lower number comes first.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from patchdrop.policy.reward import right_probability
 ROUNDS = 6
 """Random masks that `fixed_best` tries on each image."""
 LEAST_SHARE = 1e-9
-"""Of the largest eigenvalue, below which `patch_worth` takes a combination of patches as never tried."""
+"""Share of the largest eigenvalue below which `patch_worth` treats a combination of patches as never tried."""
 
 
 def doubtful_first(opinion: Tensor) -> Tensor:
-    """Images from the one that LR-CNN is least certain of to the one it is most certain of.
+    """Sort images from the one that LR-CNN is least certain of to the one it is most certain of.
 
-    By the probability of its best class, as log odds: those tell images apart whose probabilities all round to 1.
+    They are compared by the log odds of its best class, which still differ where probabilities all round to 1.
 
     Args:
         opinion: LR-CNN's class logits ``(n, K)``.
@@ -49,7 +49,7 @@ def doubtful_first(opinion: Tensor) -> Tensor:
 
 
 def cascade(opinion: Tensor, mean_patches: float, patches: int) -> Tensor:
-    """All patches of the images that LR-CNN is least certain of, none of the others.
+    """Choose all patches of the images that LR-CNN is least certain of, and none of the others.
 
     Args:
         opinion: LR-CNN's class logits ``(n, K)``.
@@ -66,7 +66,7 @@ def cascade(opinion: Tensor, mean_patches: float, patches: int) -> Tensor:
 
 
 def cascade_outcome(low: Outcome, high: Outcome, choice: Tensor) -> Outcome:
-    """What a cascade did: HR-CNN's word for the images that were read, LR-CNN's for the others.
+    """Combine outcomes into that of a cascade: HR-CNN's logits for the images that were read, LR-CNN's for the others.
 
     Args:
         low: LR-CNN's outcome on a split.
@@ -89,18 +89,18 @@ def cascade_outcome(low: Outcome, high: Outcome, choice: Tensor) -> Outcome:
 
 
 def patch_worth(masks: Tensor, probability: Tensor) -> Tensor:
-    """What each patch adds to the right class' probability on average, beside the others that were read.
+    """Estimate what each patch adds, on average, to the right class' probability beside the other patches read.
 
-    By least squares on the masks' bits, with an intercept for each image, as images differ more than masks do. Masks
-    that all read equally many patches tell worths up to a constant; then they are given around a mean of 0.
+    By least squares on the masks' bits, with an intercept for each image, as images differ more than masks do. If all
+    masks read equally many patches, worths are known up to a constant; then their mean is 0.
 
     Args:
-        masks: R masks for each image, ``(R, n, P)`` bool. An image says nothing of a patch that is in all or none of
-            its masks.
+        masks: R masks for each image, ``(R, n, P)`` bool. An image tells nothing about a patch that is in all or none
+            of its masks.
         probability: of the right class, with each mask, ``(R, n)``.
 
     Returns:
-        Worths in units of probability, ``(P,)`` float64; 0 of a patch that no image says anything of.
+        Worths in units of probability, ``(P,)`` float64; 0 for a patch that no image tells anything about.
     """
     bits, gained = masks.double(), probability.double()
     bits = (bits - bits.mean(0)).flatten(0, 1)
@@ -118,13 +118,13 @@ def fixed_best(
     generator: torch.Generator,
     device: torch.device,
 ) -> Tensor:
-    """The patches in the order of their worth among random ones: `patch_worth` with this model's classifier.
+    """Sort the patches by their worth among random ones: `patch_worth` with this model's classifier.
 
     Args:
-        model: whose classifier judges, in evaluation mode, on ``device``.
+        model: its classifier is used, in evaluation mode, on ``device``.
         split: validation images; `ROUNDS` passes over them.
         mean_patches: how many random patches each mask has, 0 to P; floor or ceil of it.
-        generator: what the masks are drawn from; the same one in the same state gives the same order.
+        generator: draws the masks; the same one in the same state gives the same order.
 
     Returns:
         ``(P,)`` int64, best first.
@@ -144,7 +144,7 @@ def fixed_best(
 
 
 def top_of(order: Tensor, mean_patches: float, images: int, generator: torch.Generator) -> Tensor:
-    """The first patches of one order in every image, floor or ceil of ``mean_patches``.
+    """Choose the first patches of one order in every image, floor or ceil of ``mean_patches``.
 
     Args:
         order: ``(P,)`` int64, each patch once.
@@ -163,7 +163,7 @@ def top_of(order: Tensor, mean_patches: float, images: int, generator: torch.Gen
 
 
 def activation_choice(maps: Tensor, opinion: Tensor, mean_patches: float, each: int) -> Tensor:
-    """The highest patches of the images that LR-CNN is least certain of, none of the others.
+    """Choose the highest patches of the images that LR-CNN is least certain of, and none of the others.
 
     Published for the tokens of vision transformers as TinyDrop (Wang et al. 2025, arXiv 2509.03379): the confidence of
     a small network says whether more is needed, its class activation map where. There a threshold on the confidence
@@ -185,15 +185,15 @@ def activation_choice(maps: Tensor, opinion: Tensor, mean_patches: float, each: 
 
 
 def candidates(patches: int, mean_patches: float) -> tuple[int, ...]:
-    """Numbers of patches an image to try in `activation_choice`: P/4, P/2 and P, rounded up, rising, each once.
+    """Return the patches per image to try in `activation_choice`: P/4, P/2 and P, rounded up, rising, each once.
 
-    Those below ``mean_patches``, which could not be met with them, are left out.
+    Those below ``mean_patches`` are left out, because the mean could not be met with them.
     """
     return tuple(sorted({each for each in (-(-patches // 4), -(-patches // 2), patches) if each >= mean_patches}))
 
 
 def scores_on(split: Split, low_size: Size, score: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
-    """Scores of every image of a split, from LR alone.
+    """Compute scores of every image of a split, from LR alone.
 
     Args:
         score: LR ``(B, C, h, w)``, pixels 0..255, to ``(B, P)``; called in inference mode.
@@ -206,12 +206,12 @@ def scores_on(split: Split, low_size: Size, score: Callable[[Tensor], Tensor], d
 
 
 def given(choice: Tensor) -> Callable[[Tensor, int], Tensor]:
-    """How `patchdrop.evaluation.outcome.outcome_of` is told a choice ``(n, P)`` that is already made."""
+    """Return the function that passes a finished choice ``(n, P)`` to `patchdrop.evaluation.outcome.outcome_of`."""
     return lambda scores, start: choice[start : start + len(scores)]
 
 
 def _counts(opinion: Tensor, mean_patches: float, each: int, patches: int) -> Tensor:
-    """``each`` for as many of the least certain images as match the mean, 0 for the others: ``(n,)`` int64."""
+    """Return ``each`` for as many of the least certain images as match the mean, 0 for the others: ``(n,)`` int64."""
     _check(mean_patches, patches)
     if not 1 <= each <= patches or each < mean_patches:
         raise UsageError(

@@ -1,11 +1,11 @@
-"""After a stage of a ranking policy is trained: fusion and outlook are set right, and its operating point found.
+"""After a stage of a ranking policy is trained, fit its fusion and outlook, and find its operating point.
 
 All on validation images, which no network was trained on. Classifiers that remember their training images are right on
-them after fewer patches than they will be on others, so what is learnt there of *how many* is too hopeful, and LR-CNN's
-word seems worth more than it is.
+them after fewer patches than they will be on others, so *how many* patches is learnt too hopefully there, and LR-CNN's
+logits seem worth more than they are.
 
-The operating point is a price of HR in wrong answers. By default it is the highest one at which the policy is as often
-right, within a tolerance, as it ever is, however much it reads.
+The operating point is a price of HR in wrong answers. By default it is the highest price at which the policy is right
+as often, within a tolerance, as it ever is, however much it reads.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from patchdrop.policy.ranking import Outlook, first, in_order
 
 BATCH = 64
 TRIED = 17
-"""Numbers of patches, from none to all, after which the class is looked at."""
+"""Numbers of patches, from none to all, after which the class is checked."""
 FOLDS = 5
 STEPS = (0, 5, 10, 20, 40, 80, 160)
-"""Steps for which an outlook may learn on; the number is found by cross-validation."""
+"""Numbers of steps for which an outlook may learn on; cross-validation picks one."""
 RATE = 1e-2
 ROWS = 8192
-"""Patches of the images that an outlook learns from in a step."""
+"""Patches per step that an outlook learns from, over all of the step's images."""
 
 
 @dataclass(frozen=True)
 class Goal:
-    """What an operating point is to reach; the first that is set.
+    """A goal for the operating point; the first attribute that is set counts.
 
     Attributes:
-        target_patches: patches an image on average.
-        mistake: what a wrong answer costs, in prices of all of an image's HR.
-        tolerance: points of accuracy below the best that the policy has, whatever it reads.
+        target_patches: patches per image on average.
+        mistake: cost of a wrong answer, in prices of all of an image's HR.
+        tolerance: points of accuracy below the best that the policy reaches, whatever it reads.
     """
 
     target_patches: float = 0.0
@@ -60,41 +60,41 @@ class Goal:
 
 @dataclass(frozen=True)
 class Heard:
-    """What policy and classifier say of every image of a split as its ranking is followed."""
+    """The outputs of policy and classifier on every image of a split, after several numbers of patches."""
 
     utilities: Tensor
-    """``(n, P)``."""
+    """Utilities ``(n, P)``."""
     opinion: Tensor
     """LR-CNN's class logits ``(n, K)``."""
     counts: Tensor
-    """Numbers of patches that were tried, rising: ``(M,)`` int64."""
+    """Numbers of patches tried, rising: ``(M,)`` int64."""
     high: Tensor
     """Class logits of the HR stream after so many patches ``(n, M, K)``; 0 after none."""
     target: Tensor
-    """``(n,)``."""
+    """Classes ``(n,)``."""
 
     def right(self, streams: TwoStream) -> Tensor:
-        """Whether the class of both streams together is right after so many patches: ``(n, M)`` bool."""
+        """Return whether the fused class is right after each number of patches: ``(n, M)`` bool."""
         weight = streams.weight_at(self.counts / streams.high.grid.patches).detach().cpu().unsqueeze(1)
         fused = weight * self.high + (1 - weight) * self.opinion.unsqueeze(1)
         return fused.argmax(2) == self.target.unsqueeze(1)
 
 
 def tried_counts(patches: int) -> Tensor:
-    """Up to `TRIED` numbers of patches from 0 to P, closer to one another where they are few: ``(M,)`` int64."""
+    """Return up to `TRIED` numbers of patches from 0 to P, closer together where they are few: ``(M,)`` int64."""
     if patches < TRIED:
         return torch.arange(patches + 1)
     return torch.tensor(sorted({round(patches * (step / (TRIED - 1)) ** 2) for step in range(TRIED)}))
 
 
 def few_counts(patches: int) -> Tensor:
-    """P and, from there down to 1, a quarter of each: ``(M,)`` int64, rising."""
+    """Return P, and from there down to 1 a quarter each time: ``(M,)`` int64, rising."""
     return torch.tensor(sorted({max(1, patches >> shift) for shift in range(0, patches.bit_length() + 1, 2)}))
 
 
 @torch.no_grad()
 def hear(model: Advised, low_size: Size, split: Split, device: torch.device, counts: Tensor) -> Heard:
-    """A ranking policy on a split: its ranking as it is used, followed for each of ``counts (M,)``, rising."""
+    """Run a ranking policy on a split, and classify after each of ``counts (M,)`` patches of its ranking, rising."""
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for batch in split.in_order(BATCH):
         low, high = low_of(batch, low_size).to(device), batch.high.to(device)
@@ -120,10 +120,10 @@ def set_fusion_right(streams: TwoStream, heard: Heard) -> None:
 
 
 def set_outlook_right(model: Advised, heard: Heard) -> float:
-    """Fit the outlook to validation images; returns its calibration error on images it was not fitted to.
+    """Fit the outlook to validation images; return its calibration error on images it was not fitted to.
 
     `Outlook.fit`, then some steps of all weights from where training left them; cross-validation decides how many. The
-    error is the mean distance between what a fit to the other folds said of images and how often it came true
+    error is the mean distance between the chances that a fit to the other folds predicts and how often they came true
     (`calibration_error`).
     """
     outlook = model.policy.outlook
@@ -138,7 +138,7 @@ def set_outlook_right(model: Advised, heard: Heard) -> float:
     counts, truth, learns = heard.counts.to(device), right.double().to(device), learns.to(device)
 
     def wrong(images: Tensor) -> tuple[Tensor, Tensor]:
-        """Log odds of some images by each fit ``(folds + 1, n, M)``, and their cross-entropy."""
+        """Return the log odds of some images by each fit ``(folds + 1, n, M)``, and their cross-entropy."""
         inputs = (utilities[images], opinion[images])
         odds = torch.vmap(lambda w, b: functional_call(outlook, (w, b), inputs))(weights, buffers)[:, :, counts]
         came_true = truth[images].expand(len(fits), -1, -1)
@@ -169,7 +169,7 @@ def set_outlook_right(model: Advised, heard: Heard) -> float:
 
 @torch.no_grad()
 def _fitted(outlook: Outlook, heard: Heard, right: Tensor, images: Tensor) -> Outlook:
-    """A copy of an outlook whose offset and scale are fitted to some of the images."""
+    """Copy an outlook, and fit the copy's offset and scale to some of the images."""
     device = outlook.offset.device
     found = copy.deepcopy(outlook)
     odds = outlook.raw(heard.utilities[images].to(device), heard.opinion[images].to(device))
@@ -181,7 +181,7 @@ def find_price(model: Advised, scores: Tensor, chances: Tensor, heard: Heard, go
     """Set the policy's price so that its greedy choice meets a goal on a split.
 
     Args:
-        scores: the policy's patch logits on the split ``(n, P)``, at the price that it has.
+        scores: the policy's patch logits on the split ``(n, P)``, at its current price.
         chances: its chances of being right ``(n, P + 1)``.
     """
     price = model.policy.log_price
@@ -198,15 +198,15 @@ def find_price(model: Advised, scores: Tensor, chances: Tensor, heard: Heard, go
 
 
 def likely_accuracy(counts: Sequence[Tensor], chances: Tensor, tried: Tensor, right: Tensor) -> list[float]:
-    """Accuracy, 0 to 1, of points from cheap to dear: the mean of what is expected and what was seen.
+    """Estimate the accuracy, 0 to 1, of points from cheap to dear: the mean of the expected and the measured one.
 
-    Half a point of some hundred images is a few, which are right or wrong by chance: of what was seen, the nearest
-    rising curve counts. What is expected has hardly any chance in it, but may be wrong.
+    Among some hundred images half a point is a few, which are right or wrong by chance, so the measured accuracies are
+    replaced by the nearest rising curve. The expected accuracy hardly depends on chance, but may be wrong.
 
     Args:
         counts: patches that each image has at a point, ``(n,)`` int64 for each.
         chances: of being right ``(n, P + 1)``.
-        tried: numbers of patches ``(M,)`` after which there is a `right`, of which the nearest stands for others.
+        tried: numbers of patches ``(M,)`` that `right` was measured at; the nearest one stands for others.
         right: ``(n, M)`` bool.
     """
     patches = torch.arange(chances.shape[1])
@@ -217,6 +217,6 @@ def likely_accuracy(counts: Sequence[Tensor], chances: Tensor, tried: Tensor, ri
 
 
 def cheapest_within(accuracy: Sequence[float], tolerance: float) -> int:
-    """The first of points from cheap to dear whose accuracy is within ``tolerance`` of the best one's."""
+    """Return the first of points from cheap to dear whose accuracy is within ``tolerance`` of the best one's."""
     wanted = max(accuracy) - tolerance - 1e-9
     return next(point for point, found in enumerate(accuracy) if found >= wanted)

@@ -1,7 +1,7 @@
-"""What a policy is measured by on a split: controls that use its own amounts, and plain strategies that need no policy.
+"""Run a policy's baselines on a split: controls that read as much as it does, and plain strategies without a policy.
 
-All with the classifier of the policy's stage, at the policy's mean S; only `Cascade` has HR-CNN's own word where it
-reads, because it reads whole images.
+All use the classifier of the policy's stage, at the policy's mean S; only the cascade uses HR-CNN itself, because it
+reads whole images.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ FIXED, ACTIVATION, DETAIL, CASCADE = "fixed mask", "activation map", "detail", "
 
 @dataclass(frozen=True)
 class Plain:
-    """What plain strategies take from validation images.
+    """The settings of plain strategies, found on validation images.
 
     Attributes:
         fixed: patches in the order of their worth.
@@ -52,36 +52,36 @@ class Plain:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Plain:
-        """As a stage's ``config.json`` holds it."""
+        """Read them from a stage's ``config.json``."""
         return cls(tuple(int(patch) for patch in values["fixed"]), int(values["each"]))
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         return {**asdict(self), "fixed": list(self.fixed)}
 
 
 @dataclass(frozen=True)
 class Stand:
-    """A policy on a split, with LR-CNN and HR-CNN beside it."""
+    """A policy's outcome on a split, with LR-CNN's and HR-CNN's, for baselines to be run beside it."""
 
     model: PatchDrop
     config: ModelConfig
     split: Split
     ours: Outcome
     low: Outcome | None
-    """None where LR-CNN is not at hand; only the controls can then be played."""
+    """None if LR-CNN is not at hand; then only the controls can be run."""
     high: Outcome | None
     seed: int
     device: torch.device
 
     @property
     def grid(self) -> Grid:
-        """Of its patches."""
+        """The grid of its patches."""
         return self.config.shape.grid
 
     @property
     def mean_patches(self) -> float:
-        """S of the policy."""
+        """The policy's mean S."""
         return float(self.ours.choice.sum(1).double().mean())
 
     @property
@@ -91,16 +91,16 @@ class Stand:
         return self.low.logits
 
     def generator(self) -> torch.Generator:
-        """The same for each strategy."""
+        """Return a generator in the same state for each strategy."""
         return torch.Generator().manual_seed(self.seed)
 
     def with_choice(self, choice: Tensor) -> Outcome:
-        """What the stage's classifier says with another choice ``(n, P)`` bool."""
+        """Run the stage's classifier with another choice ``(n, P)`` bool."""
         return outcome_of(self.model, self.config.shape, self.split, given(choice), self.device)
 
 
 def controls(stand: Stand) -> dict[str, Outcome]:
-    """As many patches at random, and the policy's own masks dealt to other images."""
+    """Run two controls: as many patches at random, and the policy's own masks dealt to other images."""
     generator = stand.generator()
     ours = stand.ours.choice
     at_random = random_patches(ours.float(), stand.mean_patches, generator)
@@ -111,14 +111,14 @@ def controls(stand: Stand) -> dict[str, Outcome]:
 
 
 def random_places(stand: Stand) -> Outcome:
-    """As many patches of each image as the policy reads, at random places: what *where* is worth."""
+    """Read as many patches of each image as the policy, at random places: shows what *where* is worth."""
     ours = stand.ours.choice
     order = torch.rand(ours.shape, generator=stand.generator()).argsort(1)
     return stand.with_choice(first(order, ours.sum(1)))
 
 
 def chosen_on(stand: Stand) -> tuple[Plain, dict[str, Outcome]]:
-    """What plain strategies take from a validation split, and what those that need it come to there."""
+    """Find the settings of plain strategies on a validation split, and the outcomes there of those that need them."""
     order = fixed_best(
         stand.model, stand.config.shape, stand.split, stand.mean_patches, stand.generator(), stand.device
     )
@@ -135,7 +135,7 @@ def chosen_on(stand: Stand) -> tuple[Plain, dict[str, Outcome]]:
 
 
 def plain_outcomes(stand: Stand, plain: Plain) -> dict[str, Outcome]:
-    """The strategies that take something from validation images, on another split."""
+    """Run the strategies that need settings from validation images, on another split."""
     order = torch.tensor(plain.fixed)
     found = {FIXED: stand.with_choice(top_of(order, stand.mean_patches, len(stand.split), stand.generator()))}
     maps = _maps(stand)
@@ -146,7 +146,7 @@ def plain_outcomes(stand: Stand, plain: Plain) -> dict[str, Outcome]:
 
 
 def from_low_alone(stand: Stand) -> dict[str, Outcome]:
-    """The strategies that take nothing from validation images: where LR varies most, and a cascade."""
+    """Run the strategies that need no settings from validation images: where LR varies most, and a cascade."""
     spread = scores_on(stand.split, stand.config.shape.low, lambda low: detail(low, stand.grid), stand.device)
     found = {DETAIL: stand.with_choice(top(spread, stand.mean_patches, stand.generator()))}
     if stand.low is not None and stand.high is not None:
@@ -156,7 +156,7 @@ def from_low_alone(stand: Stand) -> dict[str, Outcome]:
 
 
 def _maps(stand: Stand) -> Tensor | None:
-    """LR-CNN's activation maps; None where it has no feature map, or is not at hand."""
+    """Return LR-CNN's activation maps; None if it has no feature map, or is not at hand."""
     if not isinstance(stand.model, SharedLook):
         return None
     low_cnn = stand.model.classifier.low

@@ -1,7 +1,7 @@
-"""What a policy is worth against the plain things that need none, in words.
+"""Give a verdict in words: what a policy is worth against strategies that need no policy.
 
-All on the same images. A way of choosing is worth its accuracy less the price of what it reads; the price is the one
-that the policy's operating point implies, in wrong answers for all of an image's HR.
+All are compared on the same images. A way of choosing is worth its accuracy minus the price of what it reads; the price
+is the one that the policy's operating point implies, in wrong answers for all of an image's HR.
 """
 
 from __future__ import annotations
@@ -19,44 +19,44 @@ from patchdrop.evaluation.metrics import mcnemar
 from patchdrop.runs.folder import RunFolder
 
 SURE = 2.5
-"""Deviations beyond which a difference is not put down to chance: a plain strategy of nine, 5 % in all on one side."""
+"""Deviations above which a difference is not chance: for nine plain strategies, 5 % in all on one side."""
 NEARLY_ALL = 0.9
-"""Share of HR from which on everything is read."""
+"""Share of HR above which a policy counts as reading everything."""
 FEW_IMAGES = 200
 NOTHING, EVERYTHING, CASCADE, PLACES = "nothing", "everything", "cascade", "random places"
 FIGURES = ("accuracy", "mean_patches", "reward", "surplus", "p_value")
-"""Of each plain strategy."""
+"""The figures of each plain strategy."""
 Kind = Literal["policy", "nothing", "everything", "certainty", "loses"]
 
 
 @dataclass(frozen=True)
 class Played:
-    """What a way of choosing came to on n images."""
+    """The results of a way of choosing on n images."""
 
     right: Tensor
-    """``(n,)`` bool."""
+    """Whether the class was right, ``(n,)`` bool."""
     counts: Tensor
     """Patches read, ``(n,)`` int64."""
 
     @property
     def accuracy(self) -> float:
-        """0 to 1."""
+        """Accuracy, 0 to 1."""
         return float(self.right.double().mean())
 
     @property
     def mean_patches(self) -> float:
-        """S."""
+        """Mean S."""
         return float(self.counts.double().mean())
 
     def worth(self, price: float, patches: int) -> Tensor:
-        """Of each image, ``right - price S / P``: ``(n,)`` float64."""
+        """Return ``right - price S / P`` of each image: ``(n,)`` float64."""
         return self.right.double() - price * self.counts.double() / patches
 
 
 def surplus(theirs: Tensor, ours: Tensor) -> float:
-    """How far their sum lies above ours on the same images, in standard deviations of that sum.
+    """Return how far their sum lies above ours on the same images, in standard deviations of that sum.
 
-    Two images more are supposed, one for each side, so that three images against none are no certainty.
+    Two more images are supposed, one in favour of each side, so that three images against none are no certainty.
     """
     difference = theirs - ours
     variance = float((difference - difference.mean()).square().sum()) + 2
@@ -64,12 +64,12 @@ def surplus(theirs: Tensor, ours: Tensor) -> float:
 
 
 def verdict(ours: Played, plain: Mapping[str, Played], price: float, patches: int, tolerance: float) -> dict[str, Any]:
-    """A policy against plain strategies, as plain values.
+    """Compare a policy with plain strategies, and return plain values.
 
     Args:
         ours: the policy at its operating point.
-        plain: name -> what it came to; `NOTHING` (LR-CNN), `EVERYTHING` (HR-CNN) and `PLACES` (as many patches of each
-            image as the policy reads, elsewhere) among them.
+        plain: name -> results; includes `NOTHING` (LR-CNN), `EVERYTHING` (HR-CNN) and `PLACES` (as many patches of each
+            image as the policy reads, elsewhere).
         price: of all of an image's HR, in wrong answers.
         tolerance: points of accuracy that make no difference.
 
@@ -105,7 +105,7 @@ def verdict(ours: Played, plain: Mapping[str, Played], price: float, patches: in
 
 
 def last_verdict(run: RunFolder) -> dict[str, Any] | None:
-    """What `verdict` said of the last stage that has one, with the name of that ``stage``; None where none has.
+    """Return the `verdict` on the last stage that has one, with the name of that ``stage``; None if none has.
 
     Raises:
         RunError: it is damaged.
@@ -120,7 +120,7 @@ def last_verdict(run: RunFolder) -> dict[str, Any] | None:
 
 
 def _well_formed(said: Any) -> bool:
-    """Whether all that is shown of a verdict is there."""
+    """Check that a verdict has all that is shown of it."""
     try:
         numbers = [said[name] for name in ("accuracy", "mean_patches", "reward", "price", "images")]
         numbers += [row[name] for row in said["plain"].values() for name in FIGURES]
@@ -130,12 +130,12 @@ def _well_formed(said: Any) -> bool:
 
 
 def low_is_enough(low: Tensor, high: Tensor, tolerance: float) -> bool:
-    """Whether reading HR brings nothing that could be told: right or wrong of LR-CNN and HR-CNN, ``(n,)`` bool each.
+    """Check whether HR-CNN is at most ``tolerance`` points above LR-CNN, so that reading HR gains nothing to speak of.
 
-    HR-CNN is no more than ``tolerance`` points above LR-CNN.
+    Takes right or wrong of both, ``(n,)`` bool each.
     """
     gain = (int(high.sum()) - int(low.sum())) / max(1, len(low))
-    return gain <= tolerance / 100 + 1e-9  # 2 of 400 are half a point, whatever floats make of it
+    return gain <= tolerance / 100 + 1e-9  # 2 of 400 must count as half a point in spite of rounding
 
 
 def _kind(ours: Played, plain: Mapping[str, Played], better: str | None, patches: int, tolerance: float) -> Kind:
@@ -163,7 +163,7 @@ def _sentence(kind: Kind, ours: Played, plain: Mapping[str, Played], better: str
         assert better is not None
         rival = plain[better]
         theirs = f"right on {_percent(rival)} with {_share(rival, patches)} of HR"
-        # "Nothing is better" would say the opposite.
+        # "Nothing is better" would mean the opposite.
         name = f"Reading {better}" if better in (NOTHING, EVERYTHING) else better.capitalize()
         return f"{name} is better than the policy here: {theirs}, while {mine}. {_advice(better)}"
     if kind == "certainty":

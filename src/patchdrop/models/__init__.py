@@ -1,4 +1,4 @@
-"""The networks of each stage of training, built from a description that is kept beside their weights.
+"""Build the networks of each training stage from a description that is saved beside their weights.
 
 May import `episode`, `classify`, and what lies below them.
 """

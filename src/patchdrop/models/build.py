@@ -1,4 +1,4 @@
-"""The networks of each stage, built from a description that is saved beside their weights."""
+"""Build the networks of each stage from a description that is saved beside their weights."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ AGAIN = "remove that stage's folder and train it again"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """All that is needed to build a stage's networks again; part of each stage's ``config.json``.
+    """A description from which a stage's networks can be built again; part of each stage's ``config.json``.
 
     In JSON the shape is four plain values beside the others: ``grid``, ``high``, ``low`` and ``channels``.
     """
@@ -56,11 +56,11 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], where: str) -> ModelConfig:
-        """The description in a ``config.json``.
+        """Read the description in a ``config.json``.
 
         Raises:
-            RunError: a key is missing that has no default (the default is what all runs had before there was the key),
-                or a value makes no sense.
+            RunError: a key without a default is missing (the default is what all runs had before the key existed), or a
+                value makes no sense.
         """
         own = {name: field for name, field in cls.__dataclass_fields__.items() if name not in ("classes", "shape")}
         kinds: dict[str, type] = {"classes": list, "grid": str, "high": str, "low": str, "channels": int}
@@ -81,14 +81,14 @@ class ModelConfig:
         return cls(tuple(values["classes"]), shape, **{name: values[name] for name in own})
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return plain values."""
         high, low, grid, channels = self.shape
         flat = {"grid": str(grid), "high": size_text(high), "low": size_text(low), "channels": channels}
         own = {name: value for name, value in vars(self).items() if name not in ("classes", "shape")}
         return {"classes": list(self.classes), **flat, **own}
 
     def check(self) -> None:
-        """Raise UsageError where there is no such classifier or policy."""
+        """Raise UsageError if there is no such classifier or policy."""
         classifiers = get_args(get_type_hints(TrainSettings)["classifier"])
         if self.classifier not in classifiers:
             raise UsageError(f"classifier: {self.classifier!r} is not one of {', '.join(classifiers)}")
@@ -100,12 +100,11 @@ class ModelConfig:
 def build_stage(
     stage: str, config: ModelConfig, statistics: Statistics | None = None, pretrained: bool = False
 ) -> nn.Module:
-    """The untrained model of a stage.
-
-    LowCNN for ``lr``, a HighClassifier for ``hr`` and ``patches``, else PatchDrop.
+    """Build the untrained model of a stage: LowCNN for ``lr``, a HighClassifier for ``hr`` and ``patches``, else
+    PatchDrop.
 
     Args:
-        statistics: channel statistics of the training images; None where weights that hold them are loaded next.
+        statistics: channel statistics of the training images; None if weights that hold them are loaded next.
     """
     if stage == "lr":
         return _build_low(config, statistics, pretrained)
@@ -138,7 +137,7 @@ def build_stage(
 
 
 def _build_low(config: ModelConfig, statistics: Statistics | None, pretrained: bool, features: bool = False) -> LowCNN:
-    """LR-CNN; where asked without its head."""
+    """Build LR-CNN; with ``features``, without its head."""
     return LowCNN(
         config.lr_network,
         0 if features else len(config.classes),
@@ -152,7 +151,7 @@ def _build_low(config: ModelConfig, statistics: Statistics | None, pretrained: b
 def _build_high(
     config: ModelConfig, statistics: Statistics | None, pretrained: bool, alone: bool = False
 ) -> HighClassifier:
-    """The HR classifier; ``alone`` where every patch is read, so that a patch set learns without LR."""
+    """Build the HR classifier; ``alone``: every patch is read, so a patch set learns without LR."""
     mean, std = (
         (torch.zeros(config.shape.channels), torch.ones(config.shape.channels))
         if statistics is None
@@ -199,7 +198,7 @@ def fill_weights(model: nn.Module, tensors: Mapping[str, Tensor], where: str) ->
 
 
 def copy_matching(source: nn.Module, target: nn.Module) -> int:
-    """Copy every tensor whose name and shape agree; returns how many did."""
+    """Copy every tensor whose name and shape agree; return how many did."""
     theirs = source.state_dict()
     ours = target.state_dict()
     same = {name: theirs[name] for name in ours if name in theirs and theirs[name].shape == ours[name].shape}

@@ -1,9 +1,9 @@
-"""PatchDrop whose policy and classifier share what they see of LR, so that no network looks at it twice.
+"""Models whose policy and classifier share LR-CNN's outputs, so that no network looks at LR twice.
 
-`Advised`: the policy is a `patchdrop.policy.ranking.Ranking`, which hears LR-CNN; the same word is the classifier's
-second stream. `OneLook`: the policy's network is LR-CNN as it was trained, and the policy learns its head on it. LR-CNN
-and a policy network of its own cost as much as each other and, beside a small HR network, together a good part of the
-time that patches left unread can save.
+`Advised`: the policy is a `patchdrop.policy.ranking.Ranking`, which takes LR-CNN's logits; they are also the
+classifier's second stream. `OneLook`: the policy's network is LR-CNN as it was trained, and the policy learns its head
+on it. LR-CNN and a policy network of its own cost as much as each other and, beside a small HR network, together a good
+part of the time that patches left unread can save.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from patchdrop.policy.sights import activation_maps, detail
 
 
 class SharedLook(PatchDrop):
-    """Policy and second stream hear the same word of LR-CNN."""
+    """A model whose policy and second stream share LR-CNN's logits."""
 
     classifier: TwoStream
 
@@ -30,7 +30,7 @@ class SharedLook(PatchDrop):
 
 
 class Advised(SharedLook):
-    """A ranking policy beside LR-CNN.
+    """A model with a ranking policy beside LR-CNN.
 
     Args:
         shared: whether the policy's network holds LR-CNN's weights, which no stage of the policy trains.
@@ -43,7 +43,7 @@ class Advised(SharedLook):
         self.shared = shared
 
     def hear(self, low: Tensor) -> tuple[Tensor, Tensor]:
-        """Utilities ``(B, P)``, and LR-CNN's class logits ``(B, K)``, through which no gradient goes."""
+        """Return utilities ``(B, P)``, and LR-CNN's class logits ``(B, K)``, through which no gradient flows."""
         utility = self.policy.utility
         if not self.shared:
             return utility(low), self.classifier.low(low).detach()
@@ -58,7 +58,7 @@ class Advised(SharedLook):
 
 
 class Ruled(SharedLook):
-    """A rule in the policy's place, which hears LR-CNN."""
+    """A model with a rule, which uses LR-CNN's logits, instead of a policy."""
 
     policy: Rule
 
@@ -73,7 +73,7 @@ class Ruled(SharedLook):
 
 
 class OneLook(SharedLook):
-    """A policy of independent patches on LR-CNN's network, which no stage of the policy trains."""
+    """A model with a policy of independent patches on LR-CNN's network, which no stage of the policy trains."""
 
     policy: Policy
 

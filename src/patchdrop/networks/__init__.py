@@ -1,4 +1,4 @@
-"""Backbones by name, and what is done to any of them: feature maps, folded batch norms, residual blocks.
+"""Build backbones by name, and work on any of them: feature maps, folded batch norms, residual blocks.
 
 May import `settings`, `errors`.
 """

@@ -1,4 +1,4 @@
-"""Backbones by name: ResNets in the paper's sizes, each with a free width, or any timm network.
+"""Build backbones by name: ResNets in the paper's sizes, each with a free width, or any timm network.
 
 ``resnet8``, ``-14``, ``-20``, ``-32``, ... (6n + 2 layers) have the form of He et al. 2016 for 32 px images,
 ``resnet10``, ``-18``, ``-34``, ``-50`` the form for 224 px. Suffixes, in this order, change them:
@@ -53,14 +53,14 @@ _OUR_VIT = re.compile(r"vit([1-9]\d*)-w([1-9]\d*)-p([1-9]\d*)")
 
 
 class ResNet(nn.Module):
-    """Residual network (He et al. 2016) with a stem, blocks whose width doubles from stage to stage, and a head.
+    """A residual network (He et al. 2016) with a stem, blocks whose width doubles from stage to stage, and a head.
 
     Args:
-        block: what the stages are made of.
+        block: the class of the stages' blocks.
         layers: blocks in each stage.
         width: channels of the first stage.
         classes: outputs; 0 leaves the head out.
-        stem: takes the image to ``width`` channels.
+        stem: maps the image to ``width`` channels.
         pool: ``mean`` or ``max`` over the last feature map.
         halving: whether the first stage halves too, and shortcuts average (``-d``).
     """
@@ -98,16 +98,16 @@ class ResNet(nn.Module):
                 stage_block.start_as_shortcut()  # type: ignore[operator]
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to the last feature map ``(B, num_features, h, w)``."""
+        """Map ``(B, C, H, W)`` to the last feature map ``(B, num_features, h, w)``."""
         features: Tensor = self.stages(self.stem(images))
         return features
 
     def forward(self, images: Tensor) -> Tensor:
-        """``(B, C, H, W)`` to logits ``(B, classes)``."""
+        """Map ``(B, C, H, W)`` to logits ``(B, classes)``."""
         return self.forward_head(self.forward_features(images))
 
     def forward_head(self, features: Tensor) -> Tensor:
-        """The last feature map to logits ``(B, classes)``."""
+        """Map the last feature map to logits ``(B, classes)``."""
         pooled = features.amax((2, 3)) if self.pool == "max" else features.mean((2, 3))
         logits: Tensor = self.fc(pooled)
         return logits
@@ -136,7 +136,7 @@ def _stem(channels: int, width: int, kernel: int, stride: int) -> list[nn.Module
 
 
 def check_pretrained(names: Iterable[str]) -> None:
-    """Raise UsageError where ``--pretrained`` could not apply to any of these networks."""
+    """Raise UsageError if ``--pretrained`` could not apply to any of these networks."""
     if all(_OURS.fullmatch(name) or _OUR_VIT.fullmatch(name) for name in names):
         raise UsageError(
             "--pretrained: the networks named resnet8 to resnet50 are built here and have no published weights; "
@@ -145,7 +145,7 @@ def check_pretrained(names: Iterable[str]) -> None:
 
 
 def build(name: str, classes: int, channels: int = 3, pretrained: bool = False) -> nn.Module:
-    """A network ``(B, channels, H, W)`` float -> logits ``(B, classes)``.
+    """Build a network ``(B, channels, H, W)`` float -> logits ``(B, classes)``.
 
     Args:
         name: see the top of this file.
@@ -192,20 +192,20 @@ def _of_timm(name: str, pretrained: bool, **options: Any) -> nn.Module:
 
 
 def is_residual_block(module: nn.Module) -> bool:
-    """Whether it is a residual block, ours or timm's."""
+    """Check for a residual block, ours or timm's."""
     return isinstance(module, (BasicBlock, Bottleneck)) or _of_timms_resnets(module, "BasicBlock", "Bottleneck")
 
 
 def _of_timms_resnets(module: nn.Module, *names: str) -> bool:
-    """Whether it is of one of these classes of ``timm.models.resnet``; nothing is where timm was never imported."""
+    """Check for one of these classes of ``timm.models.resnet``; False if timm was never imported."""
     resnet = sys.modules.get("timm.models.resnet")
     return resnet is not None and isinstance(module, tuple(getattr(resnet, name) for name in names))
 
 
 def stages_of(network: nn.Module) -> list[list[nn.Module]]:
-    """A ResNet's stem and its stages, each as layers to be run one after the other; empty of another network.
+    """Return a ResNet's stem and stages, each as layers to run one after the other; empty for another network.
 
-    What is left is ``network.forward_head``.
+    What remains after them is ``network.forward_head``.
     """
     if _of_timms_resnets(network, "ResNet"):
         return [[getattr(network, name) for name in names] for names in _TIMM_STAGES]
@@ -216,7 +216,7 @@ def stages_of(network: nn.Module) -> list[list[nn.Module]]:
 
 
 def vit_token(name: str) -> tuple[int, int]:
-    """Height and width in pixels of a vision transformer's tokens.
+    """Return height and width in pixels of a vision transformer's tokens.
 
     Raises:
         UsageError: no plain vision transformer has that name.
@@ -240,7 +240,7 @@ def vit_token(name: str) -> tuple[int, int]:
 
 
 def build_vit(name: str, size: tuple[int, int], classes: int, channels: int, pretrained: bool) -> VisionTransformer:
-    """A vision transformer ``(B, channels, *size)`` float -> logits ``(B, classes)``.
+    """Build a vision transformer ``(B, channels, *size)`` float -> logits ``(B, classes)``.
 
     Args:
         name: one that `vit_token` knows.
@@ -264,7 +264,7 @@ def build_vit(name: str, size: tuple[int, int], classes: int, channels: int, pre
 
 
 def takes(name: str, size: tuple[int, int], channels: int = 3) -> bool:
-    """Whether a network can take images of a size; where it cannot, each backbone raises something of its own."""
+    """Check whether a network can take images of a size, by trying: each backbone raises an error of its own."""
     network = build(name, 0, channels).eval()
     try:
         with torch.no_grad():
@@ -275,7 +275,7 @@ def takes(name: str, size: tuple[int, int], channels: int = 3) -> bool:
 
 
 def feature_map(network: nn.Module, images: Tensor) -> Tensor:
-    """``(B, C, H, W)`` to the last feature map ``(B, F, h, w)``.
+    """Map ``(B, C, H, W)`` to the last feature map ``(B, F, h, w)``.
 
     Raises:
         UsageError: the network has none, a plain vision transformer for example.
@@ -284,9 +284,9 @@ def feature_map(network: nn.Module, images: Tensor) -> Tensor:
 
 
 def feature_maps(network: nn.Module, images: Tensor) -> list[Tensor]:
-    """``(B, C, H, W)`` to the maps ``(B, F, h, w)`` after each stage, finest first; the last is `feature_map`'s.
+    """Map ``(B, C, H, W)`` to the maps ``(B, F, h, w)`` after each stage, finest first; the last is `feature_map`'s.
 
-    Of a network that does not tell its stages it is the last one alone.
+    If a network does not show its stages, the last map is the only one.
 
     Raises:
         UsageError: as `feature_map`.
@@ -312,9 +312,9 @@ def _map_of(network: nn.Module, features: Tensor) -> Tensor:
 
 
 def folded(model: nn.Module) -> nn.Module:
-    """A frozen copy in evaluation mode whose ResNets' batch norms are part of the convolutions before them.
+    """Return a frozen copy in evaluation mode, with ResNets' batch norms folded into the convolutions before them.
 
-    The same function up to rounding, with a third less memory to move. Other networks are copied as they are.
+    It is the same function up to rounding, with a third less memory to move. Other networks are copied as they are.
     """
     copy = deepcopy(model).eval()
     for module in list(copy.modules()):
@@ -334,7 +334,7 @@ def folded(model: nn.Module) -> nn.Module:
 
 
 class Normalise(nn.Module):
-    """Channel statistics of the training images, kept with the weights that were trained on them."""
+    """A layer that normalises by channel statistics of the training images, kept with the weights trained on them."""
 
     mean: Tensor
     std: Tensor
@@ -345,10 +345,10 @@ class Normalise(nn.Module):
         self.register_buffer("std", std.float().view(-1, 1, 1).clone())
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """``(..., C, H, W)`` of 0..255 to float with mean 0 and deviation 1 a channel."""
+        """Map ``(..., C, H, W)`` of 0..255 to float with mean 0 and deviation 1 a channel."""
         return (pixels.to(self.mean.dtype) - self.mean) / self.std
 
 
 def channels_last(images: Tensor) -> Tensor:
-    """The same images in the memory order in which convolutions are fastest."""
+    """Return the same images in the memory order in which convolutions are fastest."""
     return images.contiguous(memory_format=torch.channels_last)

@@ -1,7 +1,7 @@
-"""The residual blocks of He et al. 2016, for the networks that are built here.
+"""Define the residual blocks of He et al. 2016, for the networks that are built here.
 
-timm's blocks of the same names have the same layers, names, first weights and arithmetic. They are written out because
-importing timm takes seconds and some 200 MB, which only its own networks need.
+timm's blocks of the same names have the same layers, names, first weights and arithmetic. They are repeated here
+because importing timm takes seconds and some 200 MB, which only its own networks need.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 
 class BasicBlock(nn.Module):
-    """Two 3 x 3 convolutions around which the input goes; ``(B, inputs, H, W)`` to ``(B, width, H', W')``.
+    """A block of two 3 x 3 convolutions with a shortcut; ``(B, inputs, H, W)`` to ``(B, width, H', W')``.
 
     Args:
         stride: of the first convolution.
-        shortcut: what the input goes through; None: nothing.
+        shortcut: layers that the input goes through; None: nothing.
     """
 
     expansion = 1
-    """Output channels for each of ``width``."""
+    """Output channels per channel of ``width``."""
 
     def __init__(self, inputs: int, width: int, stride: int, shortcut: nn.Module | None) -> None:
         super().__init__()
@@ -31,11 +31,11 @@ class BasicBlock(nn.Module):
         self.downsample = shortcut
 
     def start_as_shortcut(self) -> None:
-        """Let the block begin as its shortcut alone."""
+        """Let the block start as its shortcut alone."""
         nn.init.zeros_(self.bn2.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Feature map to feature map."""
+        """Map a feature map to the next one."""
         found = self.act1(self.bn1(self.conv1(images)))
         found = self.bn2(self.conv2(found))
         found += images if self.downsample is None else self.downsample(images)
@@ -44,15 +44,15 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """A 3 x 3 convolution between two of 1 x 1; ``(B, inputs, H, W)`` to ``(B, 4 width, H', W')``.
+    """A block of a 3 x 3 convolution between two of 1 x 1; ``(B, inputs, H, W)`` to ``(B, 4 width, H', W')``.
 
     Args:
         stride: of the 3 x 3 convolution.
-        shortcut: what the input goes through; None: nothing.
+        shortcut: layers that the input goes through; None: nothing.
     """
 
     expansion = 4
-    """Output channels for each of ``width``."""
+    """Output channels per channel of ``width``."""
 
     def __init__(self, inputs: int, width: int, stride: int, shortcut: nn.Module | None) -> None:
         super().__init__()
@@ -69,11 +69,11 @@ class Bottleneck(nn.Module):
         self.downsample = shortcut
 
     def start_as_shortcut(self) -> None:
-        """Let the block begin as its shortcut alone."""
+        """Let the block start as its shortcut alone."""
         nn.init.zeros_(self.bn3.weight)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Feature map to feature map."""
+        """Map a feature map to the next one."""
         found = self.act1(self.bn1(self.conv1(images)))
         found = self.act2(self.bn2(self.conv2(found)))
         found = self.bn3(self.conv3(found))

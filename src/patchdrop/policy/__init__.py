@@ -1,4 +1,4 @@
-"""Decide and choose: from the LR image to patch logits, and from those to the patches to read; what a choice earns.
+"""Turn an LR image into patch logits, and those into the patches to read; compute the reward of a choice.
 
 May import `networks`, `packed`, `grid`.
 """

@@ -1,8 +1,8 @@
-"""Choosers that do not look at the image: policies whose patch logits are the same for every image.
+"""Choosers that do not look at the image: their patch logits are the same for every image.
 
-Each is a module with the policy's signature, ``(B, C, h, w)`` LR to ``(B, P)`` logits, so that a baseline takes the
-policy's place in an episode and nothing else changes. `fixed_rows` and `fixed_columns` are used with `greedy`,
-`stochastic` with `sampled`.
+Each is a module with the policy's signature, ``(B, C, h, w)`` LR to ``(B, P)`` logits, so it can replace the policy in
+an episode without any other change. `fixed_rows` and `fixed_columns` are used with `greedy`, `stochastic` with
+`sampled`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SURE = 30.0
 
 
 class Blind(nn.Module):
-    """The same logits ``(P,)`` for every image."""
+    """A chooser with the same logits ``(P,)`` for every image."""
 
     logits: Tensor
 
@@ -29,12 +29,12 @@ class Blind(nn.Module):
         self.register_buffer("logits", logits.float())
 
     def forward(self, low: Tensor) -> Tensor:
-        """``(B, C, h, w)`` to ``(B, P)``."""
+        """Map ``(B, C, h, w)`` to ``(B, P)``."""
         return self.logits.expand(len(low), -1)
 
 
 def fixed_rows(grid: Grid, count: int) -> Blind:
-    """Fixed-H: ``count`` patches row by row, rows and the patches in a row from the centre out.
+    """Build Fixed-H: keep ``count`` patches row by row, rows and the patches in a row from the centre out.
 
     The paper does not say where it starts; the centre is the strongest reading, since objects lie there.
     """
@@ -43,13 +43,13 @@ def fixed_rows(grid: Grid, count: int) -> Blind:
 
 
 def fixed_columns(grid: Grid, count: int) -> Blind:
-    """Fixed-V: as `fixed_rows`, column by column."""
+    """Build Fixed-V: as `fixed_rows`, but column by column."""
     order = [row * grid.cols + col for col in centre_first(grid.cols) for row in centre_first(grid.rows)]
     return _keep(grid, order[: _checked(grid, count)])
 
 
 def stochastic(grid: Grid, mean_patches: float) -> Blind:
-    """Stochastic: a patch is kept with a probability that falls with its distance from the image's centre.
+    """Build Stochastic: keep a patch with a probability that falls with its distance from the image's centre.
 
     Probabilities are ``min(1, c exp(-d^2 / 2))`` with d the distance in quarters of the image's side and c such that
     ``mean_patches`` are kept on average.
@@ -64,13 +64,13 @@ def stochastic(grid: Grid, mean_patches: float) -> Blind:
 
 
 def centre_first(length: int) -> list[int]:
-    """``0..length-1`` by distance from the middle, the smaller number first where two are as near: 1, 2, 0, 3."""
+    """Sort ``0..length-1`` by distance from the middle; in a tie the smaller number comes first: 1, 2, 0, 3."""
     middle = (length - 1) / 2
     return sorted(range(length), key=lambda i: (abs(i - middle), i))
 
 
 def _distances(grid: Grid) -> Tensor:
-    """Of each patch's centre from the image's, in quarters of a side: ``(P,)`` float64."""
+    """Return the distance of each patch's centre from the image's, in quarters of a side: ``(P,)`` float64."""
     ys = 4 * ((torch.arange(grid.rows, dtype=torch.float64) + 0.5) / grid.rows - 0.5)
     xs = 4 * ((torch.arange(grid.cols, dtype=torch.float64) + 0.5) / grid.cols - 0.5)
     return torch.hypot(ys[:, None].expand(-1, grid.cols), xs[None, :].expand(grid.rows, -1)).flatten()

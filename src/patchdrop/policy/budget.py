@@ -1,4 +1,4 @@
-"""Choices under a budget: pure functions ``(B, P)`` patch logits -> ``(B, P)`` bool, as in `patchdrop.policy.choice`.
+"""Choose under a budget: pure functions ``(B, P)`` patch logits -> ``(B, P)`` bool, as in `patchdrop.policy.choice`.
 
 The policy was trained to choose patches from a probability of 0.5 on. Its logits also rank them, so a threshold, or a
 number of patches, can be set afterwards.
@@ -16,22 +16,22 @@ ALL, NONE = -1e30, 1e30
 
 
 def above(logits: Tensor, cut: float = 0.0) -> Tensor:
-    """Every patch whose logit is at least ``cut``; 0 is the greedy choice."""
+    """Choose every patch whose logit is at least ``cut``; 0 is the greedy choice."""
     return logits >= cut
 
 
 def at_most(logits: Tensor, budget: int, cut: float = 0.0) -> Tensor:
-    """Of the patches whose logit is at least ``cut``, each image's ``budget`` highest.
+    """Choose each image's ``budget`` highest patches among those whose logit is at least ``cut``.
 
-    Nested: what is chosen under a budget is chosen under every larger one. Of equal logits the patch with the smaller
-    number comes first.
+    Choices are nested: what is chosen under a budget is chosen under every larger one. Of equal logits the patch with
+    the smaller number comes first.
     """
     rank = logits.argsort(dim=1, descending=True, stable=True).argsort(1)
     return above(logits, cut) & (rank < budget)
 
 
 def logit_of(threshold: float) -> float:
-    """A threshold on probabilities as one on logits: 0.5 is exactly 0, 0 is `ALL`, 1 is `NONE`."""
+    """Convert a threshold on probabilities to one on logits: 0.5 is exactly 0, 0 is `ALL`, 1 is `NONE`."""
     if threshold <= 0:
         return ALL
     if threshold >= 1:
@@ -40,12 +40,12 @@ def logit_of(threshold: float) -> float:
 
 
 def probability_of(cut: float) -> float:
-    """A threshold on logits as one on probabilities, 0 to 1."""
+    """Convert a threshold on logits to one on probabilities, 0 to 1."""
     return float(torch.sigmoid(torch.tensor(cut, dtype=torch.float64)))
 
 
 def cut_for_mean(logits: Tensor, mean_patches: float) -> float:
-    """The threshold on logits with which these images use ``mean_patches`` patches on average.
+    """Find the threshold on logits with which these images use ``mean_patches`` patches on average.
 
     It lies halfway between two neighbouring logits, so that rounding cannot move a patch across it. The mean is met to
     1 / (2 n), or, where many logits are equal, as nearly as they allow.

@@ -1,13 +1,13 @@
-"""The policy network: LR image to one logit a patch.
+"""The policy network: maps an LR image to one logit per patch.
 
-Beyond the paper: the default head reads a patch's logit from the features at the patch's own place
-(and their mean), not from the mean alone, so that "where" need not be learnt anew for every patch. Where the last
-feature map is coarser than the grid, patches would share their features, and so their logit; the head then reads the
-maps of earlier stages too, from the last one on that has a place for every patch. ``head="global"`` is the paper's.
+Beyond the paper: the default head computes a patch's logit from the features at the patch's own place (and their mean),
+not from the mean alone, so that "where" need not be learnt anew for every patch. Where the last feature map is coarser
+than the grid, patches would share their features, and so their logit; the head then also reads maps of earlier stages,
+from the last one on that has a place for every patch. ``head="global"`` is the paper's.
 
-``head="certainty"`` adds to each logit what says *when*: the network keeps its class outputs, and a patch is read with
-the probability that its best class is wrong by its own word, from where the weight of that word is learnt. Where the
-network starts as LR-CNN the policy starts at "read what LR leaves open".
+``head="certainty"`` adds to each logit a term that says *when* to read: the network keeps its class outputs, and at the
+start a patch is read with the probability, by those outputs, that the best class is wrong; the term's weight is learnt.
+A policy whose network starts as LR-CNN thus starts at "read what LR leaves open".
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from patchdrop.networks.build import Normalise, build, channels_last, feature_ma
 
 
 class Policy(nn.Module):
-    """``(B, C, h, w)`` LR pixels 0..255 to ``(B, P)`` patch logits, row-major.
+    """A policy network: ``(B, C, h, w)`` LR pixels 0..255 to ``(B, P)`` patch logits, row-major.
 
     Raises:
         UsageError: the head reads places, and no feature map of the network has one for every patch.
@@ -53,14 +53,14 @@ class Policy(nn.Module):
             shapes = _shapes(self.network, channels, (size[0] * enlarge, size[1] * enlarge))
             self.maps_read = _maps_needed(shapes, grid, network, size)
             features = [shape[0] for shape in shapes[-self.maps_read :]]
-            self.features = sum(features)  # of each of `places`
+            self.features = sum(features)  # per place, in `places`
             self.head = nn.Linear(self.features + features[-1], 1)
             # Start at a probability of 0.5 a patch, whatever the features are.
             nn.init.zeros_(self.head.weight)
             nn.init.zeros_(self.head.bias)
 
     def forward(self, low: Tensor) -> Tensor:
-        """Patch logits ``(B, P)`` of LR images ``(B, C, h, w)``; float32, as probabilities near 0 and 1 need."""
+        """Return patch logits ``(B, P)`` of LR images ``(B, C, h, w)``; float32, as probabilities near 0 and 1 need."""
         if not self.spatial:
             logits: Tensor = self.network(enlarged(self.normalise(low), self.enlarge))
             return logits.float()
@@ -68,24 +68,24 @@ class Policy(nn.Module):
         return self.decide(self.places(maps), None if self.doubt is None else self.opinion(maps))
 
     def look(self, low: Tensor) -> list[Tensor]:
-        """Feature maps ``(B, F, h', w')`` of LR images, from the first that the head reads to the network's last."""
+        """Return feature maps ``(B, F, h', w')`` of LR images, from the first that the head reads to the last."""
         images = enlarged(self.normalise(low), self.enlarge)
         if self.maps_read == 1:
             return [feature_map(self.network, images)]
         return feature_maps(self.network, images)[-self.maps_read :]
 
     def opinion(self, maps: list[Tensor]) -> Tensor:
-        """Class logits ``(B, K)`` from what `look` saw, by the network's own head."""
+        """Return class logits ``(B, K)`` from the maps of `look`, by the network's own head."""
         logits: Tensor = self.network.forward_head(maps[-1])  # type: ignore[operator]
         return logits
 
     def places(self, maps: list[Tensor]) -> Tensor:
-        """What `look` saw at the place of each patch, ``(B, P, F)``: the features of its maps, the last one's last."""
+        """Pool the maps of `look` at the place of each patch: ``(B, P, F)``, with the last map's features last."""
         size = (self.grid.rows, self.grid.cols)
         return torch.cat([F.adaptive_avg_pool2d(found, size).flatten(2) for found in maps], 1).transpose(1, 2)
 
     def decide(self, places: Tensor, opinion: Tensor | None) -> Tensor:
-        """Patch logits ``(B, P)`` from `places` and, for ``certainty``, `opinion`."""
+        """Return patch logits ``(B, P)`` from `places` and, for ``certainty``, `opinion`."""
         last = places[..., self.features - self.head.in_features :]
         whole = last.mean(1, keepdim=True).expand_as(last)
         patch_logits: Tensor = self.head(torch.cat([places, whole], 2)).squeeze(2)
@@ -96,7 +96,7 @@ class Policy(nn.Module):
 
 
 def _shapes(network: nn.Module, channels: int, size: tuple[int, int]) -> list[tuple[int, ...]]:
-    """(features, height, width) of every feature map for images of a size, finest first."""
+    """Return (features, height, width) of every feature map for images of a size, finest first."""
     training = network.training
     with torch.no_grad():
         maps = feature_maps(network.eval(), torch.zeros(1, channels, *size))
@@ -105,7 +105,7 @@ def _shapes(network: nn.Module, channels: int, size: tuple[int, int]) -> list[tu
 
 
 def _maps_needed(shapes: list[tuple[int, ...]], grid: Grid, network: str, size: tuple[int, int]) -> int:
-    """How many of the last maps a head reads: down to the last one that is at least as fine as the grid."""
+    """Count the last maps that a head reads: back to the last one that is at least as fine as the grid."""
     for needed, (_, height, width) in enumerate(reversed(shapes), 1):
         if height >= grid.rows and width >= grid.cols:
             return needed
@@ -118,7 +118,7 @@ def _maps_needed(shapes: list[tuple[int, ...]], grid: Grid, network: str, size: 
 
 
 def doubts(class_logits: Tensor) -> Tensor:
-    """Log odds that the best class is wrong, by the class probabilities themselves: ``(B, K)`` to ``(B, 1)``.
+    """Return the log odds that the best class is wrong, by the class probabilities: ``(B, K)`` to ``(B, 1)``.
 
     A single class cannot be wrong; its log odds have no finite value, and 0 leaves all to the rest of the head.
     """
@@ -132,7 +132,7 @@ def doubts(class_logits: Tensor) -> Tensor:
 
 
 def enlarged(images: Tensor, factor: int) -> Tensor:
-    """``(B, C, h, w)`` float, enlarged by a whole factor (bilinear), channels last."""
+    """Enlarge ``(B, C, h, w)`` float by a whole factor (bilinear); the result is channels last."""
     if factor > 1:
         images = F.interpolate(images, scale_factor=factor, mode="bilinear", align_corners=False)
     return channels_last(images)

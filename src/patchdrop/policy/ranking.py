@@ -1,14 +1,14 @@
-"""A ranking of the patches, and the chance of being right after the first k of them: what is worth its price is read.
+"""Rank the patches, predict the chance of being right after the first k of them, and read what is worth its price.
 
 Beyond the paper, whose policy decides each patch by itself (`patchdrop.policy.network`). Two parts look at LR:
 
-* **which**: a utility for each patch. Patches are drawn without putting back, each in proportion to ``exp(utility)``
-  (Plackett 1975, Luce 1959), in training; at use their order is that of the utilities.
+* **which**: a utility for each patch. In training patches are drawn without replacement, each in proportion to
+  ``exp(utility)`` (Plackett 1975, Luce 1959); at use they are sorted by their utilities.
 * **how many**: `Outlook`, the chance that the class is right after the first k patches of that order, k = 0..P.
 
-A patch is read where what it adds to that chance is worth its price, the price of all patches being counted in wrong
-answers. As a patch may be worth something only together with those after it, what counts is the best average gain of a
-run of patches: the slope of the least concave majorant of the chances. So the patch logits, ``log(P slope / price)``,
+A patch is read if its gain in that chance is worth its price; the price of all patches is counted in wrong answers. A
+patch may be worth something only together with those after it, so its gain is the best average gain of a run of
+patches: the slope of the least concave majorant of the chances. So the patch logits, ``log(P slope / price)``,
 fall along the ranking, and one threshold on all images' logits spends a mean budget where it brings most.
 """
 
@@ -25,26 +25,26 @@ from torch import Tensor, nn
 from patchdrop.policy.network import Policy, doubts
 
 WORDS = 5
-"""LR-CNN's best classes whose log-probabilities the outlook hears."""
+"""Number of LR-CNN's best classes whose log-probabilities are the outlook's inputs."""
 HIDDEN = 32
 REACH = 8.0
 """Log odds that all patches add in an untrained outlook, times ``softplus(0)``."""
 BELIEF = 4.0
-"""Images' worth of belief in an outlook as it was trained."""
+"""Weight, in images, of an outlook as it was trained."""
 LEAST_SLOPE = 1e-8
-"""Above the lowest price that there is, e^-20, so that even a single patch that brings nothing is read at that one."""
+"""Above the lowest price, e^-20, so that even a single patch without any gain is read at that price."""
 TIE = 1e-5
-"""Between two neighbours of the ranking with equal slopes, so that no threshold parts them against their order."""
+"""Gap between neighbours of the ranking with equal slopes, so that no threshold splits them against their order."""
 
 
 def in_order(utilities: Tensor) -> Tensor:
-    """Patches from the highest utility to the lowest: ``(B, P)`` to ``(B, P)`` int64. Of equal ones the first leads."""
+    """Sort patches from the highest utility to the lowest: ``(B, P)`` to ``(B, P)`` int64, stably."""
     return _sorted(utilities)[1]
 
 
 def _sorted(utilities: Tensor) -> tuple[Tensor, Tensor]:
-    """Utilities from the highest to the lowest, and their patches."""
-    if torch.compiler.is_exporting():  # ONNX has no other sort than TopK, of whose equal values the first leads too
+    """Return utilities from the highest to the lowest, and their patches."""
+    if torch.compiler.is_exporting():  # ONNX has no sort but TopK, which also puts the first of equal values first
         values, order = utilities.topk(utilities.shape[1], 1)
     else:
         values, order = utilities.sort(dim=1, descending=True, stable=True)
@@ -52,29 +52,29 @@ def _sorted(utilities: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def drawn_order(utilities: Tensor) -> Tensor:
-    """One draw of the order in which patches are taken: the order of the utilities with Gumbel noise added."""
+    """Draw the order in which patches are taken: the order of the utilities with Gumbel noise added."""
     noise = -torch.empty_like(utilities).exponential_().clamp(min=1e-20).log()
     return in_order(utilities + noise)
 
 
 def first(order: Tensor, counts: Tensor) -> Tensor:
-    """The first ``counts (B,)`` patches of each order ``(B, P)``: a choice ``(B, P)`` bool."""
+    """Choose the first ``counts (B,)`` patches of each order ``(B, P)``: ``(B, P)`` bool."""
     return order.argsort(1) < counts.unsqueeze(1)
 
 
 class Forecast(NamedTuple):
-    """Chance of being right on each image, ``(B,)``, 0 to 1."""
+    """The predicted chance of being right on each image, ``(B,)``, 0 to 1."""
 
     now: Tensor
-    """Without HR."""
+    """Without HR, from LR alone."""
     after: Tensor
-    """After the chosen patches; not a number where these are not the first of the ranking."""
+    """After the chosen patches; not a number if these are not the first of the ranking."""
     everything: Tensor
     """After all patches."""
 
 
 def forecast(scores: Tensor, chances: Tensor, choice: Tensor) -> Forecast:
-    """What a policy expects of a choice.
+    """Predict the chance of being right with a choice.
 
     Args:
         scores: patch logits ``(B, P)``, whose order is the ranking.
@@ -88,7 +88,7 @@ def forecast(scores: Tensor, chances: Tensor, choice: Tensor) -> Forecast:
 
 
 def log_probability(utilities: Tensor, order: Tensor, counts: Tensor) -> Tensor:
-    """Log of the chance that the first ``counts`` patches are drawn in this order: ``(B,)``; 0 where none is."""
+    """Return the log chance that the first ``counts`` patches are drawn in this order: ``(B,)``; 0 where none is."""
     ranked = utilities.gather(1, order)
     left = ranked.flip(1).logcumsumexp(1).flip(1)
     taken = torch.arange(order.shape[1], device=order.device) < counts.unsqueeze(1)
@@ -96,7 +96,7 @@ def log_probability(utilities: Tensor, order: Tensor, counts: Tensor) -> Tensor:
 
 
 def slopes(chances: Tensor) -> Tensor:
-    """Slopes of the least concave majorant of ``chances (B, P + 1)``: ``(B, P)``, falling, 0 or more where they rise.
+    """Return slopes of the least concave majorant of ``chances (B, P + 1)``: ``(B, P)``, falling, 0 or more on a rise.
 
     The slope at rank j is the least, over all starts before it, of the best average gain from that start to an end at
     or behind it. Scans by doubling, which `torch.export` can follow.
@@ -108,13 +108,13 @@ def slopes(chances: Tensor) -> Tensor:
     gain = (chances[:, None, :] - chances[:, :, None]) / torch.where(ahead, length, torch.ones_like(length))
     best = _running_max(torch.where(ahead, gain, torch.full_like(gain, -math.inf)).flip(2)).flip(2)
     ends = torch.where(ahead, best, torch.full_like(best, math.inf))
-    # Not by `diagonal`, which ONNX has as a product with a mask, and 0 times infinity is no number.
+    # `diagonal` will not do: in ONNX it is a product with a mask, and 0 times infinity is not a number.
     rank = torch.arange(patches, device=chances.device)
     return -_running_max(-ends.transpose(1, 2))[:, rank + 1, rank]
 
 
 def _running_max(values: Tensor) -> Tensor:
-    """The largest value so far along the last dimension."""
+    """Return the largest value so far along the last dimension."""
     shift, length = 1, values.shape[-1]
     while shift < length:
         values = torch.cat([values[..., :shift], torch.maximum(values[..., shift:], values[..., :-shift])], -1)
@@ -123,16 +123,16 @@ def _running_max(values: Tensor) -> Tensor:
 
 
 class Outlook(nn.Module):
-    """Log odds of being right after the first k patches of a ranking, k = 0..P.
+    """The critic: predicts the log odds of being right after the first k patches of a ranking, k = 0..P.
 
-    It hears no more of an image than LR-CNN's word for its best classes and the utilities in their order, so that it
-    cannot tell one training image from another. As trained it never falls in k. On images that no network was trained
-    on `fit` sets it right, as a few patches may be worse than none there, and its weights learn on
+    Its only inputs are LR-CNN's log-probabilities of its best classes and the sorted utilities, so that it cannot tell
+    one training image from another. As trained it never falls in k. `fit` corrects it on images that no network was
+    trained on, as a few patches may be worse than none there; then its weights learn on
     (`patchdrop.evaluation.settle`).
 
     Attributes:
-        offset: what is added to the log odds after k patches, ``(P + 1,)``.
-        scale: logs of what the log odds before any patch, and what patches add to them, are multiplied by, ``(2,)``.
+        offset: added to the log odds after k patches, ``(P + 1,)``.
+        scale: logs of the factors of the log odds before any patch, and of what patches add to them, ``(2,)``.
     """
 
     offset: Tensor
@@ -148,14 +148,14 @@ class Outlook(nn.Module):
         self.register_buffer("scale", torch.zeros(2))
 
     def forward(self, utilities: Tensor, opinion: Tensor) -> Tensor:
-        """As set right: utilities ``(B, P)`` and LR-CNN's class logits ``(B, K)`` to log odds ``(B, P + 1)``, float64.
+        """Map utilities ``(B, P)`` and LR-CNN's class logits ``(B, K)`` to corrected log odds ``(B, P + 1)``.
 
-        What one patch adds may be the last digits of a float32.
+        They are float64, because one patch may add no more than the last digits of a float32.
         """
         return _set_right(self._odds(utilities, opinion), self.offset, self.scale)
 
     def raw(self, utilities: Tensor, opinion: Tensor) -> Tensor:
-        """Without offset and scale, as it learns in training, in the type of the utilities."""
+        """Return the log odds without offset and scale, as in training, in the type of the utilities."""
         return self._odds(utilities, opinion).to(utilities.dtype)
 
     def _odds(self, utilities: Tensor, opinion: Tensor) -> Tensor:
@@ -208,20 +208,20 @@ def _set_right(odds: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
 
 
 class Seen(NamedTuple):
-    """What a ranking policy makes of LR images."""
+    """The outputs of a ranking policy for LR images."""
 
     scores: Tensor
-    """Patch logits ``(B, P)``: a patch is worth its price from 0 on."""
+    """Patch logits ``(B, P)``; a patch is worth its price if its logit is 0 or more."""
     chances: Tensor
-    """Of being right after the first k patches of the ranking, ``(B, P + 1)``."""
+    """Chance of being right after the first k patches of the ranking, ``(B, P + 1)``."""
 
 
 class Ranking(nn.Module):
-    """LR and LR-CNN's word for it to patch logits.
+    """A ranking policy: maps LR and LR-CNN's logits to patch logits.
 
     Attributes:
         utility: a policy network whose patch logits are the utilities.
-        log_price: of all of an image's patches, in wrong answers: the operating point.
+        log_price: log price of all of an image's patches, in wrong answers: the operating point.
     """
 
     log_price: Tensor
@@ -233,11 +233,11 @@ class Ranking(nn.Module):
         self.register_buffer("log_price", torch.tensor(-3.0))
 
     def forward(self, low: Tensor, opinion: Tensor) -> Seen:
-        """LR ``(B, C, h, w)`` and LR-CNN's class logits ``(B, K)``."""
+        """Map LR ``(B, C, h, w)`` and LR-CNN's class logits ``(B, K)`` to patch logits and chances."""
         return self.weigh(self.utility(low), opinion)
 
     def weigh(self, utilities: Tensor, opinion: Tensor) -> Seen:
-        """The same from utilities ``(B, P)``."""
+        """Do the same from utilities ``(B, P)``."""
         chances = self.outlook(utilities, opinion.float()).sigmoid()
         worth = (slopes(chances).clamp(min=LEAST_SLOPE) * utilities.shape[1]).log()
         falling = worth - TIE * torch.arange(worth.shape[1], device=worth.device, dtype=worth.dtype)

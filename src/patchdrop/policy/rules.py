@@ -1,4 +1,4 @@
-"""Rules in the policy's place: plain strategies for whoever found that no learnt policy beats them.
+"""Rules that replace the policy: plain strategies for data on which no learnt policy beats them.
 
 | rule | when | where |
 |---|---|---|
@@ -7,8 +7,8 @@
 | ``detail`` | always | where LR varies most |
 | ``fixed mask`` | always | the same patches in every image |
 
-How uncertain, how many and which patches come from validation images. As of a policy, patch logits from 0 on are read,
-and other thresholds read more or less.
+How uncertain, how many and which patches is set on validation images. As with a policy, patches with a logit of 0 or
+more are read, and other thresholds read more or less.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from patchdrop.policy.ranking import in_order
 RULES = ("cascade", "activation map", "detail", "fixed mask")
 TIE = 1e-4
 NEVER = -1e4
-"""Logit, before its rank is taken off, of patches that a rule reads after all others."""
+"""Logit, before its rank is subtracted, of patches that a rule reads after all others."""
 
 
 class Rule(nn.Module):
-    """One rule.
+    """A rule that replaces the policy.
 
     Attributes:
         places: worth of each patch, the same in every image, for ``fixed mask``: ``(P,)``.
-        cut: log odds of LR-CNN being wrong from which on an image is read, for rules that ask when.
-        each: patches of an image that is read.
+        cut: log odds of LR-CNN being wrong above which an image is read, for rules that decide when.
+        each: number of patches read of an image that is read.
     """
 
     places: Tensor
@@ -49,12 +49,12 @@ class Rule(nn.Module):
         self.register_buffer("each", torch.tensor(float(patches)))
 
     def forward(self, low: Tensor, opinion: Tensor, see: Callable[[Tensor], Tensor]) -> Tensor:
-        """Patch logits ``(B, P)``.
+        """Return patch logits ``(B, P)``.
 
         Args:
             low: LR ``(B, C, h, w)``.
             opinion: LR-CNN's class logits ``(B, K)``.
-            see: LR to the scores ``(B, P)`` by which ``activation map`` or ``detail`` ranks.
+            see: maps LR to the scores ``(B, P)`` by which ``activation map`` or ``detail`` ranks.
         """
         blind = self.name in ("cascade", "fixed mask")
         worth = self.places.expand(len(low), -1) if blind else see(low)

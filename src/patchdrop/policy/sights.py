@@ -1,4 +1,4 @@
-"""Where LR itself shows something, without a policy: LR-CNN's class activation map, and detail."""
+"""Score patches by LR itself, without a policy: LR-CNN's class activation map, and detail."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patchdrop.policy.network import enlarged
 
 
 class LooksAtLow(Protocol):
-    """What is asked of LR-CNN."""
+    """The attributes of LR-CNN that are used here."""
 
     network: nn.Module
     normalise: Normalise
@@ -22,12 +22,12 @@ class LooksAtLow(Protocol):
 
 
 def activation_maps(low_cnn: LooksAtLow, low: Tensor, grid: Grid) -> Tensor:
-    """Where LR-CNN sees what speaks for its best class: a class activation map, averaged over each patch's place.
+    """Compute a class activation map, where LR-CNN sees its best class, averaged over each patch's place.
 
-    At each place the gradient of the best class' logit with respect to the last feature map, times the map, where that
-    is above 0, summed over the features. Grad-CAM (Selvaraju et al. 2017) takes the gradient's mean over all places
-    and what is above 0 after the sum; under a mean pool the gradient is the same everywhere. Under a max pool only
-    the places where a feature peaks have a score. A map coarser than the grid gives neighbours the same score.
+    At each place: the gradient of the best class' logit with respect to the last feature map, times the map, where that
+    is above 0, summed over the features. Grad-CAM (Selvaraju et al. 2017) takes the gradient's mean over all places and
+    what is above 0 after the sum; under a mean pool the gradient is the same everywhere. Under a max pool only the
+    places where a feature peaks have a score. A map coarser than the grid gives neighbours the same score.
 
     It may be called in inference mode, and leaves no gradients behind.
 
@@ -48,7 +48,7 @@ def activation_maps(low_cnn: LooksAtLow, low: Tensor, grid: Grid) -> Tensor:
 
 
 def _slope(network: nn.Module, maps: Tensor) -> Tensor:
-    """Gradient of the best class' logit with respect to the last feature map: ``(B, F, h, w)`` to the same shape."""
+    """Return the gradient of the best class' logit with respect to the last feature map ``(B, F, h, w)``."""
     with torch.inference_mode(False), torch.enable_grad():
         # A copy, because autograd refuses tensors that were made in inference mode.
         maps = maps.detach().clone().requires_grad_()
@@ -58,7 +58,7 @@ def _slope(network: nn.Module, maps: Tensor) -> Tensor:
 
 
 def detail(low: Tensor, grid: Grid) -> Tensor:
-    """How much LR varies at the place of each patch: the variance of its pixels, averaged over the channels.
+    """Measure how much LR varies at the place of each patch: the variance of its pixels, averaged over the channels.
 
     A side of LR with fewer than two pixels a patch, which could not vary, is first enlarged to two (bilinear).
 

@@ -1,4 +1,4 @@
-"""STN: a differentiable saliency chooser; the S patches with the highest scores, learnt through a relaxation.
+"""STN, a differentiable saliency chooser: the S patches with the highest scores, learnt through a relaxation.
 
 A baseline after Jaderberg et al. 2015 (spatial transformer networks) and Recasens et al. 2018 (saliency sampler).
 Departures: both warp the image, so that every pixel is still read and S has no meaning; here a policy network's
@@ -19,16 +19,16 @@ from patchdrop.policy.choice import top
 
 
 def relaxed_top(scores: Tensor, mean_patches: float, generator: torch.Generator | None = None) -> Tensor:
-    """`top`'s choice with a gradient: ``(B, P)`` scores to ``(B, P)`` float, exactly 0 or 1."""
+    """Make `top`'s choice with a gradient: ``(B, P)`` scores to ``(B, P)`` float, exactly 0 or 1."""
     choice = top(scores.detach(), mean_patches, generator)
     soft = torch.sigmoid(scores - threshold(scores.detach(), choice))
     return choice.to(soft.dtype) + (soft - soft.detach())
 
 
 def threshold(scores: Tensor, choice: Tensor) -> Tensor:
-    """Halfway between the lowest chosen score and the highest other one: ``(B, 1)``.
+    """Return the value halfway between the lowest chosen score and the highest other one: ``(B, 1)``.
 
-    Where all or no patches are chosen, the score next to that missing border.
+    If all or no patches are chosen, return the score next to the missing border.
     """
     chosen = scores.masked_fill(~choice, torch.inf).amin(1, keepdim=True)
     other = scores.masked_fill(choice, -torch.inf).amax(1, keepdim=True)

@@ -1,4 +1,4 @@
-"""A reader of image files that are opened only when a patch of them is chosen."""
+"""Read image files, and open each only when a patch of it is chosen."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Item = TypeVar("Item")
 
 
 class ImageFiles:
-    """HR images on disk.
+    """HR images on disk, opened when they are needed.
 
     Attributes:
         opened: for each file, whether its HR pixels were read.
@@ -34,14 +34,14 @@ class ImageFiles:
         self._decoded: dict[int, Tensor] = {}
 
     def high(self, position: int) -> Tensor:
-        """HR of one file, ``(C, H, W)`` uint8; raises DataError where it cannot be read."""
+        """Return HR of one file, ``(C, H, W)`` uint8; raises DataError if it cannot be read."""
         self.opened[position] = True
         if position not in self._decoded:
             self._decoded[position] = read_image(self.paths[position], self.size, self.channels)
         return self._decoded[position]
 
     def reader(self, grid: Grid) -> Reader:
-        """Reads the chosen patches; a file without a chosen patch is not opened by it."""
+        """Return a reader of the chosen patches; it does not open a file without a chosen patch."""
 
         def read(choice: Tensor) -> Packed:
             zoomed = choice.any(1)
@@ -55,6 +55,6 @@ class ImageFiles:
 
 
 def at_once(decode: Callable[[Item], Tensor], items: Iterable[Item]) -> list[Tensor]:
-    """Images decoded side by side, in order; raises what the first that cannot be read raises."""
+    """Decode images side by side, and return them in order; raises the error of the first that cannot be read."""
     with ThreadPoolExecutor(DECODERS) as threads:
         return list(threads.map(decode, items))

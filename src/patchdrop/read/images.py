@@ -1,4 +1,4 @@
-"""Decode one image file to 8-bit pixels, or say in one line why not.
+"""Decode one image file to 8-bit pixels, or say in one line why that is impossible.
 
 Any bytes give pixels or a `DataError`: no other exception, and no file that holds a worker for long or
 takes its memory. Three things see to that. The format is told from the content and is one of four. The
@@ -52,7 +52,7 @@ from torch import Tensor
 from patchdrop.errors import DataError, UsageError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff"})
-"""Of image files."""
+"""Suffixes of image files."""
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the upright image; right and bottom are just outside."""
 
@@ -69,15 +69,15 @@ MAX_JPEG_PIXELS = 2**26
 MAX_SIDE = 2**15
 MAX_BYTES = 2**27
 MAX_PARTS = 2**16
-"""Segments of a JPEG's header or chunks of a PNG (which has one every 8 KiB or so)."""
+"""Most segments of a JPEG's header or chunks of a PNG (which has one every 8 KiB or so)."""
 MAX_JPEG_HEADER = 2**24
 MAX_JPEG_SCANS = 64
-"""Passes of a progressive JPEG; encoders write about 10, and each costs time for the whole image."""
+"""Most passes of a progressive JPEG; encoders write about 10, and each costs time for the whole image."""
 MAX_TIFF_VALUES = 2**18
-"""Values of one TIFF tag, such as the offsets of its strips; Pillow makes some 300 bytes of each."""
+"""Most values of one TIFF tag, such as the offsets of its strips; Pillow makes some 300 bytes of each."""
 MAX_TIFF_DIRECTORIES = 64
 _PNG_METADATA = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
-"""What a PNG that says how it is to be turned has somewhere in it."""
+"""Marks of metadata; a PNG with an orientation contains one of them."""
 GAP = 3.0
 """Cheap halving stops at this multiple of the wanted size; antialiased resampling does the rest."""
 
@@ -111,10 +111,10 @@ def read_image(
 
 
 def read_size(path: Path, box: Box | None = None) -> tuple[int, int]:
-    """Height and width in pixels of the upright image in a file, or of what ``box`` cuts out of it.
+    """Return height and width in pixels of the upright image in a file, or of what ``box`` cuts out of it.
 
-    The file is read, but no pixel is decoded: where only the pixels are damaged, there is a size all the same. (A PNG
-    with EXIF or XMP metadata is decoded, since these may follow its pixels.)
+    The file is read, but no pixel is decoded: if only the pixels are damaged, there is still a size. (A PNG with EXIF
+    or XMP metadata is decoded, since these may follow its pixels.)
 
     Args:
         box: clamped to the image and rounded to whole pixels.
@@ -140,7 +140,7 @@ def decode_image(
     box: Box | None = None,
     gap: float = GAP,
 ) -> Tensor:
-    """As `read_image`, of a file's bytes; ``name`` says in an error which image it was."""
+    """Decode a file's bytes as `read_image` does; ``name`` says in an error which image it was."""
     if channels not in (1, 3):
         raise UsageError(f"channels {channels}: images are read as 3 (RGB) or 1 (grey)")
     if size is not None and min(size) < 1:
@@ -151,7 +151,7 @@ def decode_image(
 
 @contextmanager
 def _refused_in_one_line(name: str) -> Iterator[None]:
-    """Whatever is raised in the block is a DataError that names the image."""
+    """Turn whatever is raised in the block into a DataError that names the image."""
     try:
         yield
     except _Refusal as refusal:
@@ -195,7 +195,7 @@ def _decode(data: bytes, size: tuple[int, int] | None, channels: int, box: Box |
 
 @contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
-    """The image, its header read and checked."""
+    """Open the image, its header read and checked."""
     if len(data) > MAX_BYTES:
         raise _Refusal(f"larger than {MAX_BYTES >> 20} MiB: tile or compress it")
     _check_structure(data)
@@ -224,7 +224,7 @@ def _check_jpeg(data: bytes) -> None:
 
 
 def _first_scan(data: bytes) -> int:
-    """Where a JPEG's first scan begins, or the end of the data; every byte between segments is a part."""
+    """Return where a JPEG's first scan begins, or the end of the data; every byte between segments is a part."""
     at, parts = 2, 0
     while at + 4 <= len(data) and data[at : at + 2] != b"\xff\xda":
         parts += 1
@@ -253,7 +253,7 @@ class _TiffTag(NamedTuple):
     kind: int
     values: int
     value: int
-    """The value itself where it is one short or long integer, else without meaning."""
+    """The value itself if it is one short or long integer, else without meaning."""
 
 
 def _check_tiff(data: bytes) -> None:
@@ -283,7 +283,7 @@ _TIFF_BYTES = (1, 2, 6, 7)
 
 
 def _tiff_directory(data: bytes, offset: int, order: str, big: bool) -> tuple[dict[int, _TiffTag], int]:
-    """The tags of the directory at ``offset``, and where the next directory is (0: there is none)."""
+    """Return the tags of the directory at ``offset``, and where the next one is (0: there is none)."""
     length, entry, word = (8, 20, "Q") if big else (2, 12, "I")
     (count,) = struct.unpack_from(order + ("Q" if big else "H"), data, offset)
     if count > 4096:
@@ -318,7 +318,7 @@ def _check_pixels(image: Image.Image, limit: int) -> None:
 
 
 def _is_streamed(image: Image.Image, data: bytes) -> bool:
-    """Whether this is a JPEG with all its colours in one scan, which is decoded a few rows at a time."""
+    """Check for a JPEG with all its colours in one scan, which is decoded a few rows at a time."""
     if not isinstance(image, JpegImagePlugin.JpegImageFile) or "progressive" in image.info:
         return False
     scan = _first_scan(data)
@@ -336,7 +336,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height once turned upright; Pillow's TIFF reader gives those by itself."""
+    """Return width and height once turned upright; Pillow's TIFF reader gives those by itself."""
     if image.format != "TIFF" and _orientation(image) in (5, 6, 7, 8):
         return image.height, image.width
     return image.size
@@ -348,7 +348,7 @@ def _turn_upright(image: Image.Image) -> None:
 
 
 def _region(upright: tuple[int, int], box: Box | None, size: tuple[int, int] | None) -> Box:
-    """The part of the upright image (width, height) that is to be shown at ``size`` (height, width)."""
+    """Return the part of the upright image (width, height) that is to be shown at ``size`` (height, width)."""
     width, height = upright
     left, top, right, bottom = (0.0, 0.0, float(width), float(height))
     if box is not None:
@@ -372,7 +372,7 @@ def _region(upright: tuple[int, int], box: Box | None, size: tuple[int, int] | N
 
 
 def _draft(image: Image.Image, region: Box, size: tuple[int, int] | None, gap: float) -> int:
-    """Have a JPEG decoded at 1/8, 1/4 or 1/2 of its side where the region stays ``gap`` times ``size``.
+    """Have a JPEG decoded at 1/8, 1/4 or 1/2 of its side if the region stays ``gap`` times ``size``.
 
     Returns:
         8, 4, 2, or 1 for an image that is decoded as it is.
@@ -388,7 +388,7 @@ def _draft(image: Image.Image, region: Box, size: tuple[int, int] | None, gap: f
 
 
 def _cut(image: Image.Image, region: Box, factor: int, size: tuple[int, int] | None) -> Image.Image:
-    """The region, given in undrafted pixels, at ``size``."""
+    """Cut out the region, given in undrafted pixels, at ``size``."""
     # Where a turned JPEG has a side that is no multiple of the factor, this is off by less than one of its
     # reduced pixels, a third of a pixel of the result.
     left, top, right, bottom = (edge / factor for edge in region)
@@ -403,7 +403,7 @@ def _cut(image: Image.Image, region: Box, factor: int, size: tuple[int, int] | N
 
 
 def _to_eight_bit(image: Image.Image) -> Image.Image:
-    """An image in a mode whose 8-bit samples can be resampled: no palette, no transparent colour."""
+    """Return an image in a mode whose 8-bit samples can be resampled: no palette, no transparent colour."""
     if image.mode.startswith("I"):
         return _from_sixteen_bit(image)
     if image.mode == "F":
@@ -431,7 +431,7 @@ def _from_sixteen_bit(image: Image.Image) -> Image.Image:
 
 
 def _flatten(image: Image.Image, channels: int) -> Image.Image:
-    """RGB or grey; what is transparent is black."""
+    """Return RGB or grey; transparent pixels become black."""
     if image.mode in ("LA", "RGBA"):
         opaque = Image.new("RGB", image.size)
         opaque.paste(image.convert("RGB"), mask=image.getchannel("A"))

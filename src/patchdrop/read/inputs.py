@@ -1,8 +1,8 @@
-"""Tell image files from scenes, by looking at them.
+"""Look at files and URLs, and tell image files from scenes.
 
-A folder stands for the image files in it and below, a pattern for the files that it matches. What is left is
+A folder stands for the image files in it and below, a pattern for the files that it matches. The rest is
 
-* a scene, where it lies behind a URL, is a slide, or is a TIFF that has a place on Earth or is at least `CELLS` cells
+* a scene if it lies behind a URL, is a slide, or is a TIFF that has a place on Earth or is at least `CELLS` cells
   a side: it is cut into cells of HR's size, each of which gets a class;
 * an image otherwise: it gets one class.
 """
@@ -27,23 +27,23 @@ TIFF_SUFFIXES = (".tif", ".tiff", ".gtiff", ".btf", ".tf8")
 
 
 class Inputs(NamedTuple):
-    """What a user named, each kind in the order of naming."""
+    """The named inputs, each kind in the order of naming."""
 
     images: list[str]
     scenes: list[str]
 
     def __str__(self) -> str:
-        """How many there are of each kind."""
+        """Say how many there are of each kind."""
         counts = ((len(self.images), "image file"), (len(self.scenes), "scene"))
         return " and ".join(f"{count} {kind}{'' if count == 1 else 's'}" for count, kind in counts if count)
 
 
 def inputs_of(named: Sequence[str], high: Size) -> Inputs:
-    """Look at what is named.
+    """Sort named inputs into images and scenes.
 
     Args:
         named: files, folders, patterns such as ``photos/*.jpg``, and URLs.
-        high: HR (height, width) in pixels of the model that is to read them.
+        high: HR (height, width) in pixels of the model that will read them.
 
     Raises:
         DataError: a folder holds no image, or a pattern matches no file.
@@ -57,7 +57,7 @@ def inputs_of(named: Sequence[str], high: Size) -> Inputs:
 
 
 def _files(name: str) -> list[str]:
-    """The files that a name stands for; a file may be called ``[1].png``, so one that is there is no pattern."""
+    """Return the files that a name stands for; a file may be called ``[1].png``, so an existing one is no pattern."""
     if is_url(name):
         return [name]
     path = Path(name)
@@ -76,7 +76,7 @@ def _files(name: str) -> list[str]:
 
 
 def is_scene(name: str, high: Size) -> bool:
-    """Whether a file or URL is a scene, for a model of this HR size; one that cannot be read is not."""
+    """Check whether a file or URL is a scene, for a model of this HR size; one that cannot be read is not."""
     if is_url(name) or name.lower().endswith(SLIDE_SUFFIXES):
         return True
     if not name.lower().endswith(TIFF_SUFFIXES):
@@ -85,7 +85,7 @@ def is_scene(name: str, high: Size) -> bool:
         with closing(LocalFile(Path(name))) as file:
             header = read_header(file)
         size, placed = (header.levels[0].height, header.levels[0].width), header.georeference is not None
-    except HeaderError:  # a TIFF in strips, perhaps, which whoever reads scenes says how to convert
+    except HeaderError:  # perhaps a TIFF in strips; the reader of scenes says how to convert it
         size, placed = _size(name), False
     except DataError:
         return False

@@ -1,11 +1,11 @@
-"""LR of a scene's cells from another scene that shows the same ground: a Sentinel-2 tile under an aerial image, say.
+"""Read LR of a scene's cells from another scene of the same ground: a Sentinel-2 tile under an aerial image, say.
 
-Each pixel of LR is the mean of the LR scene's pixels under it. Where rows and columns of both scenes run alike the mean
-is exact; where they are turned or bent against each other, because the coordinate systems differ, it is taken over
-points, at least four a pixel each way. Where the LR scene is coarser than LR its pixels are repeated.
+Each pixel of LR is the mean of the LR scene's pixels under it. If rows and columns of both scenes run alike the mean
+is exact; if they are turned or bent against each other, because the coordinate systems differ, it is taken over
+points, at least four a pixel each way. If the LR scene is coarser than LR its pixels are repeated.
 
-Read are the tiles that cover the cells, of the coarsest level that is at least as fine as LR. What lies outside the LR
-scene is nodata.
+Only the tiles that cover the cells are read, of the coarsest level that is at least as fine as LR. Places outside the
+LR scene are nodata.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from patchdrop.transport.ranges import Transport
 
 Points = NDArray[np.float64]
 Onto = Callable[[Points, Points], tuple[Points, Points]]
-"""Columns and rows in pixels of one scene to those in another; not finite where there is no such place."""
+"""Maps columns and rows in pixels of one scene to those in another; not finite if there is no such place."""
 EDGE_POINTS = 32
-"""Parts that an edge of the scene is measured in."""
+"""Number of parts that an edge of the scene is measured in."""
 DIGITS = 6
-"""Decimal digits of a pixel that count."""
+"""Number of decimal digits of a pixel that count."""
 POINTS = 4
 """Points on a side of a pixel that is averaged over points ..."""
 LEAST_POINTS, MOST_POINTS = 8, 64
-"""... but so many on a side of a pixel of LR."""
+"""... but at least and at most this many on a side of a pixel of LR."""
 AT_A_TIME = 2**20
 """Points that are held at once."""
 SPREAD = 4.0
@@ -45,19 +45,19 @@ SPREAD = 4.0
 
 
 class _Spot(NamedTuple):
-    """Where a cell lies in a level of the LR scene."""
+    """The place of a cell in a level of the LR scene."""
 
     columns: Points
-    """``(h + 1, w + 1)``, of the corners of LR's pixels."""
+    """Columns ``(h + 1, w + 1)`` of the corners of LR's pixels."""
     rows: Points
     around: Box
-    """The whole pixels that it touches, also those that the level has not."""
+    """The whole pixels that it touches, including those outside the level."""
     inside: Box
-    """Those that the level has."""
+    """The whole pixels that it touches inside the level."""
 
 
 class LowScene:
-    """Shows the ground of another scene's cells; a `LowSource`.
+    """A scene that shows the ground of another scene's cells; a `LowSource`.
 
     Args:
         transport: where its bytes come from; its ledger counts them.
@@ -67,7 +67,7 @@ class LowScene:
         above: name of the other scene, for errors.
         size: height and width of the other scene in pixels.
         cell: height and width of its cells in its pixels.
-        onto: from its pixels to those of this scene's full resolution.
+        onto: maps its pixels to those of this scene's full resolution.
 
     Raises:
         DataError: it cannot be read in parts, does not fit the model, or shows none of that ground.
@@ -98,7 +98,7 @@ class LowScene:
         self._tiles = Tiles(self.level, header.start, gap)
 
     def look(self, where: Sequence[Box]) -> Look:
-        """LR of boxes in the other scene's pixels; one that lies outside this scene is all nodata."""
+        """Return LR of boxes in the other scene's pixels; one that lies outside this scene is all nodata."""
         low = torch.zeros(len(where), self.level.colours, *self._low, dtype=torch.uint8)
         seen = torch.zeros(len(where), dtype=torch.bool)
         spots = {i: spot for i, box in enumerate(where) if (spot := self._spot(box)) is not None}
@@ -109,7 +109,7 @@ class LowScene:
         return Look(low, seen)
 
     def forget(self, top: int) -> None:
-        """Let go of the tiles that no box below this row of the other scene lies on."""
+        """Drop the tiles that no box below this row of the other scene lies on."""
         rows = self._outline(top)[1] * (self.level.height / self._full.height)
         if np.isfinite(rows).all():
             highest, lowest = math.floor(rows.min()) - 1, math.ceil(rows.max()) + 1
@@ -132,7 +132,7 @@ class LowScene:
             yield averaged(canvas, seen, spot.columns - left, spot.rows - top)
 
     def _spot(self, box: Box) -> _Spot | None:
-        """Where a box lies; None where it is outside the LR scene, or across a seam of its coordinates."""
+        """Return where a box lies; None if it is outside the LR scene, or across a seam of its coordinates."""
         top, left, bottom, right = box
         ys, xs = (np.linspace(a, b, n + 1) for a, b, n in ((top, bottom, self._low[0]), (left, right, self._low[1])))
         columns, rows = self._onto(*np.meshgrid(xs, ys))
@@ -148,7 +148,7 @@ class LowScene:
         return _Spot(columns, rows, around, inside) if inside[0] < inside[2] and inside[1] < inside[3] else None
 
     def _in_parts(self, spots: dict[int, _Spot]) -> Iterator[list[int]]:
-        """Boxes in parts whose pixels are bounded; tiles of each part are decoded once."""
+        """Yield boxes in parts whose pixels are bounded; tiles of each part are decoded once."""
         part: list[int] = []
         held = 0
         for i, spot in spots.items():
@@ -175,15 +175,15 @@ class LowScene:
         )
 
     def _outline(self, top: float) -> tuple[Points, Points]:
-        """Points all over the other scene from a row on, in pixels of this one's full resolution."""
+        """Return points all over the other scene from a row on, in pixels of this one's full resolution."""
         height, width = self._size
         steps = np.linspace(0, 1, EDGE_POINTS + 1)
         return self._onto(*np.meshgrid(steps * width, top + steps * (height - top)))
 
     def _measured(self, cell: tuple[int, int]) -> tuple[float, float]:
-        """Rows and columns of the full resolution that a cell reaches over.
+        """Measure the rows and columns of the full resolution that a cell spans.
 
-        The median of nine, spread over the scene: one that lies across a seam reaches round the world.
+        The median of nine, spread over the scene: one that lies across a seam spans the whole world.
         """
         tops, lefts = (np.linspace(0, side - part, 3) for side, part in zip(self._size, cell, strict=True))
         reaches = []
@@ -199,7 +199,7 @@ class LowScene:
 
 
 def low_level_for(header: Header, cell: tuple[float, float], low: tuple[int, int]) -> Level:
-    """The coarsest level that is at least as fine as LR; full resolution where even that is coarser.
+    """Return the coarsest level that is at least as fine as LR; full resolution if even that is coarser.
 
     Args:
         cell: rows and columns of full resolution that LR is made from.
@@ -217,7 +217,7 @@ def low_level_for(header: Header, cell: tuple[float, float], low: tuple[int, int
 def averaged(
     values: NDArray[np.uint8], seen: NDArray[np.bool_], columns: Points, rows: Points
 ) -> tuple[NDArray[np.uint8], bool]:
-    """The mean of what lies under each pixel of LR, and whether any of it is seen.
+    """Average what lies under each pixel of LR, and return whether any of it is seen.
 
     Args:
         values: ``(C, height, width)``.
@@ -246,7 +246,7 @@ def averaged(
 
 
 def _alike(columns: Points, rows: Points) -> bool:
-    """Whether rows and columns of both scenes run the same way, evenly."""
+    """Check that rows and columns of both scenes run the same way, evenly."""
     tiny = 10.0 ** (1 - DIGITS)
     even = [np.linspace(line[0], line[-1], len(line)) for line in (rows[:, 0], columns[0])]
     return bool(
@@ -258,13 +258,13 @@ def _alike(columns: Points, rows: Points) -> bool:
 
 
 def _between(corners: Points, down: int, across: int) -> Points:
-    """Values at points spread evenly over each pixel, from those at the pixels' corners."""
+    """Return values at points spread evenly over each pixel, from those at the pixels' corners."""
     found: Points = _spread(corners.shape[0] - 1, down) @ corners @ _spread(corners.shape[1] - 1, across).T
     return found
 
 
 def _spread(pixels: int, parts: int) -> Points:
-    """``(pixels * parts, pixels + 1)``: how much of each corner's value a point has."""
+    """Return how much of each corner's value a point has: ``(pixels * parts, pixels + 1)``."""
     at = (np.arange(pixels * parts) + 0.5) / parts
     found: Points = np.clip(1 - np.abs(at[:, None] - np.arange(pixels + 1)), 0, None)
     return found

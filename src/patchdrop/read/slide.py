@@ -1,9 +1,9 @@
-"""A whole slide, read by OpenSlide: LR from a coarser level, HR patches as regions of level 0.
+"""Read a whole slide with OpenSlide: LR from a coarser level, HR patches as regions of level 0.
 
 For slides that `patchdrop.tiff.directory` cannot read; the cells are those of `TiledScene`. OpenSlide opens the file
 itself, so the bytes that it reads cannot be counted: the ledger counts regions and their pixels.
 
-Where nothing was scanned OpenSlide's pixels are transparent; they are black here, as transparent pixels are everywhere.
+OpenSlide's pixels are transparent where nothing was scanned; here they are black, as transparent pixels always are.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class SlideFile:
     """An open slide.
 
     Attributes:
-        vendor: the format by OpenSlide's word.
+        vendor: the format, as OpenSlide names it.
         ledger: regions that were read.
 
     Raises:
@@ -65,7 +65,7 @@ class SlideFile:
         return f"{self.size} bytes, {self._changed} ns"
 
     def region(self, level: int, box: Box, purpose: Purpose) -> Pixels:
-        """Pixels of a box of a level.
+        """Read the pixels of a box of a level.
 
         Raises:
             DataError: the slide is damaged there.
@@ -86,7 +86,7 @@ class SlideFile:
         return Pixels(values[:3] * seen, None if bool(seen.all()) else seen)
 
     def close(self) -> None:
-        """Give back the file."""
+        """Close the file."""
         self.slide.close()
 
 
@@ -111,15 +111,15 @@ class SlideScene(Cells):
 
     @property
     def georeference(self) -> None:
-        """A slide does not lie on Earth."""
+        """None: a slide does not lie on Earth."""
         return None
 
     def groups(self) -> Iterator[range]:
-        """The cells in their order, in groups."""
+        """Yield the cells in their order, in groups."""
         return self.in_groups()
 
     def look(self, cells: Sequence[int]) -> Look:
-        """LR of some cells, from the coarser level."""
+        """Return LR of some cells, from the coarser level."""
         width, height = self.transport.slide.level_dimensions[self._level]
         down, across = height / self.size[0], width / self.size[1]
         low, seen = [], []
@@ -132,10 +132,10 @@ class SlideScene(Cells):
         return Look(torch.stack(low), torch.tensor(seen))
 
     def ask(self, cells: Sequence[int], choice: Tensor) -> None:
-        """Nothing: a region is read when it is decoded."""
+        """Do nothing: a region is read when it is decoded."""
 
     def reader(self, cells: Sequence[int]) -> Reader:
-        """Reads the chosen patches of some cells, one region each."""
+        """Return a reader of the chosen patches of some cells, one region each."""
 
         def read(choice: Tensor) -> Packed:
             image, patch = choice.cpu().nonzero(as_tuple=True)
@@ -149,18 +149,18 @@ class SlideScene(Cells):
         return read
 
     def price(self, cells: Sequence[int], choice: Tensor, ledger: RegionLedger) -> None:
-        """Count in ``ledger`` what `reader` would read for this choice; reads nothing."""
+        """Count in ``ledger`` what `reader` would read for this choice, without reading."""
         for top, left, bottom, right in self.chosen(cells, choice):
             ledger.add("patch", 1, (bottom - top) * (right - left))
 
     def everything(self) -> Regions:
-        """What reading all patches of all cells would cost."""
+        """Return the cost of reading all patches of all cells."""
         height, width = self.shape.high
         return Regions(self.cells * self.shape.grid.patches, self.cells * height * width)
 
 
 def slide_level(file: SlideFile, shape: Shape) -> int | None:
-    """The coarsest level that is at least as fine as LR; None where there is none but level 0."""
+    """Return the coarsest level that is at least as fine as LR; None if there is only level 0."""
     wanted = min(high / low for high, low in zip(shape.high, shape.low, strict=True)) * SAME_SCALE
     width, height = file.slide.dimensions
     fit = [
@@ -172,7 +172,7 @@ def slide_level(file: SlideFile, shape: Shape) -> int | None:
 
 
 def slide_misfit(file: SlideFile, shape: Shape) -> str:
-    """Why a slide cannot be read for such a model, and what to do; empty where it can."""
+    """Say why a slide cannot be read for such a model, and what to do; empty if it can."""
     width, height = file.slide.dimensions
     if shape.channels != 3:
         return f"slides have 3 colours, the model takes {shape.channels} bands: train one with --channels 3"
@@ -187,10 +187,10 @@ def slide_misfit(file: SlideFile, shape: Shape) -> str:
 
 
 def slide_instead(source: str, refused: DataError) -> SlideFile:
-    """A file that the reader of TIFFs refused, as a slide.
+    """Open a file that the reader of TIFFs refused as a slide.
 
     Raises:
-        DataError: ``refused``, where it is no slide either; or, for a slide, that OpenSlide is not installed.
+        DataError: ``refused``, if it is no slide either; or, for a slide, that OpenSlide is not installed.
     """
     try:
         import openslide

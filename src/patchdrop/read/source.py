@@ -1,4 +1,4 @@
-"""Readers: choice in, packed patches out."""
+"""Define readers: a choice in, packed patches out."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Reader = Callable[[Tensor], Packed]
 
 
 def from_memory(high: Tensor, grid: Grid) -> Reader:
-    """A reader of HR images that are already in memory.
+    """Return a reader of HR images that are already in memory.
 
     Args:
         high: ``(B, C, H, W)`` pixels 0..255.

@@ -1,12 +1,12 @@
-"""A tiled scene cut into cells: LR from an overview, HR patches from the tiles that cover them, and nothing else.
+"""Cut a tiled scene into cells: read LR from an overview, HR patches from the tiles that cover them, and nothing else.
 
-A cell is an image of the model's HR size on the scene's own pixel grid, row by row from the top left. Where the scene
-is no multiple of it, the last row and the last column of cells end at the scene's border, so they overlap their
+A cell is an image of the model's HR size on the scene's own pixel grid, row by row from the top left. If the scene is
+no multiple of it, the last row and the last column of cells end at the scene's border, so they overlap their
 neighbours and no pixel is left out.
 
-LR comes from the coarsest overview that is at least as fine as LR, averaged over area where its pixels are not LR's; or
-from another scene (`patchdrop.read.pairs`). A cell may have another size in pixels than HR (cells of a ground size): HR
-then comes from the coarsest level that is at least as fine as HR, averaged likewise.
+LR comes from the coarsest overview that is at least as fine as LR, averaged over area if its pixels are not LR's; or
+from another scene (`patchdrop.read.pairs`). A cell may have another size in pixels than HR (cells of a ground size):
+HR then comes from the coarsest level that is at least as fine as HR, averaged likewise.
 
 Cells are taken in groups, row by row. A tile is fetched once: its bytes are held until the cells have passed its last
 row. So memory is bounded by two rows of tiles and two groups', as they are stored, and by the pixels of a part of one.
@@ -33,11 +33,11 @@ from patchdrop.transport.ledger import Cost, Ledger
 from patchdrop.transport.ranges import Priced, Transport, joined
 
 GROUP_PIXELS = 2**27
-"""Cells of a group have at most this many HR samples in all, chosen or not; one cell may have more."""
+"""Most HR samples of all cells of a group, chosen or not; one cell may have more."""
 PART_PIXELS = 2**25
-"""As many of a group are decoded at a time."""
+"""Most HR samples of a group that are decoded at a time."""
 OVERVIEW_BYTES = 2**24
-"""An overview of at most so many bytes, as stored, is asked for at once; a larger one group by group."""
+"""An overview of at most this many bytes, as stored, is asked for at once; a larger one group by group."""
 SAME_SCALE = 1.01
 """An overview this much coarser than LR still counts as LR's size: writers round sides differently."""
 
@@ -52,17 +52,17 @@ class Look(NamedTuple):
 
 
 class LowSource(Protocol):
-    """Where LR of a scene's cells comes from, if not from the scene's own overview."""
+    """A source of LR for a scene's cells other than the scene's own overview."""
 
     def look(self, where: Sequence[Box]) -> Look:
-        """LR of boxes in the scene's pixels."""
+        """Return LR of boxes in the scene's pixels."""
 
     def forget(self, top: int) -> None:
-        """No box above this row of the scene will be looked at any more."""
+        """Drop what is held: no box above this row of the scene will be looked at any more."""
 
 
 class Cells:
-    """Where the cells of a scene lie, and their patches.
+    """The places of a scene's cells and of their patches.
 
     Args:
         size: height and width of the scene in pixels, at least a cell's.
@@ -82,47 +82,47 @@ class Cells:
         return self.rows * self.cols
 
     def cell_box(self, cell: int) -> Box:
-        """Where a cell lies in the scene."""
+        """Return where a cell lies in the scene."""
         height, width = self.cell
         top = min(cell // self.cols * height, self.size[0] - height)
         left = min(cell % self.cols * width, self.size[1] - width)
         return top, left, top + height, left + width
 
     def patch_box(self, cell: int, patch: int) -> Box:
-        """Where a patch of a cell lies in the scene."""
+        """Return where a patch of a cell lies in the scene."""
         y, x, _, _ = self.cell_box(cell)
         top, left, bottom, right = self._patches[patch]
         return top + y, left + x, bottom + y, right + x
 
     def in_groups(self, pixels: int = 0) -> Iterator[range]:
-        """The cells in their order, in groups of at most `GROUP_PIXELS`.
+        """Yield the cells in their order, in groups of at most `GROUP_PIXELS`.
 
         Args:
-            pixels: of a cell where it is read, if they are more than HR's.
+            pixels: pixels of a cell in the level that it is read from, if more than HR's.
         """
         size = max(1, GROUP_PIXELS // (max(pixels, self.shape.high[0] * self.shape.high[1]) * self.shape.channels))
         for start in range(0, self.cells, size):
             yield range(start, min(start + size, self.cells))
 
     def in_parts(self, cells: int) -> Iterator[slice]:
-        """The positions of a group's cells, in parts of at most `PART_PIXELS`."""
+        """Yield the positions of a group's cells, in parts of at most `PART_PIXELS`."""
         size = max(1, PART_PIXELS // (self.shape.high[0] * self.shape.high[1] * self.shape.channels))
         for start in range(0, cells, size):
             yield slice(start, start + size)
 
     def chosen(self, cells: Sequence[int], choice: Tensor) -> list[Box]:
-        """Boxes of the chosen patches, ``choice (B, P)`` of these cells."""
+        """Return boxes of the chosen patches, ``choice (B, P)`` of these cells."""
         return [self.patch_box(cells[i], p) for i, p in choice.cpu().nonzero().tolist()]
 
 
 class TiledScene(Cells):
-    """One scene, ready to be looked at and read.
+    """A scene whose cells can be looked at and read.
 
     Args:
         transport: where its bytes come from; its ledger counts them.
         shape: sizes, grid and bands of the model.
         gap: ranges at most this many bytes apart are read as one.
-        header: of the scene, where it has been read already.
+        header: of the scene, if it has been read already.
         cell: height and width of a cell in pixels of the scene; None: HR's.
         low: where LR comes from; None: from the scene's own overview.
 
@@ -154,18 +154,18 @@ class TiledScene(Cells):
 
     @property
     def overview(self) -> Level | None:
-        """What LR comes from; None where that is another scene."""
+        """The level that LR comes from; None if it comes from another scene."""
         return self.low.level if isinstance(self.low, _OwnOverview) else None
 
     @property
     def georeference(self) -> Georeference | None:
-        """Where it lies on Earth."""
+        """The scene's place on Earth; None if the header has none."""
         return self.header.georeference
 
     def groups(self) -> Iterator[range]:
-        """The cells in their order, in groups.
+        """Yield the cells in their order, in groups.
 
-        A group may be asked for while the one before it is still to be read: tiles are let go where neither of them,
+        A group may be asked for while the one before it is still to be read: tiles are dropped when neither of them,
         nor a later cell, needs them.
         """
         level = self._high.level
@@ -179,7 +179,7 @@ class TiledScene(Cells):
             yield group
 
     def look(self, cells: Sequence[int]) -> Look:
-        """LR of some cells, from the overview or from another scene."""
+        """Return LR of some cells, from the overview or from another scene."""
         return self.low.look([self.cell_box(cell) for cell in cells])
 
     def ask(self, cells: Sequence[int], choice: Tensor) -> None:
@@ -187,7 +187,7 @@ class TiledScene(Cells):
         self._high.fetch(self._in_tiles(cells, choice), self.transport, "patch")
 
     def reader(self, cells: Sequence[int]) -> Reader:
-        """Reads the chosen patches of some cells; fetches the tiles that cover them and no other byte."""
+        """Return a reader of the chosen patches of some cells; it fetches the tiles that cover them, no other byte."""
         if self.cell != self.shape.high:
             return self._resampling_reader(cells)
 
@@ -204,20 +204,20 @@ class TiledScene(Cells):
         return read
 
     def price(self, cells: Sequence[int], choice: Tensor, ledger: Ledger) -> None:
-        """Count in ``ledger`` what `reader` would read for this choice; reads nothing.
+        """Count in ``ledger`` what `reader` would read for this choice, without reading.
 
         A scene is either priced or read, group by group: tiles that were priced count as held.
         """
         self._high.fetch(self._in_tiles(cells, choice), Priced(self.transport, ledger), "patch")
 
     def _in_tiles(self, cells: Sequence[int], choice: Tensor) -> list[Box]:
-        """Boxes of the chosen patches in the level that HR comes from."""
+        """Return boxes of the chosen patches in the level that HR comes from."""
         if self.cell == self.shape.high:
             return self.chosen(cells, choice)
         return [in_level(self._high.level, self.full, box)[1] for box, _ in self._exactly(cells, choice)]
 
     def _resampling_reader(self, cells: Sequence[int]) -> Reader:
-        """As `reader`, for cells of another size than HR."""
+        """Return a reader as `reader` does, for cells of another size than HR."""
 
         def read(choice: Tensor) -> Packed:
             image, patch = choice.cpu().nonzero(as_tuple=True)
@@ -232,7 +232,7 @@ class TiledScene(Cells):
         return read
 
     def _exactly(self, cells: Sequence[int], choice: Tensor) -> list[tuple[Exact, tuple[int, int]]]:
-        """Where the chosen patches lie in the scene, in parts of pixels, and their height and width in HR."""
+        """Return where the chosen patches lie in the scene, in parts of pixels, and their height and width in HR."""
         down, across = (side / high for side, high in zip(self.cell, self.shape.high, strict=True))
         patches = boxes(self.shape.grid, *self.shape.high)
         found = []
@@ -244,7 +244,7 @@ class TiledScene(Cells):
         return found
 
     def everything(self) -> Cost:
-        """What reading all HR tiles would cost, without the header."""
+        """Return the cost of reading all HR tiles, without the header."""
         level = self._high.level
         spans = [level.span(int(tile)) for tile in np.flatnonzero(level.counts)]
         requests = joined([s for s in spans if s.stop > len(self.header.start)], self.gap)
@@ -252,7 +252,7 @@ class TiledScene(Cells):
 
 
 def look_at(tiles: Tiles, full: Level, where: Sequence[Box], transport: Transport, size: tuple[int, int]) -> Look:
-    """LR of boxes of a scene, from the tiles of its overview.
+    """Return LR of boxes of a scene, from the tiles of its overview.
 
     Args:
         full: the scene's full resolution, in whose pixels the boxes are.
@@ -266,7 +266,7 @@ def look_at(tiles: Tiles, full: Level, where: Sequence[Box], transport: Transpor
 
 
 class _OwnOverview:
-    """LR from the scene's own overview."""
+    """A source of LR: the scene's own overview."""
 
     def __init__(self, header: Header, shape: Shape, transport: Transport, gap: int) -> None:
         overview = low_level(header, shape)
@@ -287,7 +287,7 @@ class _OwnOverview:
 
 
 def misfit(header: Header, shape: Shape, overview: bool = True) -> str:
-    """Why a scene cannot be read for such a model, and what to do; empty where it can.
+    """Say why a scene cannot be read for such a model, and what to do; empty if it can.
 
     Args:
         overview: whether one that LR can come from is needed.
@@ -313,12 +313,12 @@ def misfit(header: Header, shape: Shape, overview: bool = True) -> str:
 
 
 def low_misfit(header: Header, shape: Shape) -> str:
-    """As `misfit`, of a scene that only LR comes from, and which may be smaller than a cell."""
+    """Do as `misfit` for a scene that only LR comes from, and which may be smaller than a cell."""
     return misfit(header, shape._replace(high=(1, 1)), overview=False)
 
 
 def low_level(header: Header, shape: Shape) -> Level | None:
-    """The coarsest overview that is at least as fine as LR; None where there is none."""
+    """Return the coarsest overview that is at least as fine as LR; None if there is none."""
     full = header.levels[0]
     wanted = min(high / low for high, low in zip(shape.high, shape.low, strict=True)) * SAME_SCALE
     fit = [
@@ -332,7 +332,7 @@ def low_level(header: Header, shape: Shape) -> Level | None:
 
 
 def high_level(header: Header, high: tuple[int, int], cell: tuple[int, int]) -> Level:
-    """The coarsest level that is at least as fine as HR, where a cell of ``cell`` pixels becomes ``high``."""
+    """Return the coarsest level that is at least as fine as HR, where a cell of ``cell`` pixels becomes ``high``."""
     full = header.levels[0]
     wanted = min(side / pixels for side, pixels in zip(cell, high, strict=True)) * SAME_SCALE
     fit = [

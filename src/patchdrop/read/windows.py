@@ -1,7 +1,7 @@
-"""Whole windows of a tiled scene, anywhere in it: what a model is trained on.
+"""Read whole windows of a tiled scene, anywhere in it, to train a model on.
 
-HR are the window's own pixels and LR is what `TiledScene` shows of the same box, so that a model is trained on what it
-will see. Where a scene has no overview for that, which serving refuses, LR is HR averaged over area.
+HR are the window's own pixels, and LR is what `TiledScene` shows of the same box, so that a model is trained on what
+it will see. If a scene has no overview for that, which serving refuses, LR is HR averaged over area.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from patchdrop.transport.ranges import Transport
 
 
 class Seen(NamedTuple):
-    """Some windows."""
+    """A batch of windows as read."""
 
     high: Tensor
     """``(B, C, H, W)`` uint8."""
@@ -34,7 +34,7 @@ class Seen(NamedTuple):
 
 
 class Windows:
-    """One scene whose windows are read; a tile that several of them share is fetched once.
+    """A scene whose windows are read; a tile that several of them share is fetched once.
 
     Args:
         transport: where its bytes come from; its ledger counts them.
@@ -61,7 +61,7 @@ class Windows:
         return self._low is not None
 
     def misplaced(self, box: Box) -> str:
-        """Why a box is no window of this scene, and what to do; empty where it is."""
+        """Say why a box is no window of this scene, and what to do; empty if it is one."""
         top, left, bottom, right = box
         height, width = self._shape.high
         if (bottom - top, right - left) != (height, width):
@@ -74,7 +74,7 @@ class Windows:
         return ""
 
     def groups(self, where: Sequence[Box]) -> Iterator[list[int]]:
-        """Positions of boxes from top to bottom, in groups; after a group, tiles above the next one are let go."""
+        """Yield positions of boxes from top to bottom, in groups; after each, tiles above the next one are dropped."""
         order = sorted(range(len(where)), key=lambda i: where[i])
         size = max(1, GROUP_PIXELS // (self._shape.channels * self._shape.high[0] * self._shape.high[1]))
         for start in range(0, len(order), size):
@@ -89,7 +89,7 @@ class Windows:
             look_at(self._low, self._full, where, self._transport, self._shape.low)
 
     def read(self, where: Sequence[Box]) -> Seen:
-        """HR and LR of some boxes.
+        """Read HR and LR of some boxes.
 
         Raises:
             DataError: a tile cannot be had or is damaged.
@@ -105,7 +105,7 @@ class Windows:
         return Seen(high, torch.from_numpy(np.stack(low)), torch.tensor(seen, dtype=torch.bool))
 
     def release(self) -> None:
-        """Let go of all tiles."""
+        """Drop all tiles."""
         self._forget(None)
 
     def _forget(self, top: int | None) -> None:

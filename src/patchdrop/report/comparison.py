@@ -1,4 +1,4 @@
-"""The picture of a comparison: accuracy against share of HR, a panel for each stage."""
+"""Draw the picture of a comparison: accuracy against share of HR, a panel for each stage."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from patchdrop.report.theme import Row
 COLOURS = ("#d55e00", "#008a64", "#a8478a", "#68727d", "#7a5c00", "#56b4e9", "#4b3f9e", "#b34700")
 MARKERS = ("v", "^", "s", "D", "P", "X", "<", ">")
 RIGHT = 220
-"""CSS pixels beside a panel, for the names."""
+"""CSS pixels beside a panel, for the methods' names."""
 STEP, NEAR = 9, 3.0
 """Points within ``NEAR`` percent of one share are drawn ``STEP`` CSS pixels apart."""
 
 
 def comparison(rows: Sequence[Row], width: int = 860, panel: int = 420) -> Figure:
-    """Every method's point with its 95 % interval; PatchDrop is the large blue dot in each panel.
+    """Draw every method's point with its 95 % interval; PatchDrop is the large blue dot in each panel.
 
     Methods that read equally much are moved a few pixels to the right of each other.
     """
@@ -53,7 +53,7 @@ def comparison(rows: Sequence[Row], width: int = 860, panel: int = 420) -> Figur
                 transform=ax.transData + ScaledTranslation(aside / DPI, 0, figure.dpi_scale_trans),
             )
         ax.set_ylim(*y_limits([row for row in rows if row["stage"] == stage]))
-        ax.set_xlim(-5, 113)  # room for those beside 100
+        ax.set_xlim(-5, 113)  # room for points moved to the right of 100
         ax.set_xticks(range(0, 101, 20))
         side_name(ax, "share of the high-resolution image read, % (points of nearly the same share stand side by side)")
         title(ax, f"{theme.stage_name(stage)}: accuracy, %")

@@ -1,7 +1,7 @@
-"""The report's charts: numbers in, a matplotlib Figure out, without pyplot and its global state.
+"""Draw the report's charts: numbers in, a matplotlib Figure out, without pyplot and its global state.
 
-Sizes are CSS pixels; images have `theme.SCALE` times as many. Margins are set by hand: automatic layout
-would draw each chart several times.
+Sizes are CSS pixels; images have `theme.SCALE` times as many. Margins are set by hand: automatic layout would draw each
+chart several times.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MOST_CLASSES = 40
 
 @dataclass(frozen=True)
 class Margins:
-    """Around the axes, CSS pixels."""
+    """The margins around the axes, CSS pixels."""
 
     left: int = 46
     right: int = 14
@@ -37,21 +37,21 @@ class Margins:
 
 
 def png(figure: Figure) -> bytes:
-    """The figure as PNG bytes, without transparency."""
+    """Return the figure as PNG bytes, without transparency."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     return png_bytes(Image.open(buffer).convert("RGB"))
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """A picture as PNG bytes."""
+    """Return a picture as PNG bytes."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def canvas(width: int, height: int, margins: Margins, panels: int = 1) -> tuple[Figure, list[Axes]]:
-    """A white figure with ``panels`` axes, one above the other."""
+    """Make a white figure with ``panels`` axes, one above the other."""
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI * theme.SCALE, facecolor="white")
     pane = (height - panels * (margins.top + margins.bottom)) / panels
     axes = [
@@ -71,7 +71,7 @@ def canvas(width: int, height: int, margins: Margins, panels: int = 1) -> tuple[
 
 
 def calm(ax: Axes) -> None:
-    """Light horizontal lines, no frame, small grey numbers."""
+    """Style the axes: light horizontal lines, no frame, small grey numbers."""
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.spines["bottom"].set_color("#aab4be")
     ax.grid(axis="y", color=theme.LINE, linewidth=0.8)
@@ -80,12 +80,12 @@ def calm(ax: Axes) -> None:
 
 
 def px(pixels: float) -> float:
-    """CSS pixels as points, matplotlib's unit of type and lines."""
+    """Convert CSS pixels to points, matplotlib's unit of type and lines."""
     return pixels * 72 / DPI
 
 
 def finish(figure: Figure) -> Figure:
-    """One font everywhere, and no ``$`` of a class name read as mathematics."""
+    """Set one font everywhere, and keep a ``$`` in a class name from being read as mathematics."""
     for text in figure.findobj(Text):
         assert isinstance(text, Text)
         text.set_fontfamily(theme.FONT)
@@ -94,17 +94,17 @@ def finish(figure: Figure) -> Figure:
 
 
 def title(ax: Axes, text: str) -> None:
-    """A short bold heading at the top left of the axes."""
+    """Write a short bold heading at the top left of the axes."""
     ax.set_title(text, loc="left", fontsize=px(13), fontweight="bold", color=theme.INK, pad=px(10))
 
 
 def side_name(ax: Axes, text: str) -> None:
-    """The name of the horizontal axis."""
+    """Write the name of the horizontal axis."""
     ax.set_xlabel(text, fontsize=px(12), color=theme.MUTED, labelpad=px(8))
 
 
 def accuracy_against_share(rows: Sequence[Row], width: int = 640, height: int = 440) -> Figure:
-    """Accuracy against the share of HR read, with 95 % intervals; a chord joins LR-CNN and HR-CNN.
+    """Draw accuracy against the share of HR read, with 95 % intervals; a chord joins LR-CNN and HR-CNN.
 
     Methods of one stage read equally much, so all but PatchDrop are moved a few pixels to the right.
     """
@@ -136,12 +136,12 @@ def accuracy_against_share(rows: Sequence[Row], width: int = 640, height: int = 
 
 
 def at(row: Row) -> tuple[float, float]:
-    """A row's point: share of HR and accuracy, both in percent."""
+    """Return a row's point: share of HR and accuracy, both in percent."""
     return 100 * row["hr_fraction"], 100 * row["accuracy"]
 
 
 def points(ax: Axes, rows: Sequence[Row], method: str, aside: int, label: str = "") -> None:
-    """A method's points with their intervals, drawn ``aside`` CSS pixels to the right; named ``label`` or as it is."""
+    """Draw a method's points with intervals, ``aside`` CSS pixels to the right; named ``label`` or as the method."""
     look = theme.mark(method)
     x, y = np.array([at(row) for row in rows]).T
     bounds = np.array([[100 * v for v in row["ci95"]] for row in rows]).T
@@ -164,7 +164,7 @@ def points(ax: Axes, rows: Sequence[Row], method: str, aside: int, label: str = 
 
 
 def name_points(ax: Axes, rows: Sequence[Row], near: float) -> None:
-    """PatchDrop's stages, each written left of its point; of points within ``near`` percent in x, left of all of them.
+    """Name PatchDrop's stages, each left of its point, or left of all points within ``near`` percent in x.
 
     Such names are moved up until they do not meet. Other methods' points lie to the right; next to the left edge there
     is room above only.
@@ -189,14 +189,14 @@ def name_points(ax: Axes, rows: Sequence[Row], near: float) -> None:
 
 
 def y_limits(rows: Sequence[Row]) -> tuple[float, float]:
-    """Percent, with room below the lowest interval and for a name on top of the highest one."""
+    """Return limits in percent, with room below the lowest interval and for a name above the highest one."""
     ends = [100 * value for row in rows for value in (row["accuracy"], *row["ci95"])]
     room = max(1.0, max(ends) - min(ends))
     return max(0.0, min(ends) - 0.06 * room), max(ends) + 0.12 * room
 
 
 def apart(places: Sequence[tuple[float, float]], near: float, gap: float) -> list[tuple[float, float]]:
-    """Points ``(x, y)``, moved up from the lowest on until those ``near`` in x are ``gap`` apart in y."""
+    """Move points ``(x, y)`` up, from the lowest on, until those ``near`` in x are ``gap`` apart in y."""
     moved = list(places)
     done: list[tuple[float, float]] = []
     for index in sorted(range(len(places)), key=lambda i: places[i][1]):
@@ -210,7 +210,7 @@ def apart(places: Sequence[tuple[float, float]], near: float, gap: float) -> lis
 
 
 def legend(ax: Axes, columns: int, lift: float = 0) -> None:
-    """Markers and names in ``columns`` at the top right, ``lift`` heights of the axes above them."""
+    """Draw markers and names in ``columns`` at the top right, ``lift`` heights of the axes above them."""
     handles, labels = ax.get_legend_handles_labels()
     ax.legend(
         [handle[0] if isinstance(handle, tuple) else handle for handle in handles],
@@ -229,7 +229,7 @@ def legend(ax: Axes, columns: int, lift: float = 0) -> None:
 
 
 def dial(curve: Sequence[Row], chosen: int | None, width: int = 640, height: int = 400) -> Figure:
-    """Accuracy of every operating point against its share of HR, with 95 % intervals; the chosen one stands out.
+    """Draw each operating point's accuracy against its share of HR, with 95 % intervals; the chosen one stands out.
 
     Args:
         curve: points from cheap to dear, one of which has the policy's own threshold, a ``cut`` of 0.
@@ -266,7 +266,7 @@ def dial(curve: Sequence[Row], chosen: int | None, width: int = 640, height: int
 
 
 def forecast(bins: Sequence[Row], width: int = 440, height: int = 440) -> Figure:
-    """How often the policy was right against how often it expected to be, with 95 % intervals, and the diagonal.
+    """Draw how often the policy was right against how often it expected to be, with 95 % intervals and the diagonal.
 
     Args:
         bins: ``predicted`` and ``right``, 0 to 1, and the interval ``ci95``, of parts of the images.
@@ -301,7 +301,7 @@ def forecast(bins: Sequence[Row], width: int = 440, height: int = 440) -> Figure
 
 
 def patches_histogram(counts: Sequence[int], mean: float, width: int = 340, height: int = 230) -> Figure:
-    """How many images read 0, 1, ... P patches, in percent; ``counts`` has P + 1 entries."""
+    """Draw how many images read 0, 1, ... P patches, in percent; ``counts`` has P + 1 entries."""
     figure, (ax,) = canvas(width, height, Margins(left=38))
     shares = 100 * np.asarray(counts, dtype=float) / max(1, sum(counts))
     look = theme.mark("PatchDrop")
@@ -329,7 +329,7 @@ def patches_histogram(counts: Sequence[int], mean: float, width: int = 340, heig
 
 
 def patches_by_class(classes: Sequence[Row], patches: int, width: int = 440) -> Figure:
-    """Mean number of patches of each class as bars, most first; of many classes, the ends of the list."""
+    """Draw each class' mean number of patches as bars, most first; of many classes, only both ends of the list."""
     ordered = sorted(classes, key=lambda row: -row["mean_patches"])
     half = MOST_CLASSES // 2
     shown = ordered if len(ordered) <= MOST_CLASSES else [*ordered[:half], *ordered[-half:]]
@@ -393,7 +393,7 @@ HR_PANELS = {
 
 
 def training(stage: str, lines: Sequence[Row], width: int = 340) -> Figure | None:
-    """Validation figures of one stage over its epochs; None where there is nothing to draw."""
+    """Draw validation figures of one stage over its epochs; return None if there is nothing to draw."""
     asked = POLICY_PANELS if stage in theme.POLICY_STAGES else LR_PANELS if stage == "lr" else HR_PANELS
     drawn = {name: curves for name, curves in asked.items() if any(series(lines, c.key) for c in curves)}
     if not drawn:
@@ -414,7 +414,7 @@ def training(stage: str, lines: Sequence[Row], width: int = 340) -> Figure | Non
 
 
 def series(lines: Iterable[Row], *keys: str) -> list[list[float]]:
-    """``[epoch, value of each key]`` of the lines that have them all; a line without an epoch counts on."""
+    """Return ``[epoch, value of each key]`` of the lines that have them all; a line without an epoch counts on."""
     numbered = [{"epoch": count, **line} for count, line in enumerate(lines, start=1)]
     asked = ("epoch", *keys)
     return [
@@ -423,7 +423,7 @@ def series(lines: Iterable[Row], *keys: str) -> list[list[float]]:
 
 
 def draw_curve(ax: Axes, lines: Sequence[Row], curve: Curve) -> None:
-    """One curve, with dots while they can be told apart."""
+    """Draw one curve, with dots while they can be told apart."""
     found = series(lines, curve.key)
     if found:
         x, y = np.array(found).T
@@ -443,7 +443,7 @@ def draw_curve(ax: Axes, lines: Sequence[Row], curve: Curve) -> None:
 
 
 def draw_band(ax: Axes, lines: Sequence[Row]) -> None:
-    """The mean number of patches plus and minus its standard deviation over images."""
+    """Draw a band of the mean number of patches plus and minus its standard deviation over images."""
     found = series(lines, "mean_patches", "patches_sd")
     if found:
         x, mean, deviation = np.array(found).T

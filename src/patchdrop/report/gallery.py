@@ -1,4 +1,4 @@
-"""Test images as pictures: what the policy sees, what it wants, what it reads, what the classifier gets.
+"""Draw test images as pictures: what the policy sees, its probabilities, what it reads, what the classifier gets.
 
 All drawing is numpy and PIL: a card takes milliseconds where a chart takes a quarter of a second.
 """
@@ -23,27 +23,27 @@ DIM, VEIL = 0.32, 22
 OVERLAY_SIDE = 384
 """`overlay` enlarges smaller images, by a whole factor, to at least this longest side in pixels."""
 LETTERS = 11
-"""Numbers that would be smaller than this many pixels are left out of a heat map."""
+"""Smallest size in pixels of a heat map's numbers; smaller ones are left out."""
 RAMP = np.array([[238, 243, 248], [107, 174, 214], [8, 79, 135]], dtype=np.float64)
-"""Heat from 0 over 0.5 to 1: one hue, growing darker, so that it survives print and any colour vision."""
+"""Heat colours for 0, 0.5 and 1: one hue, growing darker, so that it survives print and any colour vision."""
 
 
 @dataclass(frozen=True)
 class GalleryItem:
-    """One test image and what became of it. C is 1, 3 or more channels; of more, three are shown."""
+    """A test image and what became of it. C is 1, 3 or more channels; of more, three are shown."""
 
     name: str
     """The image's id."""
     low: Pixels
-    """``(h, w, C)``: LR as the policy sees it."""
+    """LR as the policy sees it, ``(h, w, C)``."""
     high: Pixels
-    """``(H, W, C)``: all of HR."""
+    """All of HR, ``(H, W, C)``."""
     probabilities: NDArray[np.floating]
-    """``(P,)`` in 0..1, row-major."""
+    """Patch probabilities ``(P,)`` in 0..1, row-major."""
     choice: NDArray[np.bool_]
-    """``(P,)``, row-major: the patches that were read."""
+    """The patches that were read, ``(P,)``, row-major."""
     seen: Pixels
-    """``(H, W, C)``: what the HR classifier saw, unread patches filled."""
+    """What the HR classifier saw, unread patches filled, ``(H, W, C)``."""
     true: str
     predicted: str
     probability: float
@@ -51,12 +51,12 @@ class GalleryItem:
 
     @property
     def right(self) -> bool:
-        """Is the predicted class the true one?"""
+        """Whether the predicted class is the true one."""
         return self.true == self.predicted
 
     @property
     def patches_read(self) -> int:
-        """S."""
+        """S, the number of patches read."""
         return int(self.choice.sum())
 
 
@@ -70,14 +70,14 @@ class Panels(NamedTuple):
 
 
 def overlay(item: GalleryItem, grid: Grid) -> Image.Image:
-    """HR with unread patches dimmed and read ones outlined, at its own size or a whole multiple of it."""
+    """Draw HR with unread patches dimmed and read ones outlined, at its own size or a whole multiple of it."""
     height, width = item.high.shape[:2]
     factor = max(1, -(-OVERLAY_SIDE // max(height, width)))
     return read_panel(item, grid, (height * factor, width * factor))
 
 
 def panels(item: GalleryItem, grid: Grid, size: tuple[int, int]) -> Panels:
-    """An item's four pictures, each of ``size`` (height, width) pixels."""
+    """Draw an item's four pictures, each of ``size`` (height, width) pixels."""
     under = np.asarray(enlarged(item.low, size).convert("L"), dtype=np.float64) / 255
     return Panels(
         low=enlarged(item.low, size),
@@ -88,29 +88,29 @@ def panels(item: GalleryItem, grid: Grid, size: tuple[int, int]) -> Panels:
 
 
 def rgb(image: Pixels) -> Pixels:
-    """``(H, W, C)`` to ``(H, W, 3)``: the first three channels, or the first one as grey."""
+    """Convert ``(H, W, C)`` to ``(H, W, 3)``: the first three channels, or the first one as grey."""
     return image[..., :3] if image.shape[-1] >= 3 else np.repeat(image[..., :1], 3, axis=-1)
 
 
 def fit(shape: Sequence[int], side: int) -> tuple[int, int]:
-    """The (height, width) of the form of ``shape`` (height, width, ...) whose longest side is ``side``."""
+    """Return (height, width) in the proportions of ``shape`` (height, width, ...), with a longest side of ``side``."""
     height, width = shape[:2]
     scale = side / max(height, width)
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def enlarged(image: Pixels, size: tuple[int, int]) -> Image.Image:
-    """Nearest-neighbour, so that the pixels the policy has can be counted."""
+    """Enlarge by nearest neighbour, so that the policy's pixels can be counted."""
     return Image.fromarray(rgb(image)).resize(size[::-1], Image.Resampling.NEAREST)
 
 
 def resized(image: Pixels, size: tuple[int, int]) -> Image.Image:
-    """Smooth change of size of an ``(H, W, 3)`` image to ``size`` (height, width)."""
+    """Resize an ``(H, W, 3)`` image smoothly to ``size`` (height, width)."""
     return Image.fromarray(image).resize(size[::-1], Image.Resampling.LANCZOS)
 
 
 def dimmed(item: GalleryItem, grid: Grid) -> Pixels:
-    """HR, ``(H, W, 3)``, with the patches that were not read grey and dark."""
+    """Return HR, ``(H, W, 3)``, with the patches that were not read grey and dark."""
     image = rgb(item.high).copy()
     for (top, left, bottom, right), read in zip(boxes(grid, *image.shape[:2]), item.choice, strict=True):
         if not read:
@@ -120,7 +120,7 @@ def dimmed(item: GalleryItem, grid: Grid) -> Pixels:
 
 
 def read_panel(item: GalleryItem, grid: Grid, size: tuple[int, int]) -> Image.Image:
-    """`dimmed` at ``size`` (height, width), each read patch with a white line that has a dark edge."""
+    """Draw `dimmed` at ``size`` (height, width), each read patch with a white line that has a dark edge."""
     height, width = item.high.shape[:2]
     y, x = size[0] / height, size[1] / width
     line = max(1, round(max(size) / 150))
@@ -140,7 +140,7 @@ def heat_panel(
     size: tuple[int, int],
     under: NDArray[np.float64] | None = None,
 ) -> Image.Image:
-    """A value in 0..1 for each patch as colour, with the number in percent where it fits.
+    """Draw a value in 0..1 for each patch as colour, with the number in percent if it fits.
 
     Args:
         values: ``(P,)``, row-major.
@@ -168,7 +168,7 @@ def heat_panel(
 
 
 def ramp(value: float) -> NDArray[np.float64]:
-    """The colour of a value in 0..1: ``(3,)`` in 0..255."""
+    """Return the colour of a value in 0..1: ``(3,)`` in 0..255."""
     at = 2 * min(max(value, 0.0), 1.0)
     low = min(int(at), 1)
     blend: NDArray[np.float64] = RAMP[low] + (at - low) * (RAMP[low + 1] - RAMP[low])
@@ -176,7 +176,7 @@ def ramp(value: float) -> NDArray[np.float64]:
 
 
 def contact_sheet(items: list[GalleryItem], grid: Grid, side: int = 176) -> Image.Image:
-    """Items side by side in two columns, four pictures each, with headings and what was decided.
+    """Draw items side by side in two columns, four pictures each, with headings and the verdict on each.
 
     Args:
         side: longest side of a picture, pixels.
@@ -204,18 +204,18 @@ def contact_sheet(items: list[GalleryItem], grid: Grid, side: int = 176) -> Imag
 
 
 def draw_headings(draw: ImageDraw.ImageDraw, left: int, top: int, width: int, gap: int) -> None:
-    """The four column names of a contact sheet."""
+    """Write the four column names of a contact sheet."""
     for step, name in enumerate(("the policy sees", "it wants, %", "it reads", "the classifier sees")):
         draw.text((left + step * (width + gap), top), name, fill=theme.MUTED, font=theme.font(16))
 
 
 def chevron(draw: ImageDraw.ImageDraw, x: float, y: float) -> None:
-    """A small arrow head to the right, around ``(x, y)``."""
+    """Draw a small arrow head to the right, around ``(x, y)``."""
     draw.line([(x - 3, y - 7), (x + 4, y), (x - 3, y + 7)], fill="#9aa5b1", width=2)
 
 
 def draw_verdict(draw: ImageDraw.ImageDraw, item: GalleryItem, left: int, top: int, width: int) -> None:
-    """One line below an item: right or wrong, the class, and how much was read."""
+    """Write one line below an item: right or wrong, the class, and how much was read."""
     decided, amount = theme.font(17, bold=True), theme.font(17)
     share = theme.whole_percent(item.patches_read / item.choice.size)
     end = f"{item.patches_read} of {item.choice.size} patches, {share} of HR"

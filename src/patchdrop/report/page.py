@@ -1,4 +1,4 @@
-"""``report.html``: one file that opens offline, with every picture inside it and also beside it."""
+"""Write ``report.html``: one file that opens offline, with every picture inside it and also beside it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from patchdrop.report import figures, theme, words
 from patchdrop.report.gallery import GalleryItem, contact_sheet, fit, heat_panel, panels, rgb
 
 SHEET_ITEMS = 8
-"""Images on ``figures/gallery.png``."""
+"""Number of images on ``figures/gallery.png``."""
 PANEL_PIXELS = 900_000
 """Pixels of one kind of panel over all cards; keeps a page of 36 images below 4 MB, even of noise."""
 
@@ -32,12 +32,12 @@ class Picture:
     png: bytes
     alt: str
     width: int
-    """CSS pixels."""
+    """Width in CSS pixels."""
     height: int
 
     @property
     def src(self) -> str:
-        """The picture itself, as an address."""
+        """The picture itself, as a data URL."""
         return "data:image/png;base64," + base64.b64encode(self.png).decode()
 
 
@@ -47,7 +47,7 @@ class Card:
 
     item: GalleryItem
     pictures: list[Picture]
-    """LR, probabilities, HR with what was read, what the classifier saw."""
+    """LR, probabilities, HR with the patches read marked, the classifier's view."""
 
 
 def write_report(
@@ -60,10 +60,10 @@ def write_report(
     """Write ``folder/report.html`` and its pictures, ``folder/figures/**.png``.
 
     Args:
-        results: what the evaluation found; a stage that was not trained may be missing everywhere.
-        log: the training log; lines of other events are passed over.
+        results: the evaluation's document; a stage that was not trained may be missing everywhere.
+        log: the training log; lines of other events are skipped.
         gallery: images of the split, shown in this order.
-        calibration: what ``calibration.json`` holds, where there is one.
+        calibration: the content of ``calibration.json``, if there is one.
 
     Returns:
         The path of the page.
@@ -97,7 +97,7 @@ def save(folder: Path, file: str, png: bytes) -> None:
 
 
 def draw_charts(results: dict[str, Any], validation: list[theme.Row]) -> dict[str, Picture]:
-    """Every chart there are numbers for, by its name on the page, which is also its file's."""
+    """Draw every chart there are numbers for, by its name on the page, which is also its file's."""
     charts = {}
     rows = words.charted(results["rows"])
     if rows:
@@ -131,7 +131,7 @@ def draw_charts(results: dict[str, Any], validation: list[theme.Row]) -> dict[st
 
 
 def dial_picture(calibration: dict[str, Any]) -> Picture:
-    """The curve of operating points."""
+    """Draw the curve of operating points."""
     curve, chosen = calibration["points"], calibration["chosen"]
     figure = figures.dial(curve, chosen["point"] if chosen else None)
     alt = "Accuracy against share of HR read over thresholds. " + words.ends(calibration)
@@ -139,13 +139,13 @@ def dial_picture(calibration: dict[str, Any]) -> Picture:
 
 
 def chart(name: str, figure: Figure, alt: str) -> Picture:
-    """A chart as a picture."""
+    """Turn a chart into a picture."""
     width, height = (round(side * figures.DPI) for side in figure.get_size_inches())
     return Picture(f"{name}.png", figures.png(figure), alt, width, height)
 
 
 def looks_picture(results: dict[str, Any], stage: str, looks: list[float]) -> Picture:
-    """How often each patch is read, in the shape of the image."""
+    """Draw how often each patch is read, in the shape of the image."""
     grid = Grid(*results["grid"])
     height, width = fit(results["high"], 320)
     image = heat_panel(np.array(looks), grid, (2 * height, 2 * width))
@@ -154,7 +154,7 @@ def looks_picture(results: dict[str, Any], stage: str, looks: list[float]) -> Pi
 
 
 def by_row(values: Any, grid: Grid) -> str:
-    """Values in 0..1, ``(P,)``, as percent in words, rows parted by semicolons."""
+    """Say values in 0..1, ``(P,)``, as percent in words, rows separated by semicolons."""
     rows = np.asarray(values, dtype=float).reshape(grid.rows, grid.cols)
     return "; ".join(", ".join(f"{100 * value:.0f}" for value in row) for row in rows) + f"{theme.SPACE}%"
 
@@ -163,18 +163,18 @@ def by_row(values: Any, grid: Grid) -> str:
 
 
 def draw_cards(gallery: list[GalleryItem], grid: Grid) -> list[Card]:
-    """The gallery's cards, in order."""
+    """Draw the gallery's cards, in order."""
     side = card_side(len(gallery))
     return [draw_card(item, grid, side, f"gallery/{place:03}") for place, item in enumerate(gallery)]
 
 
 def card_side(cards: int) -> int:
-    """Longest side of a card's pictures in pixels; the more cards, the fewer pixels each has."""
+    """Return the longest side of a card's pictures in pixels; the more cards, the fewer pixels each has."""
     return round(min(320, max(96, math.sqrt(PANEL_PIXELS / max(1, cards)))))
 
 
 def draw_card(item: GalleryItem, grid: Grid, side: int, stem: str) -> Card:
-    """One item's four pictures, ``side`` pixels long on the longest side; LR keeps its own few pixels."""
+    """Draw one item's four pictures, ``side`` pixels long on the longest side; LR keeps its own few pixels."""
     size = fit(item.high.shape, side)
     drawn = panels(item, grid, size)
     read = ", ".join(str(p + 1) for p in np.flatnonzero(item.choice)) or "none"
@@ -194,7 +194,7 @@ def draw_card(item: GalleryItem, grid: Grid, side: int, stem: str) -> Card:
 
 
 def small_png(kind: str, image: Image.Image) -> bytes:
-    """HR photographs in 256 colours: a third of the bytes, no difference to see; the rest is small anyway."""
+    """Store HR photographs in 256 colours: a third of the bytes, no visible difference; the rest is small anyway."""
     return figures.png_bytes(image.quantize(256) if kind in ("read", "seen") else image)
 
 
@@ -208,7 +208,7 @@ def render(
     cards: list[Card],
     calibration: dict[str, Any] | None,
 ) -> str:
-    """The page's text."""
+    """Render the page's HTML."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,

@@ -1,4 +1,4 @@
-"""A scene as a picture: its overview, cells outlined in the colour of their class, what was read bright, the rest dim.
+"""Draw a scene as a picture: its overview, cells outlined in their class' colour, what was read bright, the rest dim.
 
 Drawn cell by cell on a canvas of at most `MOST` pixels a side, so memory does not depend on the scene's size.
 """
@@ -19,9 +19,9 @@ from patchdrop.report.gallery import DIM, VEIL, fit, resized, rgb
 MOST, LEAST = 1900, 1200
 """Longest side of the scene in the picture, in pixels: smaller scenes are enlarged to ``LEAST``."""
 OUTLINED = 24
-"""Cells that are smaller than this many pixels in the picture are tinted instead of outlined."""
+"""Cells smaller than this many pixels in the picture are tinted instead of outlined."""
 TINT = 130
-"""How opaque a tint is, of 255."""
+"""Opacity of a tint, of 255."""
 NO_DATA = "#eef1f4"
 CLASSES = 24
 """The legend names at most this many classes, the most frequent ones."""
@@ -32,7 +32,7 @@ Box = tuple[float, float, float, float]
 
 
 class ScenePicture:
-    """Takes cells one by one; `page` gives the picture.
+    """A picture of a scene that takes cells one by one; `page` returns it.
 
     Args:
         size: height and width of the scene in its own pixels.
@@ -62,7 +62,7 @@ class ScenePicture:
         for patch in read:
             self._on_read.rectangle(self._drawn(patch), fill=255)
         outline = self._drawn(box)
-        # Not the rounded sides, which differ from cell to cell.
+        # Without rounding: rounded sides differ from cell to cell.
         side = min(box[2] - box[0], box[3] - box[1]) * max(self._shown) / max(self._size)
         if side < OUTLINED:
             red, green, blue = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
@@ -78,7 +78,7 @@ class ScenePicture:
         self._on_marks.rectangle(self._drawn(box), fill=NO_DATA)
 
     def page(self, title: str, legend: Sequence[tuple[str, str, int]], caption: Sequence[str]) -> Image.Image:
-        """The picture with its title, the legend and some lines below.
+        """Return the picture with its title, the legend and some lines below.
 
         Args:
             legend: name, colour and number of cells of each class, the most frequent first.
@@ -112,19 +112,19 @@ class ScenePicture:
         return found
 
     def _at(self, box: Box, image: Image.Image) -> tuple[int, int, int, int]:
-        """The box in an image of the whole scene; at least a pixel."""
+        """Return the box in an image of the whole scene; at least a pixel."""
         down, across = image.height / self._size[0], image.width / self._size[1]
         top, left = min(round(box[0] * down), image.height - 1), min(round(box[1] * across), image.width - 1)
         return top, left, max(top + 1, round(box[2] * down)), max(left + 1, round(box[3] * across))
 
     def _drawn(self, box: Box) -> tuple[int, int, int, int]:
-        """The box as a rectangle in the picture, its ends inclusive: left, top, right, bottom."""
+        """Return the box as a rectangle in the picture, its ends inclusive: left, top, right, bottom."""
         top, left, bottom, right = self._at(box, self._marks)
         return left, top, right - 1, bottom - 1
 
 
 def png(image: Image.Image) -> bytes:
-    """The bytes of a PNG file."""
+    """Return the bytes of a PNG file."""
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True)
     return file.getvalue()
@@ -143,7 +143,7 @@ class _Entry(NamedTuple):
 
 
 def _legend_rows(legend: Sequence[tuple[str, str, int]], width: int) -> list[list[tuple[int, _Entry]]]:
-    """Left edge and entry of each class, in as many rows as it takes."""
+    """Place the classes: left edge and entry of each, in as many rows as needed."""
     entries = [_Entry(theme.shorten(name, 28), f"{count:,}", colour) for name, colour, count in legend[:CLASSES]]
     if len(legend) > CLASSES:
         rest = sum(count for _, _, count in legend[CLASSES:])

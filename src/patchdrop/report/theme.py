@@ -1,4 +1,4 @@
-"""How methods, stages and numbers look everywhere in a report: on the page, in charts and under images.
+"""Define how methods, stages and numbers look everywhere in a report: on the page, in charts and under images.
 
 Charts are drawn for white paper only; the page turns them dark with one CSS filter, and its own marks
 with the same filter, so that a method has one colour in one place. Every method also has a shape of its
@@ -21,7 +21,7 @@ Row = dict[str, Any]
 """One row of ``results["rows"]``, of ``results["per_class"]`` or of the training log."""
 
 SCALE = 2
-"""Device pixels for each CSS pixel, in charts."""
+"""Device pixels per CSS pixel, in charts."""
 INK, MUTED, LINE = "#1c2733", "#5a6673", "#dfe4ea"
 RIGHT, WRONG = "#00755a", "#b34700"
 FONT = "DejaVu Sans"
@@ -57,17 +57,17 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 
 POLICY_STAGES = {"pt": "Pt", "ft1": "Ft-1", "ft2": "Ft-2"}
 OWN = ("PatchDrop", "LR-CNN", "HR-CNN")
-"""What is not a yardstick."""
+"""Methods that are no baselines."""
 STAGES = {"lr": "LR-CNN", "hr": "HR-CNN", "patches": "HR-CNN on patches", **POLICY_STAGES}
 
 
 def mark(method: str) -> Mark:
-    """The look of a method; one for all that have none of their own."""
+    """Return the look of a method; one for all that have none of their own."""
     return METHODS.get(method, OTHER)
 
 
 def class_colour(number: int) -> str:
-    """The colour of a class by its number from 0, as ``#rrggbb``; after the first twelve, hues far apart."""
+    """Return a class' colour by its number from 0, as ``#rrggbb``; after the first twelve, hues far apart."""
     if number < len(CLASS_COLOURS):
         return CLASS_COLOURS[number]
     light = (0.55, 0.68, 0.45)[number % 3]
@@ -76,22 +76,22 @@ def class_colour(number: int) -> str:
 
 
 def stage_name(stage: str) -> str:
-    """``ft1`` is Ft-1; an unknown stage keeps its name."""
+    """Return a stage's name: ``ft1`` is Ft-1; an unknown stage keeps its name."""
     return STAGES.get(stage, stage)
 
 
 def finite(value: Any) -> bool:
-    """Is this a number that can be printed or drawn?"""
+    """Check whether this is a number that can be printed or drawn."""
     return isinstance(value, Real) and math.isfinite(value)
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    """0.864 is ``86.4 %``, with a space that does not break."""
+    """Format a share: 0.864 is ``86.4 %``, with a space that does not break."""
     return f"{100 * share:.{digits}f}{SPACE}%" if share is not None and finite(share) else NOTHING
 
 
 def whole_percent(share: float | None) -> str:
-    """0.314 is ``31 %``; shares close to none or all keep a decimal, so that 0.4 % is not read as nothing."""
+    """Format a share: 0.314 is ``31 %``; those near 0 or 1 keep a decimal, so that 0.4 % is not read as nothing."""
     if share is None or not finite(share):
         return NOTHING
     edge = 0 < share < 0.01 or 0.99 < share < 1
@@ -99,21 +99,21 @@ def whole_percent(share: float | None) -> str:
 
 
 def number(value: float | None, digits: int = 2) -> str:
-    """12345.6 is ``12,345.60``."""
+    """Format a number: 12345.6 is ``12,345.60``."""
     if value is None or not finite(value):
         return NOTHING
     return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 def interval(pair: list[float] | None) -> str:
-    """A 95 % interval of shares, in percent: ``86.6 – 89.4``."""
+    """Format a 95 % interval of shares, in percent: ``86.6 – 89.4``."""
     if not pair or not all(finite(v) for v in pair):
         return NOTHING
     return f"{100 * pair[0]:.1f}{SPACE}–{SPACE}{100 * pair[1]:.1f}"
 
 
 def p_value(p: float | None) -> str:
-    """Two significant places, never ``0.000``."""
+    """Format p with two significant places, never ``0.000``."""
     if p is None or not finite(p):
         return NOTHING
     if p < 0.001:
@@ -122,7 +122,7 @@ def p_value(p: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``41 s``, ``3 min 20 s`` or ``2 h 5 min``."""
+    """Format a time: ``41 s``, ``3 min 20 s`` or ``2 h 5 min``."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole}{SPACE}s"
@@ -132,18 +132,18 @@ def duration(seconds: float) -> str:
 
 
 def shorten(text: str, length: int) -> str:
-    """At most ``length`` characters, the last an ellipsis where something was cut."""
+    """Cut text to at most ``length`` characters, the last an ellipsis if something was cut."""
     return text if len(text) <= length else text[: length - 1].rstrip() + "…"
 
 
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """The font of the report's images at ``size`` pixels."""
+    """Return the font of the report's images at ``size`` pixels."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(_matplotlib() / "mpl-data/fonts/ttf" / name), size)
 
 
 def _matplotlib() -> Path:
-    """Where it is installed; it is not imported, which takes half a second and only charts need."""
+    """Return matplotlib's folder, without importing it, which takes half a second and only charts need."""
     found = importlib.util.find_spec("matplotlib")
     assert found is not None
     assert found.origin is not None

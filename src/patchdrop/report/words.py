@@ -1,4 +1,4 @@
-"""What the page says: sentences, tiles and tables from the results, before any markup."""
+"""Write what the page says: sentences, tiles and tables from the results, before any markup."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from patchdrop.report import theme
 from patchdrop.report.theme import Row
 
 ALWAYS = ("PatchDrop", "Random", "Cascade")
-"""Of each policy stage, in the chart of accuracy and in short tables."""
+"""Methods of each policy stage that are always in the accuracy chart and in short tables."""
 
 
 def policy_rows(results: dict[str, Any]) -> list[Row]:
-    """PatchDrop's rows in order of the stages."""
+    """Return PatchDrop's rows in order of the stages."""
     rows = [row for row in results["rows"] if row["method"] == "PatchDrop"]
     return [row for stage in theme.POLICY_STAGES for row in rows if row["stage"] == stage]
 
 
 def present(results: dict[str, Any], key: str) -> dict[str, Any]:
-    """``results[key]`` by stage, in order of the stages, without empty ones."""
+    """Return ``results[key]`` by stage, in order of the stages, without empty ones."""
     found = results.get(key) or {}
     return {stage: found[stage] for stage in theme.POLICY_STAGES if found.get(stage)}
 
 
 def last_classes(results: dict[str, Any]) -> tuple[str, list[Row]] | None:
-    """The last stage that has figures by class, and those of the classes that have any images."""
+    """Return the last stage that has figures by class, and those of the classes that have any images."""
     found = {
         stage: [row for row in rows if theme.finite(row["mean_patches"])]
         for stage, rows in present(results, "per_class").items()
@@ -33,14 +33,14 @@ def last_classes(results: dict[str, Any]) -> tuple[str, list[Row]] | None:
 
 
 def find(results: dict[str, Any], method: str, stage: str | None) -> Row | None:
-    """The method's row of this stage; with no such row and no stage of its own, its first."""
+    """Return the method's row of this stage; with no such row and no stage of its own, its first."""
     rows = [row for row in results["rows"] if row["method"] == method]
     own = [row for row in rows if row["stage"] == stage]
     return next(iter(own or [row for row in rows if row["stage"] not in theme.POLICY_STAGES]), None)
 
 
 def headline(results: dict[str, Any]) -> str:
-    """The sentence that the whole page is about."""
+    """Write the sentence that the whole page is about."""
     ours = policy_rows(results)
     stage = ours[-1]["stage"] if ours else None
     whole, cheap = find(results, "HR-CNN", stage), find(results, "LR-CNN", stage)
@@ -55,7 +55,7 @@ def headline(results: dict[str, Any]) -> str:
 
 
 def comparison(results: dict[str, Any]) -> str:
-    """How the last stage stands against reading nothing, random patches and other images' masks."""
+    """Compare the last stage with reading nothing, random patches and other images' masks."""
     ours = policy_rows(results)
     if not ours:
         return ""
@@ -72,12 +72,12 @@ def comparison(results: dict[str, Any]) -> str:
 
 
 def sentence(text: str) -> str:
-    """With a capital and a full stop."""
+    """Add a capital and a full stop."""
     return text[:1].upper() + text[1:] + "."
 
 
 def tiles(results: dict[str, Any]) -> list[dict[str, str]]:
-    """The last stage's figures, large: value, unit below, note."""
+    """Return the last stage's figures, large: value, unit below, note."""
     ours = policy_rows(results)
     if not ours:
         return []
@@ -108,7 +108,7 @@ def tiles(results: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def chosen(calibration: dict[str, Any]) -> str:
-    """Which operating point was chosen, and what it did on the calibration images."""
+    """Say which operating point was chosen, and what it did on the calibration images."""
     if calibration["chosen"] is None:
         return "No point is chosen: only the curve was asked for."
     kind, target = calibration["chosen"]["kind"], calibration["target"]
@@ -130,7 +130,7 @@ def chosen(calibration: dict[str, Any]) -> str:
 
 
 def ends(calibration: dict[str, Any]) -> str:
-    """The curve's ends and the chosen point, for those who cannot see it."""
+    """Name the curve's ends and the chosen point, for those who cannot see it."""
     curve, found = calibration["points"], calibration["chosen"]
     named = [("Nothing read", curve[0]), ("all read", curve[-1])]
     if found:
@@ -143,7 +143,7 @@ def ends(calibration: dict[str, Any]) -> str:
 
 
 def groups(results: dict[str, Any]) -> list[tuple[str, list[Row]]]:
-    """The table's rows, classifiers first, then stage by stage."""
+    """Group the table's rows, classifiers first, then stage by stage."""
     rows = results["rows"]
     first = [row for row in rows if row["stage"] not in theme.POLICY_STAGES]
     staged = [(name, [row for row in rows if row["stage"] == s]) for s, name in theme.POLICY_STAGES.items()]
@@ -151,7 +151,7 @@ def groups(results: dict[str, Any]) -> list[tuple[str, list[Row]]]:
 
 
 def class_table(results: dict[str, Any]) -> list[dict[str, Any]]:
-    """One line for each class with its figures of every stage; most patches in the last stage first."""
+    """Return one line for each class with its figures of every stage; most patches in the last stage first."""
     stages = present(results, "per_class")
     last = last_classes(results)
     if last is None:
@@ -165,7 +165,7 @@ def class_table(results: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def provenance(results: dict[str, Any]) -> list[tuple[str, str]]:
-    """Where the numbers come from, as names and values; the command has its own place."""
+    """Return where the numbers come from, as names and values; the command has its own place."""
     found = results.get("provenance") or {}
     versions = ", ".join(f"{name} {version}" for name, version in (found.get("versions") or {}).items())
     seconds = {s: t for s, t in (found.get("seconds") or {}).items() if theme.finite(t)}
@@ -182,7 +182,7 @@ def provenance(results: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def brief(rows: list[Row]) -> list[Row]:
-    """The rows without most yardsticks: beside `ALWAYS` the one that is most accurate in the last stage is left."""
+    """Drop most baselines from the rows: besides `ALWAYS`, only the one most accurate in the last stage stays."""
     staged = [row for row in rows if row["stage"] in theme.POLICY_STAGES]
     others = [row for row in staged if row["stage"] == staged[-1]["stage"] and row["method"] not in ALWAYS]
     best = max(others, key=lambda row: row["accuracy"])["method"] if others else ""
@@ -190,13 +190,13 @@ def brief(rows: list[Row]) -> list[Row]:
 
 
 def charted(rows: list[Row]) -> list[Row]:
-    """What the main chart shows: of `brief`, PatchDrop's stages, the classifiers, and the last stage's yardsticks."""
+    """Return the main chart's rows: of `brief`, PatchDrop's stages, the classifiers, and the last stage's baselines."""
     last = next((row["stage"] for row in reversed(rows) if row["method"] == "PatchDrop"), None)
     return [row for row in brief(rows) if row["method"] in theme.OWN or row["stage"] == last]
 
 
 def judged(results: dict[str, Any]) -> list[Row]:
-    """The figures that the verdict rests on: the policy's, then those of the plain strategies, best first."""
+    """Return the figures behind the verdict: the policy's, then those of the plain strategies, best first."""
     verdict, patches = results.get("verdict"), results["patches"]
     if not verdict:
         return []
@@ -206,18 +206,18 @@ def judged(results: dict[str, Any]) -> list[Row]:
 
 
 def last_forecast(results: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The last stage whose policy says how often it will be right, and what came of it."""
+    """Return the last stage whose policy predicts how often it will be right, and how it turned out."""
     return next(reversed(present(results, "forecast").items()), None)
 
 
 def predicted(bins: list[Row]) -> str:
-    """The points of the chart of forecasts, for those who cannot see it."""
+    """Name the points of the chart of forecasts, for those who cannot see it."""
     shown = [f"{theme.percent(row['right'])} where {theme.percent(row['predicted'])} was predicted" for row in bins]
     return "right on " + "; ".join(shown)
 
 
 def points(rows: list[Row]) -> str:
-    """The points of the main chart, for those who cannot see it."""
+    """Name the points of the main chart, for those who cannot see it."""
     return "; ".join(
         f"{label(row)}: {theme.percent(row['accuracy'])} with {theme.whole_percent(row['hr_fraction'])} read"
         for row in rows
@@ -225,7 +225,7 @@ def points(rows: list[Row]) -> str:
 
 
 def label(row: Row) -> str:
-    """``PatchDrop, Ft-1``; classifiers need no stage."""
+    """Return a row's label: ``PatchDrop, Ft-1``; classifiers need no stage."""
     stage = row["stage"]
     known = stage in theme.POLICY_STAGES
     return f"{row['method']}, {theme.POLICY_STAGES[stage]}" if known else str(row["method"])

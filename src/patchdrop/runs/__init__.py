@@ -1,4 +1,4 @@
-"""A run's folder: settings, log, weights, results, and who made them when.
+"""Keep a run's folder: settings, log, weights, results, and who made them when.
 
 May import `models`, `settings`, `files`.
 """

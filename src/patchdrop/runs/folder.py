@@ -27,14 +27,14 @@ from patchdrop.models.build import ModelConfig, build_stage, fill_weights
 from patchdrop.settings.flat import EARLIER_NAME, FREE_SETTINGS, MARKERS, STAGES, TrainSettings, read_settings, to_yaml
 
 Build = Callable[[str, ModelConfig], nn.Module]
-"""Stage and description to its untrained model."""
+"""Maps stage and description to an untrained model."""
 
 
 class RunFolder:
-    """Paths and files of one run, or of anything else that is trained in stages and kept in the same form.
+    """A folder of one run, or of anything else that is trained in stages and kept in the same form.
 
     Args:
-        build: makes the models that trained weights are loaded into; a run's own unless named.
+        build: makes the models that trained weights are loaded into; by default a run's own.
     """
 
     def __init__(self, path: str | Path, build: Build = build_stage) -> None:
@@ -45,19 +45,19 @@ class RunFolder:
         return str(self.path)
 
     def stage(self, stage: str) -> Path:
-        """The folder of a stage."""
+        """Return the folder of a stage."""
         return self.path / stage
 
     def exists(self) -> bool:
-        """Whether a run was started here."""
+        """Check whether a run was started here."""
         return (self.path / "settings.yaml").exists()
 
     def begun(self) -> bool:
-        """Whether the training of any stage was begun here; until then settings and data may still change."""
+        """Check whether the training of any stage was begun here; until then settings and data may still change."""
         return any(self.stage(stage).exists() for stage in STAGES)
 
     def require(self) -> RunFolder:
-        """Itself.
+        """Return the folder itself if a run was started here.
 
         Raises:
             RunError: no run was started here.
@@ -67,20 +67,20 @@ class RunFolder:
         return self
 
     def settings(self) -> TrainSettings:
-        """The settings this run was started with."""
+        """Read the settings that this run was started with."""
         return read_settings(self.require().path / "settings.yaml")
 
     def data(self) -> dict[str, Any]:
-        """What ``data.json`` says of the data this run trains on; empty before its first training."""
+        """Read ``data.json``, which describes this run's data; empty before its first training."""
         found = self._document("data.json", "run the same training again")
         return found | {name: MARKERS for name in ("name", "layout") if found.get(name) == EARLIER_NAME}
 
     def results(self) -> dict[str, Any]:
-        """What ``results.json`` says; empty before the first evaluation."""
+        """Read ``results.json``; empty before the first evaluation."""
         return self._document("results.json", "run `patchdrop evaluate` again")
 
     def bench(self) -> dict[str, Any]:
-        """What ``bench.json`` says; empty before the first `patchdrop bench`."""
+        """Read ``bench.json``; empty before the first `patchdrop bench`."""
         return self._document("bench.json", "run `patchdrop bench` again")
 
     def _document(self, name: str, remedy: str) -> dict[str, Any]:
@@ -92,7 +92,7 @@ class RunFolder:
 
     @property
     def own_low(self) -> bool:
-        """Whether this run was trained on LR images of a sensor of their own."""
+        """Whether this run was trained on LR images from a sensor of their own."""
         return self.data().get("low") == "own"
 
     def start(self, settings: Mapping[str, Any]) -> None:
@@ -119,15 +119,15 @@ class RunFolder:
             write_bytes(self.path / "settings.yaml", to_yaml({**settings, "stages": list(STAGES)}).encode())
 
     def done(self, stage: str) -> bool:
-        """Whether a stage is trained to its end."""
+        """Check whether a stage is trained to its end."""
         return (self.stage(stage) / "config.json").exists()
 
     def stages_done(self) -> list[str]:
-        """Trained stages, in order."""
+        """List the trained stages, in order."""
         return [stage for stage in STAGES if self.done(stage)]
 
     def finish(self, stage: str, model: nn.Module, config: ModelConfig, more: dict[str, Any]) -> None:
-        """Write a stage's weights, then the config that vouches for them."""
+        """Write a stage's weights, then the config with their checksum."""
         folder = self.stage(stage)
         digest = write_tensors(folder / "model.safetensors", model.state_dict())
         parameters = sum(p.numel() for p in model.parameters())
@@ -135,7 +135,7 @@ class RunFolder:
         write_json(folder / "config.json", described)
 
     def stage_config(self, stage: str) -> dict[str, Any]:
-        """A trained stage's ``config.json``.
+        """Read a trained stage's ``config.json``.
 
         Raises:
             RunError: the stage is not trained, or its file is damaged.
@@ -149,7 +149,7 @@ class RunFolder:
         return config
 
     def load(self, stage: str) -> tuple[nn.Module, ModelConfig]:
-        """A trained stage's model, in evaluation mode, with its description.
+        """Load a trained stage's model, in evaluation mode, with its description.
 
         Raises:
             RunError: not trained, damaged, or of other networks.
@@ -173,7 +173,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with open(path, "ab+") as file:
-                # A crash may have cut the last line short; what follows is to stand on a line of its own.
+                # A crash may have cut the last line short; the new event must start a line of its own.
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
                 start = "" if file.read(1) in (b"", b"\n") else "\n"
                 file.write((start + json.dumps(event, ensure_ascii=False) + "\n").encode())
@@ -183,7 +183,7 @@ class RunFolder:
             raise RunError(f"{path}: cannot be written ({error.strerror}); make room and run the same again") from error
 
     def read_log(self) -> list[dict[str, Any]]:
-        """All whole lines of ``log.jsonl``; one cut short by a crash is left out."""
+        """Read all whole lines of ``log.jsonl``; one cut short by a crash is left out."""
         path = self.path / "log.jsonl"
         if not path.exists():
             return []
@@ -196,12 +196,12 @@ class RunFolder:
         return events
 
     def trained_by(self) -> list[dict[str, Any]]:
-        """Command, commit and machine of each call that trained, from ``log.jsonl``."""
+        """List command, commit and machine of each call that trained, from ``log.jsonl``."""
         starts = [event for event in self.read_log() if event.get("event") == "start"]
         return [{name: start[name] for name in ("command", "commit", "machine")} for start in starts]
 
     def forget_after(self, stage: str, step: int) -> None:
-        """Drop a stage's lines after ``step``, which a resumed run is going to write again."""
+        """Drop a stage's lines after ``step``, which a resumed run will write again."""
         kept = [e for e in self.read_log() if e.get("stage") != stage or e.get("step", 0) <= step]
         if (self.path / "log.jsonl").exists():
             lines = "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in kept)
@@ -209,7 +209,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the folder for one training, or one evaluation that writes into it; made where there is none.
+        """Lock the folder for one training, or one evaluation that writes into it; make it if there is none.
 
         A folder that was made for this and holds nothing else in the end is removed again.
 

@@ -1,4 +1,4 @@
-"""Where a result comes from: command, commit, machine, versions."""
+"""Record where a result comes from: command, commit, machine, versions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PACKAGES = ("patchdrop", "torch", "torchvision", "timm", "numpy", "pillow", "saf
 
 
 def provenance(seed: int) -> dict[str, Any]:
-    """What to print beside every figure."""
+    """Return what to print beside every figure."""
     return {
         "command": command(),
         "commit": commit(),
@@ -25,14 +25,14 @@ def provenance(seed: int) -> dict[str, Any]:
 
 
 def command() -> str:
-    """The command line, by the program's name rather than its path."""
+    """Return the command line, with the program's name rather than its path."""
     program = Path(sys.argv[0])
     name = program.parent.name if program.name == "__main__.py" else program.name  # as `python -m NAME` has it
     return " ".join([name, *sys.argv[1:]])
 
 
 def commit() -> str:
-    """The commit of the source tree this package runs from, with ``+changes`` if it was edited; else the version."""
+    """Return the commit of the source tree this package runs from, with ``+changes`` if edited; else the version."""
     here = Path(__file__).resolve().parent
     git = ["git", "-C", str(here)]
     try:
@@ -47,7 +47,7 @@ def commit() -> str:
 
 
 def machine() -> str:
-    """Processor, cores and memory; no name of the host."""
+    """Describe processor, cores and memory, without the host's name."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -65,7 +65,7 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that move figures."""
+    """Return the versions of Python and of the packages that affect figures."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""A trained run at work on new images, and as ONNX graphs.
+"""Apply a trained run to new images, and export it as ONNX graphs.
 
 May import `evaluation`, `report`, and what lies below them.
 """

@@ -1,7 +1,7 @@
-"""A policy and its classifier as two ONNX graphs, and the check that the graphs say what torch says.
+"""Export a policy and its classifier as two ONNX graphs, and check that they compute what torch computes.
 
-The graphs hold the networks with their normalisation, nothing else: choosing, reading and cropping stay with whoever
-runs them. A classifier needs nothing of its own to be exported, as long as `torch.export` can follow it; one that
+The graphs hold the networks with their normalisation, nothing else: choosing, reading and cropping are up to whoever
+runs them. A classifier needs no code of its own to be exported, as long as `torch.export` can follow it; one that
 branches on data asks ``torch.compiler.is_exporting()``, as `TwoStream` and `SparseClassifier.in_a_graph` do.
 """
 
@@ -29,37 +29,37 @@ from patchdrop.read.source import from_memory
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 TOLERANCE = 1e-4
-"""Largest difference of a logit that passes the check, where no logit of the batch is above 10 in size ..."""
+"""Largest difference of a logit that passes the check if no logit of the batch is above 10 in size ..."""
 RELATIVE = 1e-5
-"""... and as a share of the largest logit where one is: float32 rounds in proportion."""
+"""... and as a share of the largest logit if one is: float32 rounds in proportion."""
 BATCHES = (1, 2, 7)
-"""Images a batch in the check."""
+"""Images per batch in the check."""
 REMEDY = "nothing is exported; use another network, or other versions of torch and onnxruntime"
 BATCH, PATCHES = "batch", "patches"
-"""The two sizes that a graph leaves open: images, and chosen patches of all of them."""
+"""The two sizes that a graph leaves open: the number of images, and of chosen patches of all of them."""
 
 
 class Graphs(NamedTuple):
     """Two ONNX files."""
 
     policy: bytes
-    """``low (batch, C, h, w)`` uint8 to ``scores (batch, P)``, the patch logits."""
+    """Maps ``low (batch, C, h, w)`` uint8 to ``scores (batch, P)``, the patch logits."""
     classifier: bytes
-    """The fields of `Packed`, and ``low``, to ``logits (batch, K)``.
+    """Maps the fields of `Packed`, and ``low``, to ``logits (batch, K)``.
 
     These are ``pixels (patches, C, p, q)`` uint8, ``image`` and ``patch (patches,)`` int64; the batch is ``low``'s.
     """
 
 
 def check_packages() -> None:
-    """Raise UsageError where a package that is needed to export is missing."""
+    """Raise UsageError if a package that is needed to export is missing."""
     missing = [name for name in PACKAGES if find_spec(name) is None]
     if missing:
         raise UsageError(f"export: needs {', '.join(missing)}; install with `pip install 'patchdrop[onnx]'`")
 
 
 def to_graphs(model: PatchDrop, config: ModelConfig) -> Graphs:
-    """The model, in evaluation mode on the CPU, as ONNX graphs without a trace of where they were made.
+    """Export the model, in evaluation mode on the CPU, as ONNX graphs without a trace of where they were made.
 
     Raises:
         RunError: a network cannot be written as a graph.
@@ -77,7 +77,7 @@ def to_graphs(model: PatchDrop, config: ModelConfig) -> Graphs:
 
 
 class _Scores(nn.Module):
-    """LR to patch logits, by all that the policy hears."""
+    """A module that maps LR to patch logits, with all networks that the policy uses."""
 
     def __init__(self, model: PatchDrop) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class _Scores(nn.Module):
 
 
 class _OnTensors(nn.Module):
-    """A classifier that takes the fields of `Packed` one by one."""
+    """A module that calls a classifier with the fields of `Packed` one by one."""
 
     def __init__(self, classifier: HighClassifier | TwoStream) -> None:
         super().__init__()
@@ -126,7 +126,7 @@ def _to_graph(network: nn.Module, inputs: dict[str, Tensor], output: str, name: 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's remarks are about its own insides, and stderr is for what a user can act on."""
+    """Silence the exporter: its remarks are about its own internals, and stderr is for what a user can act on."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -141,10 +141,10 @@ def _quiet() -> Iterator[None]:
 
 
 class Runtime:
-    """The graphs under ONNX Runtime, as `play` takes a policy and a classifier. Tensors on the CPU.
+    """The graphs under ONNX Runtime, in the form of `play`'s policy and classifier. Tensors are on the CPU.
 
     Args:
-        threads: of each graph.
+        threads: threads of each graph.
     """
 
     def __init__(self, graphs: Graphs, threads: int) -> None:
@@ -152,17 +152,17 @@ class Runtime:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
-        options.log_severity_level = 3  # errors, which it raises as well
+        options.log_severity_level = 3  # errors only, which it raises as well
         self._policy, self._classifier = (
             onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"]) for graph in graphs
         )
 
     def look(self, low: Tensor) -> Look:
-        """``(B, C, h, w)`` LR pixels to patch logits ``(B, P)``, and who classifies."""
+        """Map LR pixels ``(B, C, h, w)`` to patch logits ``(B, P)``, and return the classifier with them."""
         return Look(_run(self._policy, {"low": low}), None, self.classify)
 
     def classify(self, packed: Packed, low: Tensor) -> Tensor:
-        """Packed patches and LR to class logits ``(B, K)``."""
+        """Map packed patches and LR to class logits ``(B, K)``."""
         fields = {"pixels": packed.pixels, "image": packed.image, "patch": packed.patch, "low": low}
         return _run(self._classifier, fields)
 
@@ -173,9 +173,9 @@ def _run(session: Any, inputs: dict[str, Tensor]) -> Tensor:
 
 
 def interface(graph: bytes) -> dict[str, Any]:
-    """What a graph takes and gives, as plain values: opset, and name, type and shape of inputs and outputs.
+    """Describe a graph by plain values: opset, and name, type and shape of inputs and outputs.
 
-    A size that is left open has a name, `BATCH` or `PATCHES`, in place of a number.
+    A size that is left open has a name, `BATCH` or `PATCHES`, instead of a number.
     """
     import onnx
 
@@ -244,6 +244,6 @@ def _none(scores: Tensor) -> Tensor:
 
 
 def _some(scores: Tensor) -> Tensor:
-    """Every third patch of every second image, and of the others none."""
+    """Choose every third patch of every second image, and none of the others."""
     images, patches = (torch.arange(length) for length in scores.shape)
     return (images % 2 == 0)[:, None] & (patches % 3 == 0)[None, :]

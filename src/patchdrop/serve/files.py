@@ -1,4 +1,4 @@
-"""Write what was predicted of image files into a folder."""
+"""Write predictions of image files into a folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NAME = "predictions"
 
 
 def write_predictions(folder: Path, predictions: Sequence[Mapping[str, Any]], kinds: Sequence[str]) -> list[Path]:
-    """Write ``predictions.jsonl``, a line of JSON for each image, and ``predictions.csv`` where ``csv`` is among kinds.
+    """Write ``predictions.jsonl``, a line of JSON per image, and ``predictions.csv`` if ``csv`` is among ``kinds``.
 
     Files of an earlier call are replaced, whole ones by whole ones.
 

@@ -38,7 +38,7 @@ from patchdrop.runs.folder import RunFolder
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was decided about one image, and what it took."""
+    """The class of one image, and what was read for it."""
 
     path: str
     label: str
@@ -49,26 +49,26 @@ class Prediction:
     hr_fraction: float
     """Share of the HR patches read, 0..1."""
     chance_now: float | None = None
-    """The policy's word for the chance that the label is right without HR, 0..1; None where the policy does not say."""
+    """The policy's predicted chance that the label is right without HR, 0..1; None if it predicts none."""
     chance_after: float | None = None
-    """The same after the patches that were read; None too where these are not the first of the policy's ranking."""
+    """The same after the patches that were read; None too if these are not the first of the policy's ranking."""
     chance_all: float | None = None
     """The same after all patches."""
 
 
 class Predictor:
-    """A trained stage of a run, ready for image files.
+    """A trained stage of a run that predicts image files.
 
     Args:
         run: a run folder.
         stage: ``pt``, ``ft1`` or ``ft2``; by default the last one that is trained.
-        choose: patch logits to choice; by default every patch with a probability of at least 0.5.
+        choose: maps patch logits to a choice; by default every patch with a probability of at least 0.5.
         scaled_low: make LR by decoding a JPEG at a reduced scale, instead of averaging HR; then HR is decoded only
-            where a patch of it is chosen, and LR differs a little from what the run was trained on.
+            if a patch of it is chosen, and LR differs a little from what the run was trained on.
 
     Raises:
         RunError: no such run or stage, or a damaged checkpoint.
-        UsageError: ``scaled_low``, where HR and LR differ in shape.
+        UsageError: ``scaled_low``, if HR and LR differ in shape.
     """
 
     def __init__(
@@ -111,7 +111,7 @@ class Predictor:
         return self._predictions(files, self._play(files, lows))
 
     def scores(self, images: Sequence[str | Path] | str | Path, low: Sequence[str | Path] | None = None) -> Tensor:
-        """The policy's patch logits ``(B, P)`` of a few images; arguments and errors are those of `predict`."""
+        """Return the policy's patch logits ``(B, P)`` of a few images; arguments and errors are those of `predict`."""
         _, lows = self._open(images, low)
         with torch.inference_mode():
             logits = self.model.look(lows.to(self.device)).scores
@@ -120,7 +120,7 @@ class Predictor:
     def explain(
         self, images: Sequence[str | Path] | str | Path, low: Sequence[str | Path] | None = None
     ) -> list[tuple[Prediction, GalleryItem]]:
-        """As `predict`, with what is needed for a picture of each decision (opens every HR file)."""
+        """Do as `predict`, and return what a picture of each decision needs (opens every HR file)."""
         files, lows = self._open(images, low)
         episode = self._play(files, lows)
         predictions = self._predictions(files, episode)
@@ -189,7 +189,7 @@ class Chances(NamedTuple):
 
 
 def chances_of(scores: Tensor, chances: Tensor | None, choice: Tensor) -> list[Chances]:
-    """The chances of each image of a batch; see `forecast` for the arguments."""
+    """Return the chances of each image of a batch; see `forecast` for the arguments."""
     if chances is None:
         return [Chances()] * len(choice)
     said = zip(*(chance.tolist() for chance in forecast(scores, chances, choice)), strict=True)
@@ -205,11 +205,11 @@ def gallery_items(
     truths: Sequence[str],
     classes: Sequence[str],
 ) -> list[GalleryItem]:
-    """What the report shows of a batch: ``highs (B, C, H, W)`` and ``lows (B, C, h, w)`` uint8."""
+    """Make the report's items of a batch: ``highs (B, C, H, W)`` and ``lows (B, C, h, w)`` uint8."""
     high_cnn = model.classifier.high if isinstance(model.classifier, TwoStream) else model.classifier
     assert isinstance(high_cnn, HighClassifier)
     with torch.inference_mode():
-        # For the eye, where the classifier sees no such canvas.
+        # Only for display: not every classifier has such a canvas.
         empty = high_cnn.empty(lows.to(episode.scores.device), (highs.shape[2], highs.shape[3]))
         canvas = scatter(episode.packed, high_cnn.normalise(episode.packed.pixels), empty, high_cnn.grid)
         seen = (canvas * high_cnn.normalise.std + high_cnn.normalise.mean).round().clamp(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""Terms that pixels are sold by, and what is ordered under them.
+"""Price pixels by a seller's tariff, and decide which areas to order under it.
 
 May import `read` and what lies below it.
 """

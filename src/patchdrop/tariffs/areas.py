@@ -1,13 +1,13 @@
-"""From chosen patches to areas that can be ordered under a tariff.
+"""Turn chosen patches into areas that can be ordered under a tariff.
 
 Everything happens in the scene's pixels, x to the right and y down, so that neighbours unite exactly. Two constants of
 the scene, `Ground`, turn pixels into metres, for widths, and into square kilometres. The latter is geodesic for the
 scene as a whole and in proportion to pixels within it.
 
-What is ordered costs square kilometres: an area is billed by its polygon, or its bounding box where the tariff says
-so, and at least the tariff's minimum. `orderable` is greedy. It keeps two promises: the areas are never billed more
-than the chosen patches ordered one by one, because areas only come together where that is not dearer; and never more
-than the whole scene ordered as one area. It does not promise that no other set of areas is cheaper.
+An order costs square kilometres: an area is billed by its polygon, or its bounding box if the tariff says so, and at
+least the tariff's minimum. `orderable` is greedy. It keeps two promises: the areas are never billed more than the
+chosen patches ordered one by one, because areas only come together if that is not dearer; and never more than the whole
+scene ordered as one area. It does not promise that no other set of areas is cheaper.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ if TYPE_CHECKING:
     from patchdrop.tiff.tiles import Box
 
 Bounds = NDArray[np.float64]
-"""``(2, 2, n)``: the least x and y of each box, and the largest; boxes last, which is fast for thousands of them."""
+"""The least x and y of each box, and the largest, ``(2, 2, n)``; boxes last, which is fast for thousands of them."""
 HAIR = 1e-9
-"""Square kilometres, a thousandth of a square metre, that rounding may make out of nothing."""
+"""Square kilometres, a thousandth of a square metre, that may come from rounding alone."""
 HALVINGS = 60
-"""Steps of the search for how far an area has to grow; each halves what is open."""
+"""Steps of the search for how far an area has to grow; each halves the remaining range."""
 
 
 class Ground(NamedTuple):
-    """How large a scene's pixels are on the ground."""
+    """The size of a scene's pixels on the ground."""
 
     across: float
     """Metres from one column to the next, halfway down the scene."""
     down: float
     """Metres from one row to the next, halfway across the scene."""
     km2: float
-    """Square kilometres of a pixel: those of the whole scene, divided by its pixels."""
+    """Square kilometres of a pixel: those of the whole scene, divided by its number of pixels."""
 
 
 class Area(NamedTuple):
-    """One polygon of an order."""
+    """A polygon of an order."""
 
     shape: Polygon
     """In pixels of the scene; may have holes."""
@@ -55,17 +55,17 @@ class Area(NamedTuple):
 
 
 def covered_km2(boxes: Iterable[Box], ground: Ground) -> float:
-    """Square kilometres that boxes of pixels cover, each pixel counted once."""
+    """Return the square kilometres that boxes of pixels cover, each pixel counted once."""
     return float(shapely.union_all(_polygons(_rectangles(boxes))).area) * ground.km2
 
 
 def scene_outline(size: tuple[int, int]) -> Polygon:
-    """The outline of a scene of ``size``, its height and width in pixels."""
+    """Return the outline of a scene of ``size``, its height and width in pixels."""
     return box(0, 0, size[1], size[0])
 
 
 def orderable(boxes: Iterable[Box], size: tuple[int, int], ground: Ground, tariff: Tariff) -> list[Area]:
-    """Areas that cover boxes of pixels and keep the tariff's rules; none where there are no boxes.
+    """Return areas that cover boxes of pixels and keep the tariff's rules; none if there are no boxes.
 
     An area that is narrower than the tariff's minimum width becomes a box of that width; one that is billed as the
     minimum grows to it on all sides. No area leaves the scene: one that cannot grow further is the whole scene, or as
@@ -82,13 +82,13 @@ def orderable(boxes: Iterable[Box], size: tuple[int, int], ground: Ground, tarif
 
 
 def billed_km2(boxes: Iterable[Box], size: tuple[int, int], ground: Ground, tariff: Tariff) -> float:
-    """Square kilometres that are billed for the areas of `orderable`, whose outlines take longer to find."""
+    """Return the square kilometres billed for the areas of `orderable`, without their outlines, which take longer."""
     rules = _Rules(tariff, ground, size)
     return sum(map(rules.billed, _shapes(_polygons(_rectangles(boxes)), rules)))
 
 
 def _shapes(rectangles: NDArray[np.object_], rules: _Rules) -> list[Polygon]:
-    """The areas to order, before they grow to the tariff's minima."""
+    """Return the areas to order, before they grow to the tariff's minima."""
     if not len(rectangles):
         return []
     shapes = list(rectangles) if rules.boxed else _fitting(rectangles, rules)
@@ -116,24 +116,24 @@ class _Rules:
         self._narrowest = np.minimum(tariff.minimum_width_km * 1000 / metres, self._sides)
 
     def fits(self, shape: Polygon) -> bool:
-        """Whether a polygon has few enough corners."""
+        """Check whether a polygon has few enough corners."""
         return self._cap is None or _vertices(shape) <= self._cap
 
     def billed_boxes(self, bounds: Bounds) -> NDArray[np.float64]:
-        """Square kilometres billed for areas that are boxes, ``(n,)``."""
+        """Return the square kilometres billed for areas that are boxes, ``(n,)``."""
         across, down = np.maximum(bounds[1] - bounds[0], self._narrowest[:, None])
         billed: NDArray[np.float64] = np.maximum(across * down * self._km2, self._minimum)
         return billed
 
     def billed(self, shape: Polygon) -> float:
-        """Square kilometres billed for an area."""
+        """Return the square kilometres billed for an area."""
         bounds = _bounds([shape])
         if self.boxed or self._narrow(bounds):
             return float(self.billed_boxes(bounds)[0])
         return max(float(shape.area) * self._km2, self._minimum)
 
     def ordered(self, shape: Polygon, rectangles: NDArray[np.object_]) -> Polygon:
-        """The polygon to order for an area: wide and large enough, and within the scene.
+        """Return the polygon to order for an area: wide and large enough, and within the scene.
 
         Args:
             rectangles: all that has to be covered by some area.
@@ -158,7 +158,7 @@ class _Rules:
         return float(priced.area) * self._km2 >= self._minimum
 
     def _grown(self, shape: Polygon) -> Polygon:
-        """The shape with equal margins on all sides, within the scene, so that it has the minimum area."""
+        """Grow the shape by equal margins on all sides, within the scene, until it has the minimum area."""
         if self._large(shape):
             return shape
         if not self._large(self.scene):
@@ -177,7 +177,7 @@ class _Rules:
 
 
 def _fitting(rectangles: NDArray[np.object_], rules: _Rules) -> list[Polygon]:
-    """Rectangles united where they touch; a polygon with too many corners is boxed or halved, whichever is cheaper."""
+    """Unite rectangles where they touch; box or halve a polygon with too many corners, whichever is cheaper."""
     found: list[Polygon] = []
     for part in _parts(shapely.union_all(rectangles)):
         if rules.fits(part):
@@ -195,7 +195,7 @@ def _fitting(rectangles: NDArray[np.object_], rules: _Rules) -> list[Polygon]:
 
 
 def _united(shapes: Sequence[Polygon], rules: _Rules) -> list[Polygon]:
-    """Polygons that touch as one, where it has few enough corners."""
+    """Unite polygons that touch if the result has few enough corners."""
     every = np.array(shapes, dtype=object)
     found: list[Polygon] = []
     for part in _parts(shapely.union_all(every)):
@@ -204,7 +204,7 @@ def _united(shapes: Sequence[Polygon], rules: _Rules) -> list[Polygon]:
 
 
 def _joined(shapes: Sequence[Polygon], rules: _Rules) -> list[Polygon]:
-    """Areas in pairs, each with the one that saves most, replaced by the box around both where that is cheaper."""
+    """Pair each area with the one that saves most, and replace both by the box around them if that is cheaper."""
     bounds = _bounds(shapes)
     billed = np.array([rules.billed(shape) for shape in shapes], dtype=np.float64)
     found: list[Polygon | None] = list(shapes)
@@ -226,7 +226,7 @@ def _joined(shapes: Sequence[Polygon], rules: _Rules) -> list[Polygon]:
 
 
 def _rectangles(boxes: Iterable[Box]) -> list[Box]:
-    """Fewer boxes over the same pixels: runs along rows, then equal runs below one another."""
+    """Cover the same pixels by fewer boxes: runs along rows, then equal runs below one another."""
     rows: dict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
     for top, left, bottom, right in boxes:
         rows[top, bottom].append((left, right))
@@ -238,7 +238,7 @@ def _rectangles(boxes: Iterable[Box]) -> list[Box]:
 
 
 def _runs(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Intervals united where they touch or overlap, sorted."""
+    """Unite intervals that touch or overlap; return them sorted."""
     found: list[tuple[int, int]] = []
     for start, stop in sorted(spans):
         if found and start <= found[-1][1]:
@@ -255,12 +255,12 @@ def _polygons(boxes: Sequence[Box]) -> NDArray[np.object_]:
 
 
 def _parts(shape: shapely.Geometry) -> list[Polygon]:
-    """The polygons of a union, without corners on straight lines."""
+    """Return the polygons of a union, without corners on straight lines."""
     return [part for part in shapely.get_parts(shape.simplify(0)).tolist() if not part.is_empty]
 
 
 def _vertices(shape: Polygon) -> int:
-    """Corners of a polygon and of its holes."""
+    """Count the corners of a polygon and of its holes."""
     return int(shapely.get_num_coordinates(shape)) - 1 - len(shape.interiors)
 
 

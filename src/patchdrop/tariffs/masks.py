@@ -1,4 +1,4 @@
-"""What the chosen patches of one image cost under a tariff: the price of a mask, for operating points.
+"""Price the chosen patches of one image, a mask, under a tariff, for operating points.
 
 An image is an order of its own, neighbours unite, and minima hold as in `patchdrop.tariffs.areas`. So a mask's price is
 no sum over patches: the second patch of a minimum area is free, and one far away may cost as much as all between. In a
@@ -21,11 +21,11 @@ from patchdrop.transport.ledger import Cost
 
 
 class MaskPrice:
-    """Prices of masks; each mask is priced once.
+    """A price list of masks; each mask is priced once.
 
     Args:
         size: height and width of an HR image in pixels.
-        pixel_metres: side of an HR pixel on the ground; needed where imagery is sold by area.
+        pixel_metres: side of an HR pixel on the ground; needed if imagery is sold by area.
 
     Raises:
         UsageError: the side is needed and not given, or all patches together cost nothing.
@@ -48,7 +48,7 @@ class MaskPrice:
             raise UsageError("tariff: all patches of an image cost nothing; give prices")
 
     def money(self, choice: Tensor) -> Tensor:
-        """``(N, P)`` bool to ``(N,)`` float64, in the tariff's currency."""
+        """Price masks ``(N, P)`` bool: ``(N,)`` float64, in the tariff's currency."""
         masks = choice.cpu().numpy().astype(bool)
         keys = [row.tobytes() for row in np.packbits(masks, axis=1)]
         for key, mask in zip(keys, masks, strict=True):

@@ -1,4 +1,4 @@
-"""Terms that pixels are sold by, and what an order costs under them; numbers in, numbers out.
+"""Define the terms that pixels are sold by, and what an order costs under them; numbers in, numbers out.
 
 Imagery is sold by area or by scene: of an order of some square kilometres only the sum matters, so which areas are
 ordered (`patchdrop.tariffs.areas`) is decided in square kilometres, and money comes last. Graduated prices are those of
@@ -22,13 +22,13 @@ from patchdrop.transport.ledger import Cost
 
 BoundingBox = Literal["none", "priced", "ordered"]
 GB = 10**9
-"""Bytes in what is billed as a gigabyte."""
+"""Bytes that are billed as a gigabyte."""
 FEWEST_VERTICES = 4
-"""Corners of a box, which every area can be ordered as."""
+"""Corners of a box; every area can be ordered as one."""
 
 
 class Step(NamedTuple):
-    """What each square kilometre of an order costs from ``start`` to ``stop`` square kilometres."""
+    """A step of the price list: the cost of each square kilometre from ``start`` to ``stop`` of an order."""
 
     start: float
     stop: float
@@ -38,14 +38,14 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Tariff:
-    """Terms of one seller. All prices in ``currency``; an order is what is chosen in one scene."""
+    """The terms of one seller. All prices are in ``currency``; an order is what is chosen in one scene."""
 
     currency: str
     """Name of the currency, such as EUR; only shown."""
     per_km2: tuple[Step, ...] = ()
-    """Price of a square kilometre, by the area of the whole order; empty where imagery is not sold by area."""
+    """Price of a square kilometre, by the area of the whole order; empty if imagery is not sold by area."""
     per_scene: float | None = None
-    """Price of a scene, whatever is chosen in it; free where nothing is."""
+    """Price of a scene, whatever is chosen in it; free if nothing is."""
     minimum_km2: float = 0.0
     """An area below this costs as much as one of this size."""
     minimum_width_km: float = 0.0
@@ -71,15 +71,15 @@ class Tariff:
         return self.sells_areas or self.per_scene is not None
 
     def price_of(self, km2: float) -> float:
-        """Money for an order of this many square kilometres, 0 or more; minima are the areas' matter."""
+        """Return the money for an order of this many square kilometres, 0 or more; areas apply the minima before."""
         return sum(step.price * (min(km2, step.stop) - step.start) for step in self.per_km2 if km2 > step.start)
 
     def storage(self, cost: Cost) -> float:
-        """Money for requests and bytes."""
+        """Return the money for requests and bytes."""
         return self.per_gb * cost.bytes / GB + self.per_1000_requests * cost.requests / 1000
 
     def to_mapping(self) -> dict[str, Any]:
-        """As in ``tariff.yaml``, without what has its default."""
+        """Return the values as in ``tariff.yaml``, without those that are defaults."""
         values = {name: value for name, value in asdict(self).items() if value != _DEFAULTS.get(name)}
         if self.per_km2:
             values["per_km2"] = [_step_mapping(step) for step in self.per_km2]
@@ -90,7 +90,7 @@ class Tariff:
 
 
 def read_tariff(path: Path) -> Tariff:
-    """The tariff in a YAML file.
+    """Read the tariff in a YAML file.
 
     Raises:
         UsageError: the file cannot be read, or is no tariff.
@@ -99,7 +99,7 @@ def read_tariff(path: Path) -> Tariff:
 
 
 def tariff_from(values: Mapping[str, Any], where: str) -> Tariff:
-    """A tariff from plain values, as in ``tariff.yaml``.
+    """Build a tariff from plain values, as in ``tariff.yaml``.
 
     Args:
         where: where they come from, for errors.

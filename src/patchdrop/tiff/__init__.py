@@ -1,4 +1,4 @@
-"""TIFF: directories, tiles and levels from ranges of bytes, and tiles decoded to pixels.
+"""Read TIFF: directories, tiles and levels from ranges of bytes, and tiles decoded to pixels.
 
 May import `transport`, `errors`.
 """

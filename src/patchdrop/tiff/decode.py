@@ -1,4 +1,4 @@
-"""A tile's bytes to 8-bit pixels.
+"""Decode a tile's bytes to 8-bit pixels.
 
 JPEG and WebP are decoded by Pillow, as plain images are in training, so that there is one decoder for both; DEFLATE by
 zlib; LZW, ZSTD and PackBits by the libtiff inside Pillow, which is given nothing but those bytes and their length.
@@ -23,7 +23,7 @@ from patchdrop.errors import DataError
 from patchdrop.tiff.directory import COMPRESSIONS, Level
 
 DECODERS = min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
-"""Tiles or images decoded at once; Pillow and zlib leave the interpreter free meanwhile."""
+"""Tiles or images decoded at once; Pillow and zlib release the interpreter's lock meanwhile."""
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 _MAX_SCANS = 64
 _YCBCR = 6
@@ -32,16 +32,16 @@ _PREDICTED = ("deflate", "lzw", "zstd")
 
 
 class Pixels(NamedTuple):
-    """Pixels of a tile."""
+    """The pixels of a tile."""
 
     values: NDArray[np.uint8]
     """``(C, height, width)``, 0..255, without alpha; 0 where nothing was seen."""
     seen: NDArray[np.bool_] | None
-    """``(height, width)``: neither nodata nor transparent; None where all are."""
+    """``(height, width)``: whether a pixel is neither nodata nor transparent; None if that holds for all."""
 
 
 def unreadable(level: Level) -> str:
-    """Why a level's tiles cannot be decoded, with what to do; empty where they can."""
+    """Say why a level's tiles cannot be decoded, and what to do; empty if they can."""
     if level.tile is None:
         return "is stored in strips, not in tiles"
     if level.compression not in COMPRESSIONS:
@@ -67,8 +67,8 @@ def decode(level: Level, parts: list[bytes], name: str) -> Pixels:
     """Decode one tile.
 
     Args:
-        parts: the tile's bytes; of each band where the level is planar. Empty bytes: not stored, all nodata.
-        name: what an error calls the scene.
+        parts: the tile's bytes; one part per band if the level is planar. Empty bytes: not stored, all nodata.
+        name: name of the scene for errors.
 
     Raises:
         DataError: the bytes are not such a tile.
@@ -87,7 +87,7 @@ def decode(level: Level, parts: list[bytes], name: str) -> Pixels:
 
 
 def _samples(level: Level, data: bytes) -> NDArray[np.generic]:
-    """``(bands, height, width)`` as stored; one band where the level is planar."""
+    """Return samples ``(bands, height, width)`` as stored; one band if the level is planar."""
     assert level.tile is not None
     height, width = level.tile
     bands = 1 if level.planar else level.bands
@@ -121,7 +121,7 @@ def _raw(level: Level, data: bytes, length: int) -> bytes:
 
 
 def _grey_tiff(data: bytes, compression: int, height: int, width: int) -> bytes:
-    """A TIFF of one strip of bytes, whatever the samples they make up."""
+    """Wrap bytes into a TIFF of one strip, whatever samples they are."""
     tags = [(256, 4, width), (257, 4, height), (258, 3, 8), (259, 3, compression), (262, 3, 1)]
     start = 8 + 2 + 12 * 9 + 4
     tags += [(273, 4, start), (277, 3, 1), (278, 4, height), (279, 4, len(data))]

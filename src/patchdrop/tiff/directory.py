@@ -1,4 +1,4 @@
-"""What a TIFF's header says: its levels, where each tile's bytes lie, and where the scene lies on Earth.
+"""Read a TIFF's header: its levels, where each tile's bytes lie, and where the scene lies on Earth.
 
 Source: Adobe, *TIFF Revision 6.0* (1992); the BigTIFF design; OGC 19-008r4, *GeoTIFF Standard 1.1*.
 
@@ -19,18 +19,18 @@ from patchdrop.errors import DataError
 from patchdrop.transport.ranges import Span, Transport, joined
 
 HEADER_BYTES = 2**14
-"""First read: holds the whole header of a COG of some 8,000 px a side."""
+"""Bytes of the first read: they hold the whole header of a COG of some 8,000 px a side."""
 MORE_BYTES = 2**12
-"""At least this much is read where the header goes on elsewhere."""
+"""At least this many bytes are read if the header goes on elsewhere."""
 MAX_HEADER_BYTES = 2**27
 MAX_DIRECTORIES = 64
 MAX_TAGS = 1024
 MAX_TILES = 2**22
 MAX_TILE_SIDE = 2**13
 MAX_TILE_BYTES = 2**26
-"""Of one decoded tile."""
+"""Most bytes of one decoded tile."""
 MAX_OVERHEAD = 2**10
-"""Encoded, a tile takes at most twice its decoded bytes, and so many for tables and the like."""
+"""An encoded tile has at most twice its decoded bytes, plus this many for tables and the like."""
 MAX_BANDS = 64
 MAX_SIDE = 2**24
 MAX_TABLES = 2**16
@@ -61,18 +61,18 @@ _USED = (
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """One resolution of a scene.
+    """A resolution of a scene.
 
     Attributes:
-        bands: samples a pixel, alpha included.
+        bands: samples per pixel, alpha included.
         kind: ``uint8``, ``float32``, ...
-        tile: height and width of a tile in pixels; None where the level is stored in strips.
+        tile: height and width of a tile in pixels; None if the level is stored in strips.
         planar: bands are stored one after the other (band interleave).
         predictor: 1 none, 2 differences along rows, 3 floating point.
         alpha: number of the alpha band, None without one.
         premultiplied: colours are stored times alpha ("associated alpha").
         tables: JPEG's shared tables, empty for others.
-        offsets, counts: ``(tiles,)`` int64, first byte and number of bytes of each tile, row by row; where planar,
+        offsets, counts: ``(tiles,)`` int64, first byte and number of bytes of each tile, row by row; if planar,
             band by band. A tile of 0 bytes is not stored and is all nodata.
     """
 
@@ -101,17 +101,17 @@ class Level:
 
     @property
     def colours(self) -> int:
-        """Bands that are not alpha."""
+        """Number of bands that are not alpha."""
         return self.bands - (self.alpha is not None)
 
     def span(self, tile: int) -> Span:
-        """Where a tile's bytes lie."""
+        """Return where a tile's bytes lie."""
         return Span(int(self.offsets[tile]), int(self.offsets[tile] + self.counts[tile]))
 
 
 @dataclass(frozen=True)
 class Georeference:
-    """Where pixels lie.
+    """The place of pixels on Earth.
 
     Attributes:
         matrix: ``(a, b, c, d, e, f)``: x = a column + b row + c, y = d column + e row + f, of a pixel's corner.
@@ -124,7 +124,7 @@ class Georeference:
 
 @dataclass(frozen=True)
 class Header:
-    """All that is known before a tile is read.
+    """The contents of a header: all that is known before a tile is read.
 
     Attributes:
         levels: full resolution first, then overviews from fine to coarse.
@@ -139,11 +139,11 @@ class Header:
 
 
 class HeaderError(DataError):
-    """A file whose header this reader does not take; another one may."""
+    """A header that this reader does not accept; another reader may."""
 
 
 def read_header(transport: Transport) -> Header:
-    """The header of a TIFF.
+    """Read the header of a TIFF.
 
     Raises:
         HeaderError: no TIFF, damaged, several images, or values beyond what this module allows.
@@ -164,11 +164,11 @@ class _Damaged(Exception):
 
 
 class _Refused(Exception):
-    """Why, a colon, and what to do."""
+    """A reason, a colon, and what to do."""
 
 
 class _Blocks:
-    """The header's bytes, each read once."""
+    """A store of the header's bytes, each read once."""
 
     def __init__(self, transport: Transport, start: bytes) -> None:
         self._transport = transport
@@ -203,13 +203,13 @@ class _Blocks:
         return None
 
     def _held_from(self, at: int) -> int:
-        """The first byte from ``at`` on that is not held."""
+        """Return the first byte from ``at`` on that is not held."""
         ends = [start + len(block) for start, block in self._blocks.items() if start <= at < start + len(block)]
         return max(ends, default=at)
 
 
 def _merged(blocks: dict[int, bytes]) -> dict[int, bytes]:
-    """Blocks that touch or overlap as one."""
+    """Merge blocks that touch or overlap."""
     found: dict[int, bytes] = {}
     first = stop = -1
     for start, block in sorted(blocks.items()):
@@ -265,7 +265,7 @@ def _header(blocks: _Blocks, start: bytes, size: int) -> Header:
 
 
 def _directory(blocks: _Blocks, at: int, order: str, big: bool) -> tuple[dict[int, _Entry], int]:
-    """The tags of the directory at ``at``, and where the next one is (0: there is none)."""
+    """Return the tags of the directory at ``at``, and where the next one is (0: there is none)."""
     head, entry, word = (8, 20, "Q") if big else (2, 12, "I")
     (count,) = struct.unpack(order + ("Q" if big else "H"), blocks.get(at, head))
     if not 0 < count <= MAX_TAGS:
@@ -288,7 +288,7 @@ def _directory(blocks: _Blocks, at: int, order: str, big: bool) -> tuple[dict[in
 
 
 def _values(blocks: _Blocks, entries: dict[int, _Entry], order: str) -> dict[int, Any]:
-    """Tag -> numpy array of its values, or bytes for text and undefined types."""
+    """Return tag -> numpy array of its values, or bytes for text and undefined types."""
     found: dict[int, Any] = {}
     for tag, entry in entries.items():
         if tag not in _USED or entry.span.length == 0:
@@ -368,7 +368,7 @@ def _tile_count(tile: tuple[int, int], width: int, height: int, bands: int, kind
 
 
 def _tile_bytes(tile: tuple[int, int], bands: int, kind: str, planar: bool) -> int:
-    """Of a decoded tile."""
+    """Return the bytes of a decoded tile."""
     width_bytes = int("".join(c for c in kind if c.isdigit()) or 8) // 8 or 1
     return tile[0] * tile[1] * (1 if planar else bands) * width_bytes
 

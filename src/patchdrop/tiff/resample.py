@@ -1,4 +1,4 @@
-"""Boxes of a scene at another size, each pixel the mean over the area that it covers."""
+"""Resample boxes of a scene to another size; each pixel is the mean over the area that it covers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from patchdrop.transport.ledger import Purpose
 from patchdrop.transport.ranges import Transport
 
 TINY = 1e-6
-"""A whole number of pixels that multiplication made this much larger or smaller is still that number."""
+"""Multiplication may make a whole number of pixels this much larger or smaller; it still counts as that number."""
 
 Exact = tuple[float, float, float, float]
 """Top, left, bottom, right in parts of pixels."""
@@ -26,11 +26,11 @@ def resampled(
     transport: Transport,
     purpose: Purpose,
 ) -> tuple[list[NDArray[np.uint8]], list[bool]]:
-    """Boxes of a scene from the tiles of one of its levels, averaged over area.
+    """Average boxes of a scene over area, from the tiles of one of its levels.
 
     Args:
         full: the scene's full resolution, in whose pixels the boxes are.
-        where: boxes, and height and width of what each becomes.
+        where: boxes, and the height and width that each is resampled to.
 
     Returns:
         ``(C, height, width)`` of each box, and whether any pixel of it is neither nodata nor transparent.
@@ -47,7 +47,7 @@ def resampled(
 
 
 def in_level(level: Level, full: Level, box: Exact) -> tuple[Exact, Box]:
-    """A box of the scene in pixels of a level: as it is, and the whole pixels that it touches."""
+    """Convert a box of the scene to pixels of a level: the exact box, and the whole pixels that it touches."""
     down, across = level.height / full.height, level.width / full.width
     top, left, bottom, right = box[0] * down, box[1] * across, box[2] * down, box[3] * across
     return (top, left, bottom, right), (
@@ -59,7 +59,7 @@ def in_level(level: Level, full: Level, box: Exact) -> tuple[Exact, Box]:
 
 
 def area_resampled(values: NDArray[np.uint8], box: Exact, around: Box, size: tuple[int, int]) -> NDArray[np.uint8]:
-    """A box of pixels averaged over area: each pixel of the result is the mean of what it covers.
+    """Average a box of pixels over area: each pixel of the result is the mean of what it covers.
 
     Args:
         values: ``(C, height, width)``, the whole pixels in ``around``.
@@ -67,7 +67,7 @@ def area_resampled(values: NDArray[np.uint8], box: Exact, around: Box, size: tup
         size: height and width of the result.
 
     Returns:
-        ``(C, *size)``; the pixels themselves where nothing has to be averaged.
+        ``(C, *size)``; the pixels themselves if nothing has to be averaged.
     """
     if tuple(float(edge) for edge in around) == box and values.shape[1:] == size:
         return values
@@ -78,7 +78,7 @@ def area_resampled(values: NDArray[np.uint8], box: Exact, around: Box, size: tup
 
 
 def _weights(start: float, stop: float, length: int, parts: int) -> NDArray[np.float32]:
-    """``(parts, length)``: share of each pixel in each of ``parts`` equal pieces of ``start`` to ``stop``."""
+    """Return each pixel's share in each of ``parts`` equal pieces of ``start`` to ``stop``: ``(parts, length)``."""
     edges = np.linspace(start, stop, parts + 1)
     pixels = np.arange(length)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)

@@ -1,4 +1,4 @@
-"""The tiles of one level: which cover a box, their bytes, fetched once and held while needed, and their pixels."""
+"""Find the tiles of a level that cover a box, fetch their bytes once, hold them while needed, and decode them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Box = tuple[int, int, int, int]
 
 
 def covering(level: Level, box: Box) -> list[int]:
-    """Numbers of the tiles that hold a pixel of a box, row by row; of the first band where the level is planar."""
+    """List the tiles that hold a pixel of a box, row by row; those of the first band if the level is planar."""
     assert level.tile is not None
     height, width = level.tile
     top, left, bottom, right = box
@@ -32,33 +32,33 @@ def covering(level: Level, box: Box) -> list[int]:
 
 
 class _Held(NamedTuple):
-    """A tile's bytes: a piece of an answer that has come, or is on its way."""
+    """A tile's bytes: a slice of an answer that has come, or is on its way."""
 
     answer: Future[bytes]
     start: int
     stop: int
 
     def bytes(self) -> bytes:
-        """The tile's own, once they are there."""
+        """Return the tile's own bytes, waiting for the answer."""
         return self.answer.result()[self.start : self.stop]
 
     def alone(self) -> _Held:
-        """The same without the rest of an answer that has come, so that it takes no more memory than it needs."""
+        """Return a copy without the rest of an answer that has come, so that it takes no more memory than it needs."""
         return _held(self.bytes()) if self.came else self
 
     @property
     def came(self) -> bool:
-        """Whether they are there, whole."""
+        """Whether the answer has come, complete."""
         return self.answer.done() and not self.answer.cancelled() and self.answer.exception() is None
 
 
 def _held(data: bytes) -> _Held:
-    """Bytes that are there already."""
+    """Hold bytes that are there already."""
     return _Held(answered([data])[0], 0, len(data))
 
 
 class Tiles:
-    """The bytes of one level's tiles, each fetched once while it may be needed.
+    """A store of the bytes of one level's tiles, each fetched once while it may be needed.
 
     They are decoded as they come: `fetch` asks for them, `windows` waits for each.
     """
@@ -88,7 +88,7 @@ class Tiles:
         self._held.update(_cut(absent, requests, answers))
 
     def forget(self, top: int | None = None, bottom: int | None = None) -> None:
-        """Let go of tiles that end above a row of the level, or begin below another; of all without one."""
+        """Drop tiles that end above a row of the level, or begin below another; all of them if no row is given."""
         assert self.level.tile is not None
         top = self.level.tile[0] * self.level.tile_grid[0] if top is None else top
         bottom = self.level.height if bottom is None else bottom
@@ -98,10 +98,10 @@ class Tiles:
         self._held = {tile: held.alone() for tile, held in self._held.items() if first <= tile % self._in_plane < stop}
 
     def windows(self, where: Sequence[Box], name: str, into: list[NDArray[np.uint8]] | None = None) -> list[Pixels]:
-        """The pixels of each box, in new arrays or in those given; each tile that covers one is decoded once.
+        """Return the pixels of each box, in new arrays or in those given; each tile that covers one is decoded once.
 
         Raises:
-            DataError: a tile is damaged or cannot be had; what was asked for besides has then ended too.
+            DataError: a tile is damaged or cannot be had; all other requests have ended by then.
         """
         users: dict[int, list[int]] = {}
         for i, box in enumerate(where):
@@ -125,7 +125,7 @@ class Tiles:
         return [Pixels(values, mask) for values, mask in zip(found, seen, strict=True)]
 
     def _abandon(self) -> None:
-        """Ask for nothing more; what is on its way is waited for, because it still counts."""
+        """Cancel further requests, and wait for those on their way, because they still count."""
         answers = {held.answer for held in self._held.values()}
         for answer in answers:
             answer.cancel()
@@ -139,7 +139,7 @@ class Tiles:
     def _paste(
         self, tile: int, pixels: Pixels, box: Box, values: NDArray[np.uint8], seen: NDArray[np.bool_] | None
     ) -> None:
-        """Copy what a tile and a box share."""
+        """Copy the pixels that a tile and a box share."""
         assert self.level.tile is not None
         height, width = self.level.tile
         row, column = divmod(tile, self.level.tile_grid[1])
@@ -153,7 +153,7 @@ class Tiles:
 
 
 def _cut(wanted: dict[int, Span], requests: Sequence[Span], answers: Sequence[Future[bytes]]) -> dict[int, _Held]:
-    """Each wanted span out of the answer to the request that covers it."""
+    """Cut each wanted span out of the answer to the request that covers it."""
     starts = [request.start for request in requests]
     found = {}
     for tile, span in wanted.items():

@@ -49,8 +49,7 @@ class Loader:
         return max(1, len(self.fit) // self.schedule.batch)
 
     def batches(self, stage: str, epoch: int, first_step: int) -> Iterator[Batch]:
-        """Yield an epoch's batches from ``first_step`` on; the order is new each epoch and repeats for equal arguments.
-        """
+        """Yield an epoch's batches from ``first_step`` on, in an order that is new each epoch and repeatable."""
         generator = torch.Generator().manual_seed(derived_seed(self.schedule.seed, stage, "order", epoch))
         order = torch.randperm(len(self.fit), generator=generator)[: self.steps_per_epoch * self.schedule.batch]
         return self.fit.batches(torch.split(order, self.schedule.batch)[first_step:])
@@ -67,7 +66,7 @@ class Loader:
 
 
 def plain_views(batch: Batch, low_size: Size, device: torch.device) -> Views:
-    """Move a batch to the device without augmentation."""
+    """Move a batch to the device and add its LR images, without augmentation."""
     high, low = batch.high.to(device), None if batch.low is None else batch.low.to(device)
     target = batch.target.to(device)
     return Views(high, low_of(Batch(high, low, target), low_size), target)

@@ -10,9 +10,7 @@ from patchdrop.training.supervised import ClassifierTask
 
 
 class CoupledTask(ClassifierTask):
-    """A task that trains as the stage ``lr`` does, plus the HR network's cross-entropy; it validates the LR network
-    alone.
-    """
+    """A task that trains as the stage ``lr`` does, plus the HR network's cross-entropy; it validates LR alone."""
 
     model: PartiallyCoupled
 

@@ -88,9 +88,7 @@ class StraightThrough:
     relaxed: bool = True
 
     def propose(self, logits: Tensor, alpha: float) -> Tensor:
-        """Return ``(1, B, P)`` float: 0 or 1 in the forward pass, the mixed probability's gradient in the backward
-        pass.
-        """
+        """Return ``(1, B, P)`` float: 0 or 1 forward, with the mixed probability's gradient backward."""
         probabilities = mixed(logits, alpha)
         hard = (torch.rand_like(probabilities) < probabilities).to(probabilities.dtype)
         return (hard + (probabilities - probabilities.detach())).unsqueeze(0)
@@ -102,9 +100,7 @@ class StraightThrough:
 
 @dataclass(frozen=True)
 class Exact:
-    """An estimator that weighs all 2^P choices; a sample comes first, for the classifier to learn from, and earns no
-    reward.
-    """
+    """An estimator over all 2^P choices; a sample comes first, for the classifier to learn from, without a reward."""
 
     relaxed: bool = False
 

@@ -269,9 +269,7 @@ def _resume(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> _Stat
 
 
 def _belong(parameter: object, slots: Mapping[str, Tensor]) -> bool:
-    """Check that an optimizer's state fits a parameter; it got a number instead where the optimizer has fewer
-    parameters.
-    """
+    """Check that an optimizer's state fits its parameter; one that the optimizer lacks shows as a number."""
     return isinstance(parameter, Tensor) and all(not s.ndim or s.shape == parameter.shape for s in slots.values())
 
 

@@ -26,8 +26,7 @@ QUINTIC = (3.4445, -4.7750, 2.0315)
 
 
 class Muon(torch.optim.Optimizer):
-    """An optimizer: Muon for matrices and convolutions, AdamW for vectors, scalars, depthwise convolutions, single
-    outputs.
+    """Muon for matrices and convolutions, AdamW for vectors, scalars, depthwise convolutions and single outputs.
 
     A matrix' step has the size that AdamW's typically has (Liu et al. 2025: ``0.2 sqrt(max(out, in))`` times the
     orthogonal matrix), so both kinds of parameters share a learning rate.

@@ -50,20 +50,20 @@ from patchdrop.training.supervised import weight_groups
 SIGMA_RANGE = (0.1, 20.0)
 SIGMA_SPEED = 0.1
 FINETUNE = 0.4
-"""The policy's rate in Ft as a share of that in Pt: it has learnt by then, and the classifier moves with it."""
+"""The policy's rate in Ft as a share of that in Pt: it is trained by then, and the classifier moves with it."""
 COLLAPSED = 0.98
-"""Share of images with one and the same mask above which a policy is said not to look."""
+"""Share of images with one and the same mask above which a warning says that the policy hardly looks."""
 
 
 @dataclass(frozen=True)
 class Learning:
-    """How a policy learns from rewards.
+    """The settings by which a policy learns from rewards.
 
     Attributes:
-        estimator: of the policy gradient, by name; see `patchdrop.training.estimator`.
-        samples: masks an image that ``rloo`` draws.
-        sigma: penalty for a wrong class, or where that starts.
-        target_patches: patches an image on average that sigma moves towards; 0: sigma stays.
+        estimator: name of the policy gradient's estimator; see `patchdrop.training.estimator`.
+        samples: masks per image that ``rloo`` draws.
+        sigma: penalty for a wrong class, or its start where it moves.
+        target_patches: mean patches per image that sigma moves towards; with 0 sigma stays.
         alpha_start, alpha_end: mixing towards the policy at a stage's start and end, 0.5 to 1.
     """
 
@@ -75,7 +75,7 @@ class Learning:
     alpha_end: float
 
     def alpha(self, progress: float) -> float:
-        """Mixing towards the policy at a share 0..1 of the stage."""
+        """Return the mixing towards the policy at a share 0..1 of the stage."""
         return self.alpha_start + (self.alpha_end - self.alpha_start) * progress
 
 
@@ -110,11 +110,11 @@ class PolicyTask:
 
     @property
     def sigma(self) -> float:
-        """The penalty for a wrong class now."""
+        """The current penalty for a wrong class."""
         return math.exp(self.memory["log_sigma"]) if self.learning.target_patches else self.learning.sigma
 
     def groups(self) -> list[Group]:
-        """The policy without decay; the classifier as in its own training."""
+        """Return the policy without weight decay, and the classifier as in its own training."""
         schedule = self.schedule
         rate = schedule.rate_policy * (FINETUNE if self.trains_classifier else 1)
         policy = Group([p for p in self.model.policy.parameters() if p.requires_grad], rate)
@@ -123,15 +123,15 @@ class PolicyTask:
         return [policy, *weight_groups(self.model.classifier, schedule.rate_finetune, schedule.weight_decay)]
 
     def train_mode(self) -> None:
-        """Everything in evaluation mode: no batch-norm statistics move (see the top of this file)."""
+        """Put everything into evaluation mode: batch-norm statistics do not move (see the top of this file)."""
         self.model.eval()
 
     def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
-        """Every image of the fit split once, in a new order each epoch."""
+        """Yield every image of the fit split once, in a new order each epoch."""
         return self.loader.batches(self.stage, epoch, first_step)
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """Policy loss, and in Ft the cross-entropy on the sampled mask."""
+        """Compute the policy loss, and in Ft add the cross-entropy on the sampled mask."""
         views = self.loader.training_views(batch)
         alpha = self.learning.alpha(progress)
         scores = self._scores(views)
@@ -165,7 +165,7 @@ class PolicyTask:
         return logits
 
     def _packed(self, choice: Tensor, views: Views) -> Packed:
-        """What is read: the chosen patches, or all of them with weights where these are numbers."""
+        """Return the chosen patches; for a float choice all patches, with the choice as their weights."""
         read = from_memory(views.high, self.grid)
         if not choice.is_floating_point():
             return read(choice)
@@ -176,11 +176,11 @@ class PolicyTask:
         if self.estimator.relaxed:
             return soft_reward(choice, class_logits, target, self.sigma)
         paid = reward(choice, class_logits, target, self.sigma)
-        # The best of logits that are not numbers is still a class; the loop is to stop instead.
+        # argmax picks a class even among logits that are not numbers; NaN makes the loop stop instead.
         return torch.where(class_logits.isfinite().all(1), paid, torch.nan)
 
     def _move_sigma(self, patches: float) -> None:
-        """Dearer mistakes while images use fewer patches than wanted, cheaper ones while they use more."""
+        """Raise sigma while images use fewer patches than wanted, and lower it while they use more."""
         if not self.learning.target_patches:
             return
         gap = (self.learning.target_patches - patches) / self.grid.patches
@@ -189,7 +189,7 @@ class PolicyTask:
         self.memory["log_sigma"] = min(max(moved, low), high)
 
     def validate(self, progress: float) -> dict[str, float]:
-        """Greedy policy on the validation split, with the Shuffled control and what shows a collapse."""
+        """Measure the greedy policy on the validation split, with the Shuffled control and signs of a collapse."""
         scores = torch.cat([self._scores(v) for v in self.loader.validation_views()])
         choice = greedy(scores)
         generator = torch.Generator().manual_seed(derived_seed(self.schedule.seed, "shuffled"))
@@ -209,10 +209,10 @@ class PolicyTask:
         return {**figures, "score": self._score(figures)}
 
     def _score(self, figures: dict[str, float]) -> float:
-        """Validation reward; while sigma moves, the right class' mean probability less the share of patches in excess.
+        """Return the validation reward; if sigma moves, the right class' mean probability less the excess share.
 
         The probability, because an accuracy over some hundred images is up or down a point by chance, and would pick an
-        early checkpoint for its luck. S swings about the wanted number, so an eighth more is still as wanted.
+        early checkpoint for its luck. S swings about the wanted number, so up to an eighth more is no excess.
         """
         if not self.learning.target_patches:
             return figures["reward"]
@@ -241,7 +241,7 @@ class PolicyTask:
 
 
 def keep_weights(model: PatchDrop) -> None:
-    """Leave the weights of the two streams as they are: validation images have set them."""
+    """Freeze the fusion weights of the two streams: they were fitted to validation images."""
     if isinstance(model.classifier, TwoStream):
         for parameter in model.classifier.learnable:
             parameter.requires_grad_(False)
@@ -249,7 +249,7 @@ def keep_weights(model: PatchDrop) -> None:
 
 @contextmanager
 def weights_out_of_graph(module: nn.Module, active: bool) -> Iterator[None]:
-    """While active, a forward pass carries gradients through a module but none to its weights."""
+    """While active, let gradients pass through a module but not reach its weights."""
     trained = [p for p in module.parameters() if active and p.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

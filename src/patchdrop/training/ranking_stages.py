@@ -1,17 +1,17 @@
 """Pt, Ft-1 and Ft-2 of a ranking policy: which patches by policy gradient, how many by the predicted chance.
 
-Actor and critic. A number of patches k is drawn for each image, few more often than many, and an order of the patches
-from the ranking; the classifier reads the first k. Then
+Actor and critic. For each image a number of patches k, few more often than many, and an order of the patches are drawn,
+the order from the ranking; the classifier reads the first k. Then
 
 * the critic, `patchdrop.policy.ranking.Outlook`, learns by cross-entropy whether the class was right;
 * the ranking learns by REINFORCE with the critic as its baseline: ``(right - chance_k) grad log P(order) / k``. The
-  length divides, so that an image of which much is read weighs no more than another;
-* in Ft-1 and Ft-2 the classifier learns on what was read: by cross-entropy of both streams together, and the HR stream
-  alone by that and by what HR-CNN, which sees the whole image, says of it. How much each stream counts is no part of
-  this, it is set on validation images (`patchdrop.evaluation.settle`).
+  division by k keeps an image of which much is read from weighing more than another;
+* in Ft-1 and Ft-2 the classifier learns from the patches read: the fused streams by cross-entropy, and the HR stream by
+  its own cross-entropy and by distillation from HR-CNN, which sees the whole image. The weight of each stream is not
+  learnt here, it is set on validation images (`patchdrop.evaluation.settle`).
 
-No price and no penalty for patches is in any of it: what reading is worth is decided at use, from the chances, so one
-policy has every operating point. Batch-norm statistics stay those of the supervised stages (`policy_stages`).
+None of these losses has a price or a penalty for patches: what reading is worth is decided at use, from the chances, so
+one policy has every operating point. Batch-norm statistics stay those of the supervised stages (`policy_stages`).
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ from patchdrop.training.policy_stages import Learning, PolicyTask, keep_weights
 from patchdrop.training.seeds import derived_seed
 
 SHARE = 0.25
-"""Of all patches, spent on validation images where no number of patches is asked for."""
+"""Share of all patches read on validation images if no number of patches is asked for."""
 WHOLE = 8
 OUTLOOK_RATE = 1e-2
-"""Peak learning rate of the outlook: some hundred weights on a dozen inputs."""
+"""Peak learning rate of the outlook, which has some hundred weights on a dozen inputs."""
 
 
 def drawn_counts(images: int, patches: int) -> Tensor:
-    """Numbers of patches from 1 to P, few more often than many, all of them in one of `WHOLE` images: ``(images,)``.
+    """Draw a number of patches from 1 to P for each image: ``(images,)``.
 
-    The others are ``1 + floor(P u^2)``, u uniform.
+    One of `WHOLE` images gets all P; the others get ``1 + floor(P u^2)``, u uniform, so few more often than many.
     """
     few = 1 + (patches * torch.rand(images).square()).long().clamp(max=patches - 1)
     return torch.where(torch.rand(images) * WHOLE < 1, patches, few)
@@ -65,7 +65,7 @@ class RankingTask(PolicyTask):
 
     @property
     def streams(self) -> TwoStream:
-        """The classifier that judges: a folded copy where it is frozen."""
+        """The classifier that is scored: a folded copy in the stage where it is frozen."""
         assert isinstance(self.judge, TwoStream)
         return self.judge
 
@@ -75,7 +75,7 @@ class RankingTask(PolicyTask):
         return self.model.policy
 
     def groups(self) -> list[Group]:
-        """The ranking, its outlook, and in Ft the classifier."""
+        """Return the ranking, its outlook, and in Ft the classifier."""
         ranking, *classifier = super().groups()
         outlook = list(self.policy.outlook.parameters())
         theirs = {id(p) for p in outlook}
@@ -83,7 +83,7 @@ class RankingTask(PolicyTask):
         return [Group(rest, ranking.rate), Group(outlook, OUTLOOK_RATE), *classifier]
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """The losses of ranking and outlook, and in Ft the classifier's cross-entropy on what was read."""
+        """Compute the losses of ranking and outlook, and in Ft add the classifier's loss on the patches read."""
         views = self.loader.training_views(batch)
         utilities, opinion = self.model.hear(views.low)
         order = drawn_order(utilities.detach())
@@ -111,10 +111,10 @@ class RankingTask(PolicyTask):
         return loss, figures
 
     def validate(self, progress: float) -> dict[str, float]:
-        """A mean budget spent on the validation split, with the Shuffled control.
+        """Spend a mean budget on the validation split, with the Shuffled control.
 
-        The score grows with each epoch, so the last one is kept: rates have fallen to 0 by then, and the best of some
-        epochs by some hundred images is a lucky one.
+        The score grows with each epoch, so the last one is kept: learning rates have fallen to 0 by then, and an epoch
+        that is best on some hundred images is best by luck.
         """
         scores = torch.cat([self._scores(views) for views in self.loader.validation_views()])
         budget = self.learning.target_patches or SHARE * self.grid.patches

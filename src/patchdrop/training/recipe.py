@@ -1,4 +1,4 @@
-"""The recipe of a run: flat settings as the few values that the rooms take."""
+"""Turn a run's flat settings into the few values that the other packages take."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ _NETWORKS = tuple(name for name in ModelConfig.__dataclass_fields__ if name not 
 
 @dataclass(frozen=True)
 class Recipe:
-    """All that a run is trained by.
+    """A recipe: all settings that a run is trained by.
 
     Attributes:
         networks: their description, without classes until there are data (`with_classes`).
-        asked: stages that are to be trained now.
+        asked: stages to train now.
         insist: whether a policy is trained even where HR-CNN is no better than LR-CNN.
         pretrained: whether timm's networks start from published weights.
-        device_name: as a user named it.
-        threads: of torch on the CPU; 0 leaves it as it is.
+        device_name: the device as a user named it.
+        threads: torch's CPU threads; 0 leaves torch's default.
     """
 
     source: DataSource
@@ -46,7 +46,7 @@ class Recipe:
 
     @classmethod
     def of(cls, settings: TrainSettings) -> Recipe:
-        """The recipe of settings in which sizes, networks, batch and epochs are filled in."""
+        """Build the recipe from settings whose sizes, networks, batch and epochs are filled in."""
         s, shape = settings, settings.shape
         return cls(
             DataSource(
@@ -68,7 +68,7 @@ class Recipe:
 
     @property
     def device(self) -> torch.device:
-        """Where networks run; see `device_of`."""
+        """The device that networks run on; see `device_of`."""
         return device_of(self.device_name)
 
     @property
@@ -77,25 +77,25 @@ class Recipe:
         return [stage for stage in self.schedule.stages if stage in self.asked]
 
     def with_classes(self, classes: tuple[str, ...]) -> ModelConfig:
-        """The description of the networks of a data set."""
+        """Return the networks' description with a data set's classes."""
         return replace(self.networks, classes=classes)
 
     def loader(self, data: Data) -> Loader:
-        """What its stages train on."""
+        """Return the loader that the stages train from."""
         return Loader(data, self.schedule, self.device)
 
     def use_threads(self) -> None:
-        """Let torch use the recipe's number of CPU threads."""
+        """Set torch's number of CPU threads to the recipe's."""
         if self.threads:
             torch.set_num_threads(self.threads)
 
 
 def device_of(name: str) -> torch.device:
-    """The device of a name; ``auto`` takes a GPU where there is one.
+    """Return the device with a name; ``auto`` takes a GPU where there is one.
 
     Raises:
         UsageError: there is no such device, or none that this project runs on.
-        RunError: it is a GPU that is not here.
+        RunError: it is a GPU that this machine does not have.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,4 +1,4 @@
-"""A whole training run: data, then one stage after the other, each from where it was stopped."""
+"""Run a whole training: load the data, then train one stage after the other, each from where it was stopped."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ from patchdrop.training.settling import (
 from patchdrop.training.supervised import ClassifierTask
 
 TAUGHT = 0.5
-"""HR-CNN's share in what a classifier of a few patches learns from; the labels have the rest."""
+"""HR-CNN's share in the loss of a classifier of a few patches; the labels have the rest."""
 Advance = Callable[[str, int], None]
 Earlier = Callable[[str], nn.Module]
 """Loads a fresh copy of an earlier stage's trained model."""
 
 
 class Training:
-    """One call of training: a recipe, its data, and the folder that holds what is trained."""
+    """A call of training: a recipe, its data, and the folder that holds what is trained."""
 
     def __init__(self, recipe: Recipe, data: Data, run: RunFolder) -> None:
         self.recipe, self.data, self.run = recipe, data, run
@@ -62,19 +62,19 @@ class Training:
 
     @cached_property
     def references(self) -> References:
-        """The two classifiers on validation images."""
+        """LR-CNN and HR-CNN evaluated on validation images."""
         return references(self.run, self.config, self.data.splits["val"], self.device)
 
     @property
     def low_is_enough(self) -> bool:
-        """Whether a policy has nothing to gain, and nobody insists on one."""
+        """Whether a policy has nothing to gain, and the recipe does not insist on one."""
         return not self.recipe.insist and self.references.low_is_enough(self.recipe.goal.tolerance)
 
     def task(self, stage: str, number: int = 0) -> Task:
-        """What trains a stage, with its model at its start.
+        """Return the task that trains a stage, with its model at its start.
 
         Args:
-            number: of the try; another one has another seed, and in the last one the policy does not start as LR-CNN.
+            number: which try; each has another seed, and in the last one the policy does not start as LR-CNN.
         """
         schedule = self.recipe.schedule.again(number)
         torch.manual_seed(derived_seed(schedule.seed, stage, "weights"))
@@ -92,12 +92,12 @@ class Training:
 
 
 def train_stages(recipe: Recipe, data: Data, run: RunFolder, advance: Advance, stop: Stopper) -> None:
-    """Train every stage that is asked for and not there yet.
+    """Train every stage that is asked for and not trained yet.
 
     Raises:
         RunError: the folder belongs to another data set, or an earlier stage is missing.
-        TrainingError: a loss that is not a number.
-        Interrupted: ``stop`` was asked; run the same again to go on.
+        TrainingError: a loss is not a number.
+        Interrupted: ``stop`` asked for it; run the same again to go on.
     """
     _check_data(data, run)
     training = Training(recipe, data, run)
@@ -126,10 +126,10 @@ def train_stages(recipe: Recipe, data: Data, run: RunFolder, advance: Advance, s
 
 
 def train_ranking(task: RankingTask, training: Training, advance: Callable[[int], None], stop: Stopper) -> None:
-    """Train a ranking policy's stage and settle it; where it loses to a plain strategy, again, and keep the best try.
+    """Train and settle a ranking policy's stage; if it loses to a plain strategy, try again, and keep the best try.
 
     Args:
-        task: the first try's, at its start.
+        task: the task of the first try, at its start.
 
     Raises:
         TrainingError, Interrupted: as `train_stages`.
@@ -168,7 +168,7 @@ def train_stage(
     """Train one stage to its end, from where its folder says it was stopped, and write its model there.
 
     Args:
-        more: what the stage's ``config.json`` is to hold besides.
+        more: further entries for the stage's ``config.json``.
 
     Raises:
         TrainingError, Interrupted: as `train_stages`.
@@ -179,7 +179,7 @@ def train_stage(
 
 
 def train_to_end(task: Task, run: RunFolder, advance: Callable[[int], None], stop: Stopper) -> dict[str, Any]:
-    """Train one stage to its end, from where its folder says it was stopped; returns what `train` does."""
+    """Train one stage to its end, from where its folder says it was stopped; return what `train` returns."""
     folder = run.stage(task.stage)
     folder.mkdir(parents=True, exist_ok=True)
     run.forget_after(task.stage, saved_step(folder))
@@ -188,12 +188,12 @@ def train_to_end(task: Task, run: RunFolder, advance: Callable[[int], None], sto
 
 
 def on_device(model: nn.Module, device: torch.device) -> nn.Module:
-    """The model where it trains, in the memory order in which convolutions are fastest."""
+    """Move a model to the device, in the memory order in which convolutions are fastest."""
     return model.to(device).to(memory_format=torch.channels_last)
 
 
 def make_task(stage: str, model: nn.Module, loader: Loader, learning: Learning, teacher: Teacher | None = None) -> Task:
-    """The task that trains a stage's model."""
+    """Build the task that trains a stage's model."""
     if stage in ("lr", "hr", "patches"):
         return ClassifierTask(stage, model, loader, teacher=teacher)
     assert isinstance(model, PatchDrop)
@@ -203,19 +203,19 @@ def make_task(stage: str, model: nn.Module, loader: Loader, learning: Learning, 
 
 
 def teacher_of(stage: str, config: ModelConfig, earlier: Earlier, device: torch.device) -> Teacher | None:
-    """HR-CNN, where a classifier of a few patches learns from it beside a ranking policy."""
+    """Return HR-CNN as the teacher of a classifier of a few patches beside a ranking policy; None for other stages."""
     if config.policy != "ranking" or stage not in ("patches", "ft1", "ft2"):
         return None
     return Teacher(on_device(earlier("hr"), device), config.shape.grid, TAUGHT)
 
 
 class Start(NamedTuple):
-    """What a stage's training starts from.
+    """The settings that decide what a stage's training starts from.
 
     Attributes:
-        stages: of the whole run that have epochs.
+        stages: stages of the whole run that have epochs.
         pretrained: whether timm's networks start from published weights.
-        as_low: whether the policy starts with LR-CNN's features, where both are the same network.
+        as_low: whether the policy starts with LR-CNN's features; both must be the same network.
     """
 
     stages: Sequence[str]
@@ -224,13 +224,13 @@ class Start(NamedTuple):
 
 
 def starts_as_low(config: ModelConfig, number: int = 0) -> bool:
-    """Whether a policy starts as LR-CNN in a try; in the last one only where it shares LR-CNN's pass."""
+    """Check whether a try's policy starts as LR-CNN; in the last try only if it shares LR-CNN's pass."""
     alike = config.policy_network == config.lr_network
     return alike and config.policy_start in (("lr", "shared") if number < TRIES - 1 else ("shared",))
 
 
 def starting_model(stage: str, start: Start, config: ModelConfig, found: Statistics, earlier: Earlier) -> nn.Module:
-    """A stage's model as its training starts: new, or with what earlier stages have learnt."""
+    """Build a stage's model as its training starts: new, or with weights from earlier stages."""
     model = build_stage(stage, config, found, start.pretrained)
     if stage == "patches":
         copy_matching(earlier("hr"), model)
@@ -260,7 +260,7 @@ def starting_model(stage: str, start: Start, config: ModelConfig, found: Statist
 
 
 def _join_low(high: nn.Module, earlier: Earlier) -> None:
-    """A patch set's context starts as LR-CNN."""
+    """Start a patch set's context as LR-CNN."""
     if isinstance(high, PatchSet) and high.context is not None:
         copy_matching(earlier("lr"), high.context)
 
@@ -272,7 +272,7 @@ def _earlier(run: RunFolder, stage: str, needed_by: str) -> nn.Module:
 
 
 def _check_data(data: Data, run: RunFolder) -> None:
-    """Record what the run trains on, or, once a stage has begun, compare it with what is recorded."""
+    """Record the data that the run trains on or, once a stage has begun, compare them with the record."""
     described: dict[str, Any] = {
         "name": data.name,
         "layout": data.layout,
@@ -294,7 +294,7 @@ def _check_data(data: Data, run: RunFolder) -> None:
 
 
 def _into_log(stage: str, run: RunFolder) -> Callable[[Warning | str, type[Warning]], bool]:
-    """Writes each warning into the log too."""
+    """Return a function that writes each warning into the log too."""
 
     def tell(message: Warning | str, _: type[Warning]) -> bool:
         run.log({"event": "warning", "stage": stage, "message": str(message)})
@@ -304,13 +304,13 @@ def _into_log(stage: str, run: RunFolder) -> Callable[[Warning | str, type[Warni
 
 
 class Stopper:
-    """Turns SIGINT and SIGTERM into a wish that the training loop looks at after each step."""
+    """A handler that turns SIGINT and SIGTERM into a request, which the training loop checks after each step."""
 
     def __init__(self) -> None:
         self.signal = 0
 
     def __call__(self) -> int:
-        """The signal that came, or 0."""
+        """Return the signal that came, or 0."""
         return self.signal
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""How long and how fast networks are trained, on which augmented images."""
+"""The training schedule: how long and how fast networks are trained, and with which augmentations."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from patchdrop.training.seeds import derived_seed
 
 @dataclass(frozen=True)
 class Schedule:
-    """What all stages of a run share.
+    """The training settings that all stages of a run share.
 
     Attributes:
-        seed: of everything random.
-        batch: images a step.
-        epochs: of each stage, in training order; a stage of 0 epochs is left out.
+        seed: seed of everything random.
+        batch: images per step.
+        epochs: epochs of each stage, in training order; a stage of 0 epochs is left out.
         augment: augmentations of a training batch, by name.
         optimizer: ``muon`` or ``adamw``.
         rate_classifier: peak learning rate of classifiers trained from scratch.
-        rate_finetune: of classifiers that go on from trained weights.
-        rate_policy: of the policy in Pt.
+        rate_finetune: peak learning rate of classifiers that start from trained weights.
+        rate_policy: peak learning rate of the policy in Pt.
         weight_decay: of the classifiers, decoupled.
         label_smoothing: of the classifiers' cross-entropy.
-        precision: of what networks compute while they train, ``float32`` or ``bfloat16``.
+        precision: in which networks compute while they train, ``float32`` or ``bfloat16``.
         save_minutes: how often the state is saved, besides at each epoch's end.
     """
 
@@ -46,9 +46,9 @@ class Schedule:
         return [stage for stage, epochs in self.epochs.items() if epochs > 0]
 
     def with_epochs(self, **epochs: int) -> Schedule:
-        """The same with other epochs of some stages."""
+        """Return the same schedule with other epochs for some stages."""
         return replace(self, epochs={**self.epochs, **epochs})
 
     def again(self, number: int) -> Schedule:
-        """The same from the seed of another try; number 0 is the first."""
+        """Return the same schedule with the seed of another try; number 0 is the first."""
         return self if number == 0 else replace(self, seed=derived_seed(self.seed, "try", number))

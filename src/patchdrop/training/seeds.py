@@ -1,4 +1,4 @@
-"""Seeds that follow from one another, so that nothing random outlives a step."""
+"""Derive seeds from one another, so that no random state outlives a step."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ import hashlib
 
 
 def derived_seed(*parts: object) -> int:
-    """A 63-bit seed from anything printable; independent for every different input."""
+    """Return a 63-bit seed from anything printable; independent for every different input."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1

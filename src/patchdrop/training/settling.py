@@ -1,8 +1,8 @@
-"""What follows the training of a ranking policy's stage: operating point, verdict and, where it fails, another try.
+"""Settle a trained ranking policy's stage: set its operating point, give a verdict, and decide on another try.
 
-A stage that loses to a plain strategy beyond chance is trained again, from another seed, and then from a policy that
-does not start as LR-CNN; the best of the tries is kept. Each finished try lies in the stage's folder until the stage is
-done, so that a run that is stopped in the middle of a second try goes on there.
+A stage that loses to a plain strategy beyond chance is trained again, first from another seed, then from a policy that
+does not start as LR-CNN; the best of the tries is kept. Each finished try stays in the stage's folder until the stage
+is done, so that a run stopped in the middle of a second try goes on there.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ from patchdrop.runs.folder import RunFolder
 
 TRIES = 3
 CERTAIN = 30.0
-"""Logarithm of a price that no patch is worth; with the other sign every patch is."""
+"""Logarithm of a price at which no patch is worth reading; with the other sign every patch is."""
 MISTAKE = 10.0
-"""What a wrong answer costs, in prices of all of an image's HR, before the last stage."""
+"""Cost of a wrong answer before the last stage, in prices of all of an image's HR."""
 JUDGED = 2500
-"""Validation images, at most, by which a stage is settled."""
+"""Most validation images by which a stage is settled."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,16 @@ class References:
     low_size: Size
 
     def hear(self, model: Advised, counts: Tensor) -> Heard:
-        """The policy on these images, each of ``counts`` patches of its ranking read."""
+        """Run the policy on these images, reading each of ``counts`` patches of its ranking."""
         return hear(model, self.low_size, self.split, self.device, counts)
 
     def low_is_enough(self, tolerance: float) -> bool:
-        """Whether HR-CNN is at most ``tolerance`` points better than LR-CNN."""
+        """Check whether HR-CNN is at most ``tolerance`` points better than LR-CNN."""
         return low_is_enough(self.low.right, self.high.right, tolerance)
 
 
 def references(run: RunFolder, config: ModelConfig, val: Split, device: torch.device) -> References:
-    """Judge the two classifiers on validation images, evenly spread over the split where there are many."""
+    """Evaluate LR-CNN and HR-CNN on validation images, evenly spread over the split if there are many."""
     step = max(1.0, len(val) / JUDGED)
     positions = (torch.arange(min(len(val), JUDGED)) * step).long()
     split = Split(val.source, val.index[positions])
@@ -88,21 +88,21 @@ def references(run: RunFolder, config: ModelConfig, val: Split, device: torch.de
 
 
 def before_last(goal: Goal) -> Goal:
-    """The operating point of a stage that another one follows.
+    """Return the goal of a stage that another one follows.
 
-    It looks for no tolerance: before the last stage the classifier is not fine-tuned, and half a point may cost nearly
-    all of HR.
+    It uses no tolerance: before the last stage the classifier is not fine-tuned, and half a point may cost nearly all
+    of HR.
     """
     return goal if goal.target_patches or goal.mistake else replace(goal, mistake=MISTAKE)
 
 
 def settled(records: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether no other try is needed, or none is left."""
+    """Check whether no other try is needed, or none is left."""
     return len(records) >= TRIES or any(record["verdict"]["kind"] != "loses" for record in records)
 
 
 def best_of(records: Sequence[Mapping[str, Any]]) -> int:
-    """The try to keep: the first that does not lose, else the one with the highest reward."""
+    """Return the number of the try to keep: the first that does not lose, else the one with the highest reward."""
     for number, record in enumerate(records):
         if record["verdict"]["kind"] != "loses":
             return number
@@ -110,24 +110,24 @@ def best_of(records: Sequence[Mapping[str, Any]]) -> int:
 
 
 def read_nothing(model: Advised, run: RunFolder, config: ModelConfig, found: References, seed: int) -> None:
-    """Finish Pt without training: a policy that reads nothing, so that the run predicts as LR-CNN does."""
+    """Finish Pt without training: its policy reads nothing, so the run predicts as LR-CNN does."""
     said = settle(model, config, found, Goal(tolerance=100.0), seed)
     run.finish("pt", model, config, {"figures": {"mean_patches": 0.0}, "seconds": 0.0, **said, "tries": []})
 
 
 def weigh_streams(model: Advised, found: References) -> None:
-    """Set the fusion before a policy is trained for what both streams say together."""
+    """Set the fusion weights before training, because a policy is trained for the fused prediction of both streams."""
     model.eval()
     counts = few_counts(model.policy.utility.grid.patches)
     set_fusion_right(model.classifier, found.hear(model, counts))
 
 
 def settle(model: Advised, config: ModelConfig, found: References, goal: Goal, seed: int) -> dict[str, Any]:
-    """Set fusion, outlook and price of a trained policy, and compare it with what needs none.
+    """Set fusion, outlook and price of a trained policy, and compare it with strategies that need no policy.
 
     Returns:
-        What the stage's ``config.json`` says of it: ``calibration_error``, ``verdict``, what the yardsticks need to be
-        played again, and the ``stream_weights``, as `TwoStream.learnable` holds them.
+        Entries of the stage's ``config.json``: ``calibration_error``, ``verdict``, ``plain`` (what the plain
+        strategies need to be run again), and the ``stream_weights``, as `TwoStream.learnable` holds them.
     """
     model.eval()
     model.policy.log_price.fill_(0)
@@ -143,7 +143,7 @@ def settle(model: Advised, config: ModelConfig, found: References, goal: Goal, s
     plain, rivals = chosen_on(stand)
     rivals |= {NOTHING: found.low, EVERYTHING: found.high, PLACES: random_places(stand)}
     rivals |= {**controls(stand), **from_low_alone(stand)}
-    # Above P nothing is read, whatever the price: no patch brings more than one right answer.
+    # At any price above P nothing is read: no patch brings more than one right answer.
     price = min(float(model.policy.log_price.double().exp()), grid.patches)
     said = verdict(played(ours), {n: played(o) for n, o in rivals.items()}, price, grid.patches, goal.tolerance)
     weights = [float(parameter.detach()) for parameter in model.classifier.learnable]
@@ -151,21 +151,21 @@ def settle(model: Advised, config: ModelConfig, found: References, goal: Goal, s
 
 
 def played(outcome: Outcome) -> Played:
-    """Right or wrong, and how many patches, of each image."""
+    """Reduce an outcome to right or wrong, and the number of patches, of each image."""
     return Played(outcome.right, outcome.choice.sum(1))
 
 
 def give_way(
     model: Advised, config: ModelConfig, record: Mapping[str, Any], found: References, high_cnn: nn.Module
 ) -> tuple[SharedLook, ModelConfig, float]:
-    """What a run predicts with where its policy lost: the plain strategy that beat it.
+    """Return the model of the plain strategy that beat the policy, for the run to fall back to.
 
     Args:
-        record: what `settle` said; its verdict names the strategy.
-        high_cnn: HR-CNN, which decides where whole images are read.
+        record: what `settle` returned; its verdict names the strategy.
+        high_cnn: HR-CNN, which classifies where whole images are read.
 
     Returns:
-        The model, on the device of the one given, its description, and the calibration error of its chances.
+        The model, on the device of the given one, its description, and the calibration error of its chances.
     """
     model.eval()
     error = float(record["calibration_error"])
@@ -173,17 +173,17 @@ def give_way(
     if better in (CASCADE, EVERYTHING):
         copy_matching(high_cnn, model.classifier.high)
         if model.classifier.cap is not None:
-            model.classifier.cap.data.fill_(CERTAIN)  # where every patch is read HR-CNN alone decides
+            model.classifier.cap.data.fill_(CERTAIN)  # if every patch is read, HR-CNN alone decides
     if better in (NOTHING, EVERYTHING):
         model.policy.log_price.fill_(CERTAIN if better == NOTHING else -CERTAIN)
-        if better == EVERYTHING:  # another classifier, other chances
+        if better == EVERYTHING:  # another classifier has other chances of being right
             counts = tried_counts(config.shape.grid.patches)
             error = set_outlook_right(model, found.hear(model, counts))
         return model, config, error
     mean_patches = float(record["verdict"]["mean_patches"])
     plain = Plain.from_json(record["plain"])
     patches = len(plain.fixed)
-    # What beats a policy by reading at random has shown that places do not matter.
+    # If reading at random places beat the policy, places do not matter, so a fixed mask will do.
     rule = Rule(better if better in RULES else FIXED, patches)
     each = {CASCADE: patches, ACTIVATION: plain.each}.get(rule.name, round(mean_patches))
     rule.each.fill_(each)

@@ -1,7 +1,7 @@
-"""SRGAN's two stages: the generator against its discriminator, then the classifier on what the generator makes.
+"""SRGAN's two stages: the generator against its discriminator, then the classifier on generated images.
 
 Both start from the frozen HR-CNN: the first compares features by it, the second goes on training a copy of it. One
-loss and one optimizer play the game (`classify.super_resolution` has how, and the departures from the paper).
+loss and one optimizer train both players (`classify.super_resolution` has how, and the departures from the paper).
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ ADVERSARIAL_WEIGHT = 1e-3
 
 
 class GeneratorTask(ClassifierTask):
-    """Trains the generator; the checkpoint is the one with the best PSNR.
+    """A task that trains the generator; the checkpoint is the one with the best PSNR.
 
     Args:
-        reference: HR-CNN, whose features are compared; frozen and in evaluation mode from here on.
-        epochs: how long.
+        reference: HR-CNN, whose features are compared; this freezes it and puts it into evaluation mode.
+        epochs: epochs to train.
     """
 
     model: SuperResolution
@@ -44,11 +44,11 @@ class GeneratorTask(ClassifierTask):
         freeze(reference, True)
 
     def groups(self) -> list[Group]:
-        """At the rate of fine-tuning: without batch norm the classifiers' rate is too high. No decay."""
+        """Train at the rate of fine-tuning: without batch norm the classifiers' rate is too high. No decay."""
         return [Group(list(self.model.parameters()), self.schedule.rate_finetune)]
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """Pixel, feature and adversarial loss."""
+        """Compute pixel, feature and adversarial loss."""
         views = self.loader.training_views(batch)
         made = self.model(views.low)
         losses = generator_losses(made, views.high, self.model.discriminator, self.reference, ADVERSARIAL_WEIGHT)
@@ -57,7 +57,7 @@ class GeneratorTask(ClassifierTask):
         return loss, {**figures, "psnr": float(psnr(made.detach(), views.high).mean())}
 
     def validate(self, progress: float) -> dict[str, float]:
-        """Mean PSNR, which is the score, and that of the bilinear enlargement."""
+        """Measure the mean PSNR, which is the score, and that of the bilinear enlargement."""
         made, plain = 0.0, 0.0
         for views in self.loader.validation_views():
             made += float(psnr(self.model(views.low), views.high).sum())
@@ -67,12 +67,12 @@ class GeneratorTask(ClassifierTask):
 
 
 class SuperResolvedTask(ClassifierTask):
-    """Trains the classifier alone, for ``epochs`` at the rate of fine-tuning."""
+    """A task that trains the classifier alone, for ``epochs`` at the rate of fine-tuning."""
 
     def __init__(self, stage: str, model: SuperResolved, loader: Loader, epochs: int) -> None:
         super().__init__(stage, model, loader, like="lr")
         self.epochs = epochs
 
     def groups(self) -> list[Group]:
-        """It starts from trained weights, as the stage ``patches`` does."""
+        """Train at the rate of fine-tuning, because the weights are already trained, as in the stage ``patches``."""
         return weight_groups(self.model, self.schedule.rate_finetune, self.schedule.weight_decay)

@@ -1,4 +1,4 @@
-"""The classifiers: LR-CNN, HR-CNN, and HR-CNN taught to read any subset of patches.
+"""Train the classifiers: LR-CNN, HR-CNN, and a copy of HR-CNN that reads any subset of patches.
 
 Beyond the paper: ``patches``. A classifier that has only seen whole images is poor on few patches, so a policy
 started on it learns to read everything, or nothing. A copy of HR-CNN is first trained on random masks.
@@ -20,12 +20,12 @@ from patchdrop.training.objectives import Teacher, classifier_loss
 
 
 class ClassifierTask:
-    """Cross-entropy training of the stages ``lr``, ``hr`` and ``patches``, and of others that are trained like them.
+    """A task that trains by cross-entropy: the stages ``lr``, ``hr`` and ``patches``, and others trained like them.
 
     Args:
-        like: the stage whose epochs, rate and inputs this one has; itself unless named. ``lr`` calls
-            ``model(low)``, the others ``model(packed, low)``.
-        teacher: whose softened outputs the model learns from besides the labels.
+        like: the stage whose epochs, rate and inputs this one has; by default its own. ``lr`` calls ``model(low)``, the
+            others ``model(packed, low)``.
+        teacher: if given, the model learns from its softened outputs besides the labels.
     """
 
     def __init__(
@@ -47,32 +47,32 @@ class ClassifierTask:
         self.grid = loader.data.shape.grid
 
     def groups(self) -> list[Group]:
-        """All weights at one rate."""
+        """Return all weights at one rate."""
         schedule = self.schedule
         rate = schedule.rate_finetune if self.like == "patches" else schedule.rate_classifier
         return weight_groups(self.model, rate, schedule.weight_decay)
 
     def train_mode(self) -> None:
-        """Batch-norm statistics move."""
+        """Put the model into training mode, so that batch-norm statistics move."""
         self.model.train()
 
     def batches(self, epoch: int, first_step: int) -> Iterator[Batch]:
-        """Every image of the fit split once, in a new order each epoch."""
+        """Yield every image of the fit split once, in a new order each epoch."""
         return self.loader.batches(self.stage, epoch, first_step)
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """The objective on an augmented batch."""
+        """Compute the objective on an augmented batch."""
         views = self.loader.training_views(batch)
         logits = self._classify(views, random_subset(len(views.target), self.grid.patches))
         right = (logits.argmax(1) == views.target).float().mean()
         return self.objective(logits, views), {"accuracy": float(right)}
 
     def objective(self, logits: Tensor, views: Views) -> Tensor:
-        """`classifier_loss`; what stages trained in another way replace."""
+        """Return `classifier_loss`; stages trained in another way override this."""
         return classifier_loss(logits, views, self.schedule.label_smoothing, self.teacher)
 
     def validate(self, progress: float) -> dict[str, float]:
-        """Accuracy; for ``patches`` at S = P, P/2 and P/4, whose mean is the score."""
+        """Measure accuracy; for ``patches`` at S = P, P/2 and P/4, whose mean is the score."""
         patches = self.grid.patches
         counts = [patches, max(1, patches // 2), max(1, patches // 4)] if self.like == "patches" else [patches]
         right = [0] * len(counts)
@@ -97,7 +97,7 @@ class ClassifierTask:
 
 
 def weight_groups(model: nn.Module, rate: float, weight_decay: float) -> list[Group]:
-    """Trainable weights; biases and batch-norm's scales are not decayed."""
+    """Group the trainable weights; biases and batch-norm's scales are not decayed."""
     trained = [p for p in model.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim > 1]
     plain = [p for p in trained if p.ndim <= 1]
@@ -105,11 +105,11 @@ def weight_groups(model: nn.Module, rate: float, weight_decay: float) -> list[Gr
 
 
 def random_subset(images: int, patches: int) -> Tensor:
-    """S uniform in 1..P for each image, then S random patches: ``(images, patches)`` bool."""
+    """Draw S uniformly in 1..P for each image, then S random patches: ``(images, patches)`` bool."""
     counts = torch.randint(1, patches + 1, (images, 1))
     return torch.rand(images, patches).argsort(1).argsort(1) < counts
 
 
 def exact_subset(images: int, patches: int, count: int) -> Tensor:
-    """``count`` random patches for each image: ``(images, patches)`` bool."""
+    """Draw ``count`` random patches for each image: ``(images, patches)`` bool."""
     return torch.rand(images, patches).argsort(1).argsort(1) < count

@@ -1,4 +1,4 @@
-"""How much work a stage is: floating-point operations, counted, and seconds, measured on its first steps."""
+"""Estimate a stage's work: floating-point operations, counted, and seconds, measured on its first steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from patchdrop.training.policy_stages import Learning
 
 
 def seconds_a_step(task: Task) -> float:
-    """Time of one training step, the least of three on the task's first batches; 0 for a task without steps."""
+    """Return the seconds of a training step: the fastest of the task's first three batches; 0 if it has no steps."""
     if task.epochs == 0:
         return 0.0
     optimizer = make_optimizer(task.groups(), task.schedule.optimizer)
@@ -27,25 +27,25 @@ def seconds_a_step(task: Task) -> float:
 
 
 def step_flops(stage: str, costs: Mapping[str, Cost], config: ModelConfig, learning: Learning) -> float:
-    """FLOPs of training on one image for one step of a stage; a backward pass counts as two forward ones.
+    """Return the FLOPs of training on one image for one step of a stage; a backward pass counts as two forward ones.
 
-    A few percent too much: no gradient is needed with respect to an image, so a first layer's backward pass is half of
-    that. The optimizer is left out.
+    This is a few percent too much: no gradient is needed with respect to an image, so a first layer's backward pass is
+    half of that. The optimizer is left out.
     """
     hr, lr, policy = costs["hr"].flops, costs["lr"].flops, costs["policy"].flops
     if stage == "lr":
         return 3 * lr
-    taught = hr if config.policy == "ranking" else 0.0  # what HR-CNN says of the whole image
+    taught = hr if config.policy == "ranking" else 0.0  # HR-CNN on the whole image, as the teacher
     if stage == "hr":
         return 3 * hr
     if stage == "patches":
         return 3 * hr + taught
     shared = config.policy_start == "shared"
-    # A policy that stands on LR-CNN trains its head alone, whose cost is nothing beside the network's.
+    # A policy that shares LR-CNN's network trains only its head, whose cost is negligible beside the network's.
     decide = policy if shared else 3 * policy
     with_low = two_streams(stage, config.low_stream)
     low = lr if with_low else 0
-    if config.policy == "ranking":  # LR-CNN's word, heard once, serves policy and classifier
+    if config.policy == "ranking":  # LR-CNN's logits are computed once, for policy and classifier
         judging = decide + (0 if shared else lr) + hr
         return judging if stage == "pt" else judging + 2 * hr + taught
     patches = config.shape.grid.patches

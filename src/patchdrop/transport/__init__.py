@@ -1,4 +1,4 @@
-"""Bytes of files that lie here or far away: HTTP, object stores, caches, and the ledger of what was read.
+"""Read bytes of files here or far away: HTTP, object stores, caches, and the ledger of what was read.
 
 Knows nothing of images. May import `files`, `version`, `errors`.
 """

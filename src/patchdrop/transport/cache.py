@@ -1,4 +1,4 @@
-"""Headers and overviews of remote scenes, kept between commands: `plan`, then `predict`, pay for them once.
+"""Keep headers and overviews of remote scenes between commands: `plan`, then `predict`, pay for them once.
 
 One SQLite file in a folder that the user names. A scene's bytes are kept under a digest of its URL (never the URL
 itself, which may hold secrets) with the version they were read from. They are used only after the server has said, to
@@ -31,9 +31,9 @@ _WAIT = 60.0
 
 
 class Cached:
-    """A remote file whose header and overview come from a cache where it holds them.
+    """A remote file whose header and overview come from a cache if it holds them.
 
-    The ledger counts what was sent, and apart from it what was held (`Ledger.hold`).
+    The ledger counts what was sent, and separately what came from the cache (`Ledger.hold`).
 
     Raises:
         RunError: the cache cannot be used.

@@ -1,4 +1,4 @@
-"""Byte ranges of a file behind HTTP(S).
+"""Read byte ranges of a file behind HTTP(S).
 
 Retries, redirects and error pages are requests too and are counted.
 
@@ -44,7 +44,7 @@ _NAT64, _LOCAL_NAT64 = ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Netw
 
 
 def is_http(url: str) -> bool:
-    """Whether it is a whole http(s) URL."""
+    """Check for a complete http(s) URL."""
     try:
         parts = urlsplit(url)
         return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -57,7 +57,7 @@ class _PrivateAddress(Exception):
 
 
 class HttpFile(RemoteFile):
-    """Ranges of a file behind HTTP(S).
+    """A file behind HTTP(S), read in ranges.
 
     Args:
         url: http or https; may carry ``user:password@`` and a query, which are never shown.
@@ -83,7 +83,7 @@ class HttpFile(RemoteFile):
             pools.clear()
 
     def _attempt(self, span: Span, purpose: Purpose, deadline: float) -> bytes:
-        """Through redirects."""
+        """Ask once, following redirects."""
         place = self._place
         for _ in range(REDIRECTS + 1):
             response = self._ask(place, span, deadline, purpose)
@@ -159,7 +159,7 @@ class HttpFile(RemoteFile):
             self._take(response, _PIECE, deadline, purpose)
             raise replaced(self.name)
         if response.status == 304 and self._known is not None:
-            self._take(response, 1, deadline, purpose)  # nothing, but so the connection goes back
+            self._take(response, 1, deadline, purpose)  # reads nothing, but gives the connection back
             raise Unchanged
         if response.status != 206:
             raise DataError(f"{self.name}: {_STATUS.get(response.status, f'the server answers {response.status}')}")
@@ -172,7 +172,7 @@ class HttpFile(RemoteFile):
         return body
 
     def _check(self, response: urllib3.BaseHTTPResponse, span: Span) -> int:
-        """The length of the body by the headers, after comparing them with what was asked."""
+        """Return the length of the body by the headers, after comparing them with the request."""
         content = response.headers.get("Content-Range", "")
         try:
             unit, _, rest = content.partition(" ")
@@ -194,7 +194,7 @@ class HttpFile(RemoteFile):
         return stop - span.start
 
     def _take(self, response: urllib3.BaseHTTPResponse, most: int, deadline: float, purpose: Purpose) -> bytes:
-        """Up to ``most`` bytes of a body, counted as they come; fewer where the connection breaks."""
+        """Read up to ``most`` bytes of a body, counted as they come; fewer if the connection breaks."""
         parts: list[bytes] = []
         got = 0
         while got < most:
@@ -224,7 +224,7 @@ _STATUS = {
 
 
 class _Until(io.RawIOBase):
-    """A socket's bytes until a time, however they drip in; a socket's own timeout begins anew with each of them."""
+    """A socket's bytes until a deadline, however slowly they come; a socket's own timeout begins anew with each."""
 
     def __init__(self, sock: socket.socket, deadline: float) -> None:
         self._sock = sock
@@ -244,7 +244,7 @@ class _Until(io.RawIOBase):
 
 
 class _TimelyResponse(http.client.HTTPResponse):
-    """Headers and body within the timeout that the socket has when the answer begins."""
+    """A response whose headers and body must arrive within the socket's timeout at its start."""
 
     def __init__(self, sock: socket.socket, *args: Any, **options: Any) -> None:
         super().__init__(sock, *args, **options)
@@ -296,14 +296,14 @@ def _pools(in_flight: int, public: bool) -> urllib3.PoolManager:
 
 
 def _require_public(connection: HTTPConnection) -> None:
-    """Nothing was asked yet: a private address gets no request."""
+    """Close the connection to a private address before any request is sent."""
     if not is_public(connection.sock.getpeername()[0].partition("%")[0]):
         connection.close()
         raise _PrivateAddress
 
 
 def is_public(text: str) -> bool:
-    """Whether an IP address is one of the open Internet, and so is an IPv4 address that an IPv6 one stands for."""
+    """Check that an IP address is on the open Internet, also an IPv4 address that an IPv6 one stands for."""
     address = ipaddress.ip_address(text)
     if isinstance(address, ipaddress.IPv6Address):
         translated = ipaddress.IPv4Address(int(address) & 0xFFFFFFFF) if address in _NAT64 else None
@@ -327,12 +327,12 @@ def _basic_auth(url: str) -> dict[str, str]:
 
 
 def _quoted(said: str) -> str:
-    """What a server says, short and with nothing that a terminal would obey."""
+    """Shorten a server's text, and remove what a terminal would obey."""
     return "".join(c if c.isprintable() else " " for c in said[:80])
 
 
 def _reason(error: Exception) -> str:
-    """What lies under urllib3's wrapping, in a few words and without the address."""
+    """Return the cause under urllib3's wrapping, in a few words and without the address."""
     cause = error.__cause__ or error.__context__ or error
     text = getattr(cause, "strerror", None) or type(cause).__name__
     return str(text)

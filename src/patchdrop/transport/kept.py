@@ -1,4 +1,4 @@
-"""Byte ranges that came over a network, kept on disk, so that none is asked for twice.
+"""Keep byte ranges that came over a network on disk, so that none is asked for twice.
 
 A scene has a folder, named after its address: ``scene.json`` says which file it was (size and version), and every
 range that was read is a file ``START-STOP-SHA256``, written whole or not at all as soon as it has arrived. What is
@@ -30,7 +30,7 @@ from patchdrop.transport.remote import IN_FLIGHT
 
 
 def address(source: str) -> str:
-    """What tells scenes apart: the real path of a file, a URL without user and password."""
+    """Identify a scene: by the real path of a file, or by a URL without user and password."""
     if not is_url(source):
         return os.path.realpath(source)
     parts = urlsplit(source)
@@ -38,7 +38,7 @@ def address(source: str) -> str:
 
 
 def open_kept(source: str, cache: Path | None) -> Transport:
-    """As `open_transport`; what comes over a network is kept in ``cache``, where there is one."""
+    """Do as `open_transport`, and keep what comes over a network in ``cache``, if there is one."""
     transport = open_transport(source)
     return transport if cache is None or not is_url(source) else Kept(transport, _folder(cache, source))
 
@@ -49,7 +49,7 @@ def _folder(cache: Path, source: str) -> Path:
 
 
 class _Piece(NamedTuple):
-    """Bytes ``start`` to ``stop`` of the scene, in a file of their own."""
+    """The bytes ``start`` to ``stop`` of the scene, in a file of their own."""
 
     start: int
     stop: int
@@ -57,7 +57,7 @@ class _Piece(NamedTuple):
 
 
 class Kept:
-    """A transport that reads from a folder what is there, and from another transport, into the folder, what is not.
+    """A transport that reads from a folder and fetches what is missing there from another transport.
 
     Its ledger is that transport's: it counts what came over the network.
 
@@ -102,11 +102,11 @@ class Kept:
         return self.read([Span(0, min(length, self.size))], "header")[0]
 
     def read(self, spans: Sequence[Span], purpose: Purpose) -> list[bytes]:
-        """See `Transport`; a span of which a part is kept costs a request for each part that is not."""
+        """See `Transport`; a span that is kept in part costs a request for each missing part."""
         missing = [part for span in spans for part, piece in self._parts(span) if piece is None]
         if missing:
             self._hold()
-            # One by one, so that what has arrived stays although another range fails.
+            # One by one, so that what has arrived is kept even if another range fails.
             with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="keep") as pool:
                 try:
                     list(pool.map(lambda part: self._fetch(part, purpose), missing))
@@ -139,7 +139,7 @@ class Kept:
             bisect.insort(self._pieces, _Piece(span.start, span.stop, path))
 
     def _parts(self, span: Span) -> list[tuple[Span, _Piece | None]]:
-        """The span cut into parts that are kept and parts that are not."""
+        """Cut the span into parts that are kept and parts that are not."""
         found: list[tuple[Span, _Piece | None]] = []
         at = span.start
         first = max(0, bisect.bisect_right(self._pieces, at, key=lambda piece: piece.start) - 1)
@@ -170,7 +170,7 @@ class Kept:
             raise DataError(f"{piece.path}: cannot be read ({error.strerror})") from error
 
     def _hold(self) -> None:
-        """Be the only one that adds to the folder."""
+        """Lock the folder, so that no other process adds to it."""
         if self._held_lock >= 0:
             return
         try:

@@ -1,4 +1,4 @@
-"""From a user's words to the transport that fits them."""
+"""Open the transport that fits a path, URL or store address."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patchdrop.transport.stores import StoreFile, is_store, split_address
 
 
 def check_address(source: str) -> None:
-    """Raise UsageError where it is a URL of a kind that cannot be opened."""
+    """Raise UsageError for a URL of a kind that cannot be opened."""
     if is_store(source):
         split_address(source)
     elif is_url(source) and not is_http(source):
@@ -31,13 +31,13 @@ def open_transport(
     stop: threading.Event | None = None,
     cache: Path | None = None,
 ) -> Transport:
-    """A transport for a file's path, an http(s) URL, or the address of an object in a store.
+    """Return a transport for a file's path, an http(s) URL, or the address of an object in a store.
 
     Args:
         limit: seconds a range may take over a network.
         in_flight: ranges asked for at a time over a network.
         stop: no request is begun once it is set.
-        cache: folder in which headers and overviews of what lies behind a network are kept; None: nowhere.
+        cache: folder that keeps headers and overviews of what lies behind a network; None: they are not kept.
 
     Raises:
         UsageError: a URL of another kind.

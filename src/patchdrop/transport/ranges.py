@@ -1,7 +1,7 @@
-"""Byte ranges of a scene, each counted where it arrives.
+"""Read byte ranges of a scene, and count each where it arrives.
 
-A transport is the only thing that touches a scene's bytes, so its ledger is what reading cost. Here are the protocol,
-files on disk, and plans' prices; what lies behind a network is in `http` and `stores`, and `opening` picks one.
+Only a transport touches a scene's bytes, so its ledger is the cost of reading. This module has the protocol, files on
+disk, and prices for plans; networks are in `http` and `stores`, and `opening` picks one.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from patchdrop.errors import DataError
 from patchdrop.transport.ledger import Ledger, Purpose
 
 MAX_JOINED = 2**24
-"""A range grows by joining to this many bytes at most."""
+"""Most bytes of a range that was made by joining."""
 
 
 class Stopped(Exception):
-    """Reading was told to stop: the user's interrupt, or another scene's error, is what there is to say."""
+    """Reading was told to stop; the user's interrupt, or another scene's error, is what will be reported."""
 
 
 class Span(NamedTuple):
-    """Bytes ``start`` to ``stop`` of a file, ``stop`` just outside."""
+    """The bytes ``start`` to ``stop`` of a file, ``stop`` just outside."""
 
     start: int
     stop: int
@@ -38,7 +38,7 @@ class Span(NamedTuple):
 
 
 class Transport(Protocol):
-    """Where byte ranges come from.
+    """A source of byte ranges.
 
     Attributes:
         name: the file or URL, without passwords and tokens.
@@ -49,40 +49,40 @@ class Transport(Protocol):
     ledger: Ledger
 
     def head(self, length: int) -> bytes:
-        """The file's first ``length`` bytes, fewer where it is shorter; the first read, counted as header."""
+        """Return the first ``length`` bytes, fewer if the file is shorter; the first read, counted as header."""
 
     def read(self, spans: Sequence[Span], purpose: Purpose) -> list[bytes]:
-        """The bytes of each span, one request each.
+        """Return the bytes of each span, one request each.
 
         Raises:
             DataError: they cannot be had, or the file was replaced since the first read.
         """
 
     def ask(self, spans: Sequence[Span], purpose: Purpose) -> list[Future[bytes]]:
-        """As `read`, without waiting where bytes take time to come: each answer gives its bytes, or raises.
+        """Do as `read`, without waiting if bytes take time to come: each answer gives its bytes, or raises.
 
-        Answers that are not wanted any more are for the caller to cancel.
+        The caller has to cancel answers that are no longer wanted.
         """
 
     @property
     def size(self) -> int:
-        """Bytes of the whole file, known after `head`."""
+        """Size of the whole file in bytes, known after `head`."""
 
     @property
     def version(self) -> str:
-        """What tells this file from a later one of the same name, known after `head`."""
+        """A text that differs for a later file of the same name, known after `head`."""
 
     def close(self) -> None:
-        """Give back connections and handles."""
+        """Close connections and handles."""
 
 
 def is_url(source: str) -> bool:
-    """Whether a user's words name something behind a network, rather than a file."""
+    """Check whether a text names something behind a network, rather than a file."""
     return "://" in source
 
 
 def public_name(source: str) -> str:
-    """A URL without user, password, query and fragment, which may be secrets; a path as it is.
+    """Return a URL without user, password, query and fragment, which may be secrets; a path as it is.
 
     Control characters, and bytes of a file's name that are no UTF-8, are escaped: they cannot be shown or written.
     """
@@ -95,7 +95,7 @@ def public_name(source: str) -> str:
 
 
 def joined(spans: Sequence[Span], gap: int) -> list[Span]:
-    """The requests that cover ``spans``: sorted, those at most ``gap`` bytes apart as one, up to ``MAX_JOINED``."""
+    """Return requests that cover ``spans``: sorted, those at most ``gap`` bytes apart as one, up to ``MAX_JOINED``."""
     found: list[Span] = []
     for span in sorted(set(spans)):
         last = found[-1] if found else None
@@ -107,7 +107,7 @@ def joined(spans: Sequence[Span], gap: int) -> list[Span]:
 
 
 def answered(parts: Iterable[bytes]) -> list[Future[bytes]]:
-    """Answers that are there already."""
+    """Wrap bytes that are there already as answers."""
     found: list[Future[bytes]] = []
     for part in parts:
         answer: Future[bytes] = Future()
@@ -117,31 +117,31 @@ def answered(parts: Iterable[bytes]) -> list[Future[bytes]]:
 
 
 class Priced:
-    """A transport that reads nothing and counts what another one would; for plans."""
+    """A transport that reads nothing and counts what another one would read; for plans."""
 
     def __init__(self, of: Transport, ledger: Ledger) -> None:
         self.name, self.ledger = of.name, ledger
         self.size, self.version = of.size, of.version
 
     def head(self, length: int) -> bytes:
-        """Counted, but empty."""
+        """Count, and return nothing."""
         return self.read([Span(0, min(length, self.size))], "header")[0]
 
     def read(self, spans: Sequence[Span], purpose: Purpose) -> list[bytes]:
-        """Counted, but empty."""
+        """Count, and return nothing."""
         self.ledger.add(purpose, len(spans), sum(span.length for span in spans))
         return [b""] * len(spans)
 
     def ask(self, spans: Sequence[Span], purpose: Purpose) -> list[Future[bytes]]:
-        """As `read`."""
+        """Do as `read`."""
         return answered(self.read(spans, purpose))
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing."""
 
 
 class LocalFile:
-    """Ranges of a file on disk; a request is one range."""
+    """A file on disk, read in ranges; a request is one range."""
 
     def __init__(self, path: Path) -> None:
         self.name = public_name(str(path))
@@ -161,7 +161,7 @@ class LocalFile:
 
     @property
     def size(self) -> int:
-        """Bytes of the file when it was opened."""
+        """Size of the file in bytes when it was opened."""
         return self._found.st_size
 
     @property
@@ -212,5 +212,5 @@ def _identity(found: os.stat_result) -> tuple[int, int, int, int]:
 
 
 def replaced(name: str) -> DataError:
-    """The error of a file that is no longer the one that was opened."""
+    """Return the error for a file that is no longer the one that was opened."""
     return DataError(f"{name}: was replaced while it was being read; run the same again for the new one")

@@ -1,4 +1,4 @@
-"""What every file behind a network has in common: requests side by side, repeated where that may help, within a limit.
+"""The common part of all files behind a network: parallel requests, repeated if that may help, within a time limit.
 
 A range is asked for up to ``ATTEMPTS`` times, with a pause with jitter before each further one, within ``limit``
 seconds from the first attempt to the last byte. Every attempt is a request and is counted.
@@ -19,13 +19,13 @@ from patchdrop.transport.ranges import Span, Stopped, replaced
 
 ATTEMPTS = 4
 FIRST_PAUSE = 0.2
-"""Seconds before the second attempt, doubled for each further one, times 0.5 to 1.5 at random."""
+"""Seconds before the second attempt, doubled for each further one, and multiplied by a random 0.5 to 1.5."""
 IN_FLIGHT = 32
 LIMIT = 15.0
 
 
 class Version(NamedTuple):
-    """What tells a file from a later one of the same name."""
+    """The properties that tell a file from a later one of the same name."""
 
     size: int
     etag: str
@@ -41,7 +41,7 @@ class Version(NamedTuple):
 
 
 class Again(Exception):
-    """Why a request failed that may succeed when repeated."""
+    """The reason why a request failed that may succeed when repeated."""
 
 
 class Unchanged(Exception):
@@ -49,7 +49,7 @@ class Unchanged(Exception):
 
 
 class RemoteFile:
-    """Ranges of a file behind a network, ``in_flight`` requests at a time; a kind of server adds `_attempt`.
+    """A file behind a network, read by ``in_flight`` requests at a time; a kind of server adds `_attempt`.
 
     Args:
         name: what it is called in messages, without secrets.
@@ -80,7 +80,7 @@ class RemoteFile:
 
     @property
     def size(self) -> int:
-        """Bytes of the whole file by the server's word."""
+        """Size of the whole file in bytes, as the server says."""
         return -1 if self.found is None else self.found.size
 
     @property
@@ -93,7 +93,7 @@ class RemoteFile:
         return self._range(Span(0, length), "header")
 
     def head_unless(self, length: int, known: Version) -> bytes | None:
-        """As `head`; None where the server says that the file is still the ``known`` one."""
+        """Do as `head`, or return None if the server says that the file is still the ``known`` one."""
         self._known = known
         try:
             return self.head(length)
@@ -114,7 +114,7 @@ class RemoteFile:
             wait(work)  # what is on its way still counts
 
     def ask(self, spans: Sequence[Span], purpose: Purpose) -> list[Future[bytes]]:
-        """See `Transport`; once a range is refused for good, what is left of the spans is not asked for."""
+        """See `Transport`; once a range is refused for good, the remaining spans are not asked for."""
         refused: list[DataError] = []
         return [self._threads.submit(self._unless, refused, span, purpose) for span in spans]
 
@@ -123,7 +123,7 @@ class RemoteFile:
         self._threads.shutdown(cancel_futures=True)
 
     def _unless(self, refused: list[DataError], span: Span, purpose: Purpose) -> bytes:
-        """As `_range`, unless another range asked for together with it was refused before."""
+        """Do as `_range`, unless another range of the same call was refused before."""
         if refused:
             raise DataError(str(refused[0]))
         try:
@@ -160,13 +160,13 @@ class RemoteFile:
 
         Raises:
             Again: it may help to repeat it.
-            Unchanged: of the first read, where the file is the known one.
+            Unchanged: only at the first read, if the file is the known one.
             DataError: it would not help.
         """
         raise NotImplementedError
 
     def _same(self, found: Version) -> None:
-        """The first version seen is the file's; raises DataError at any other."""
+        """Take the first version seen as the file's; raise DataError at any other."""
         with self._lock:
             if self.found is None:
                 self.found = found

@@ -1,4 +1,4 @@
-"""Byte ranges of an object in S3, Google Cloud Storage or Azure Blob Storage, through obstore.
+"""Read byte ranges of an object in S3, Google Cloud Storage or Azure Blob Storage, through obstore.
 
 Credentials, region and endpoint come from the environment, as obstore reads it (``AWS_...``, ``GOOGLE_...``,
 ``AZURE_...``), and from nowhere else. obstore repeats nothing here, so that each request is ours and is counted. What
@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from obstore import GetOptions
 
 VARIABLES = {"s3": "AWS", "gs": "GOOGLE", "az": "AZURE_STORAGE"}
-"""Scheme -> how the names of its environment variables begin."""
+"""Scheme -> prefix of its environment variables."""
 
 
 def is_store(source: str) -> bool:
-    """Whether a user's words name an object in a store."""
+    """Check whether a text names an object in a store."""
     return source.partition("://")[0] in VARIABLES and "://" in source
 
 
 def split_address(url: str) -> tuple[str, str, str]:
-    """Scheme, bucket (or container) and key of an object.
+    """Return scheme, bucket (or container) and key of an object.
 
     Raises:
-        UsageError: something is missing, or beside them.
+        UsageError: a part is missing, or there is more than these.
     """
     scheme, _, rest = url.partition("://")
     bucket, _, key = rest.partition("/")
@@ -45,7 +45,7 @@ def split_address(url: str) -> tuple[str, str, str]:
 
 
 class StoreFile(RemoteFile):
-    """Ranges of an object.
+    """An object in a store, read in ranges.
 
     Args:
         url: ``s3://bucket/key``, ``gs://bucket/key`` or ``az://container/key``.
@@ -119,7 +119,7 @@ class StoreFile(RemoteFile):
         return body
 
     def _reason(self, error: Exception) -> Exception:
-        """An error of ours for one of obstore's: its kind and status, none of its words."""
+        """Return an error of ours for one of obstore's: its kind and status, none of its words."""
         found = re.search(r"status code: (\d{3})", str(error))
         status = int(found.group(1)) if found else 0
         refused = (self._errors.PermissionDeniedError, self._errors.UnauthenticatedError)
