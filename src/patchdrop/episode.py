@@ -20,19 +20,19 @@ Classify = Callable[[Packed, Tensor], Tensor]
 
 
 class Look(NamedTuple):
-    """What LR images are worth a closer look for."""
+    """The outcome of looking at LR images: patch logits, chances, and the classifier to use."""
 
     scores: Tensor
-    """Patch logits of the policy, ``(B, P)``; from 0 on a patch is to be read."""
+    """Patch logits of the policy, ``(B, P)``; a patch is to be read if its logit is 0 or more."""
     chances: Tensor | None
-    """Chance of being right after the first k patches in the order of the scores, ``(B, P + 1)``; None where the policy
-    does not say."""
+    """Chance of being right after the first k patches in the order of the scores, ``(B, P + 1)``; None if the policy
+    predicts no chances."""
     classify: Classify
-    """The classifier, which may remember what it has seen of these images."""
+    """The classifier; it may reuse what was computed from these images."""
 
 
 class Episode(NamedTuple):
-    """What one batch went through."""
+    """The results of each step for one batch."""
 
     scores: Tensor
     """As in `Look`."""
@@ -41,13 +41,13 @@ class Episode(NamedTuple):
     choice: Tensor
     """Patches read, ``(B, P)`` bool."""
     packed: Packed
-    """Their pixels."""
+    """Pixels of the patches read."""
     logits: Tensor
     """Class logits, ``(B, K)``."""
 
 
 class PatchDrop(nn.Module):
-    """A policy and the classifier that decides from what the policy read: the model of one stage."""
+    """The model of one stage: a policy, and the classifier that uses what the policy chose to read."""
 
     def __init__(self, policy: nn.Module, classifier: nn.Module) -> None:
         super().__init__()
@@ -55,19 +55,19 @@ class PatchDrop(nn.Module):
         self.classifier = classifier
 
     def look(self, low: Tensor) -> Look:
-        """Decide from LR images ``(B, C, h, w)``, pixels 0..255."""
+        """Return patch logits and classifier for LR images ``(B, C, h, w)``, pixels 0..255."""
         return Look(self.policy(low), None, self.classifier)
 
     def forward(self, low: Tensor, choose: Choose, read: Reader) -> Episode:
-        """`play` with this policy and this classifier."""
+        """Run `play` with this policy and this classifier."""
         return play(self.look, choose, read, low)
 
 
 def play(look: Callable[[Tensor], Look], choose: Choose, read: Reader, low: Tensor) -> Episode:
-    """One episode for a batch of LR images.
+    """Run one episode for a batch of LR images.
 
     Args:
-        look: LR -> patch logits, and who classifies.
+        look: LR -> patch logits, chances and the classifier to use.
         choose: patch logits -> choice ``(B, P)`` bool.
         read: choice -> packed patches. HR is touched here and nowhere else.
         low: ``(B, C, h, w)`` pixels 0..255.

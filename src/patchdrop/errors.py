@@ -1,8 +1,8 @@
-"""The one family of errors a user can meet: one line that says what, where and what to do."""
+"""Define the one family of errors that a user can meet; each is one line: what is wrong, where, and what to do."""
 
 
 class PatchDropError(Exception):
-    """Base of every error that is the input's fault, not the program's."""
+    """The base class of every error that is the fault of the input, not of the program."""
 
     exit_code = 3
 
@@ -30,11 +30,11 @@ class CollapsedPolicyWarning(UserWarning):
 
 
 class RenamedWarning(UserWarning):
-    """A name of an earlier version was used; it goes on working."""
+    """A name of an earlier version was used; it still works."""
 
 
 class Interrupted(Exception):
-    """Work was asked to stop by a signal; its state is saved."""
+    """A signal asked the work to stop; its state is saved."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(f"stopped by signal {signal}")
@@ -42,5 +42,5 @@ class Interrupted(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """What another package's error says, in one line; its kind where it says nothing."""
+    """Return the first line of another package's error, or the name of its class if it has no message."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside, flushed to the disk, then renamed into place.
+"""Write files that are whole or absent: under another name first, flushed to the disk, then renamed into place.
 
 Tensors are safetensors, the rest is JSON; nothing here can run code on loading.
 """
@@ -44,7 +44,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[TextIO]:
-    """As `write_bytes`, for text that is written piece by piece; nothing is left where the block raises.
+    """Yield a file to write text to piece by piece, otherwise as `write_bytes`; if the block raises, nothing is left.
 
     Raises:
         RunError: the disk is full or the folder cannot be written.
@@ -65,13 +65,13 @@ def writing(path: Path) -> Iterator[TextIO]:
 
 
 def _remove(path: Path) -> None:
-    with suppress(OSError):  # where it could not be made, a file for a folder for example, it cannot be removed either
+    with suppress(OSError):  # if it could not be made, for example below a file, it cannot be removed either
         path.unlink()
 
 
 @contextmanager
 def beside(path: Path) -> Iterator[Path]:
-    """As `writing`, for a file that another library writes: the path to give it, renamed to ``path`` at the end.
+    """Yield a path for another library to write to, renamed to ``path`` at the end; otherwise as `writing`.
 
     Raises:
         RunError: the disk is full or the folder cannot be written.
@@ -92,7 +92,7 @@ def beside(path: Path) -> Iterator[Path]:
 
 
 def _why_not(path: Path, size: int | None, error: OSError) -> str:
-    """What to say of a file that cannot be written; ``size`` is None where it is not known beforehand."""
+    """Say why a file cannot be written; ``size`` is None if it is not known beforehand."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         stat = os.statvfs(next(folder for folder in path.absolute().parents if folder.exists()))
         free = stat.f_bavail * stat.f_frsize
@@ -118,7 +118,7 @@ def read_json(path: Path) -> Any:
     """Read JSON.
 
     Raises:
-        RunError: the file is missing, unreadable or no JSON.
+        RunError: the file is missing, unreadable or not JSON.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))

@@ -19,7 +19,7 @@ Size = tuple[int, int]
 
 @dataclass(frozen=True)
 class Grid:
-    """``rows x cols`` patches over an image."""
+    """A grid that divides an image into ``rows x cols`` patches."""
 
     rows: int
     cols: int
@@ -38,7 +38,7 @@ class Grid:
 
     @classmethod
     def parse(cls, text: str) -> Grid:
-        """``"4"`` is 4 x 4, ``"3x5"`` is 3 rows of 5 patches.
+        """Parse a grid from text: ``"4"`` is 4 x 4, ``"3x5"`` is 3 rows of 5 patches.
 
         Raises:
             UsageError: the text is neither.
@@ -50,7 +50,7 @@ class Grid:
         return cls(rows, int(match[2]) if match[2] else rows)
 
     def check(self, height: int, width: int) -> None:
-        """Raise UsageError when an image is too small to hold one pixel a patch."""
+        """Raise UsageError if an image is too small to hold one pixel per patch."""
         if height < self.rows or width < self.cols:
             raise UsageError(
                 f"a {height} x {width} px image cannot hold a {self.rows} x {self.cols} grid: "
@@ -59,18 +59,18 @@ class Grid:
 
 
 class Shape(NamedTuple):
-    """What a model takes."""
+    """The sizes, grid and channels of a model's input."""
 
     high: Size
-    """HR."""
+    """Size of HR."""
     low: Size
-    """LR."""
+    """Size of LR."""
     grid: Grid
     channels: int
 
 
 class Named(NamedTuple):
-    """Sizes and grid as far as somebody named them."""
+    """The sizes and the grid that a user has given; None for the others."""
 
     high: Size | None
     low: Size | None
@@ -78,20 +78,20 @@ class Named(NamedTuple):
 
 
 def named(high: str, low: str, grid: str) -> Named:
-    """Sizes and grid from text; an empty one is not named.
+    """Parse sizes and grid from text; an empty text means that none is given.
 
     Raises:
-        UsageError: a text is no size or grid.
+        UsageError: a text is not a size or a grid.
     """
     high_size, low_size = (size_of(text, name) if text else None for text, name in ((high, "high"), (low, "low")))
     return Named(high_size, low_size, Grid.parse(grid) if grid else None)
 
 
 def shape_of(high: str, low: str, grid: str, channels: int) -> Shape:
-    """Sizes and grid from text, all of them named.
+    """Parse sizes and grid from text; all of them must be given.
 
     Raises:
-        UsageError: a text is no size or grid, or the grid has more patches than HR can hold.
+        UsageError: a text is empty, or not a size or a grid; or the grid has more patches than HR can hold.
     """
     high_size, low_size, parts = found = named(high, low, grid)
     if high_size is None or low_size is None or parts is None:
@@ -102,7 +102,7 @@ def shape_of(high: str, low: str, grid: str, channels: int) -> Shape:
 
 
 def size_of(text: str, name: str) -> Size:
-    """``"128"`` or ``"96x160"`` as (height, width).
+    """Parse ``"128"`` or ``"96x160"`` as (height, width).
 
     Raises:
         UsageError: the text is neither, or a side is 0.
@@ -114,22 +114,22 @@ def size_of(text: str, name: str) -> Size:
 
 
 def size_text(size: Size) -> str:
-    """The text that `size_of` takes."""
+    """Return the text that `size_of` parses."""
     return str(size[0]) if size[0] == size[1] else f"{size[0]}x{size[1]}"
 
 
 def edges(length: int, parts: int) -> list[int]:
-    """The ``parts + 1`` patch edges along one side of ``length`` pixels."""
+    """Return the ``parts + 1`` patch edges along one side of ``length`` pixels."""
     return [i * length // parts for i in range(parts + 1)]
 
 
 def patch_size(grid: Grid, height: int, width: int) -> tuple[int, int]:
-    """Height and width of the largest patch, which every packed patch is padded to."""
+    """Return height and width of the largest patch; every packed patch is padded to them."""
     return -(-height // grid.rows), -(-width // grid.cols)
 
 
 def boxes(grid: Grid, height: int, width: int) -> list[tuple[int, int, int, int]]:
-    """``(top, left, bottom, right)`` of each patch in pixels, row-major, end exclusive."""
+    """Return ``(top, left, bottom, right)`` of each patch in pixels, row-major, end exclusive."""
     grid.check(height, width)
     ys, xs = edges(height, grid.rows), edges(width, grid.cols)
     return [(ys[r], xs[c], ys[r + 1], xs[c + 1]) for r in range(grid.rows) for c in range(grid.cols)]

@@ -1,7 +1,7 @@
-"""Packed patches: the chosen patches of a whole batch in one tensor, and nothing else.
+"""Pack the chosen patches of a whole batch, and nothing else, into one tensor.
 
-A batch in which images keep 0, 3 and 11 patches carries 14 patches, so whatever works on packed
-patches costs what was chosen, by construction.
+A batch in which images keep 0, 3 and 11 patches carries 14 patches, so work on packed patches costs
+what was chosen, by construction.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class Packed:
         pixels: ``(N, C, p, q)``, the values of the source (0..255 for 8-bit images). Where the image
             is not divisible by the grid, smaller patches are padded with zeros at the bottom and right.
         image: ``(N,)`` int64, which image of the batch each patch belongs to.
-        patch: ``(N,)`` int64, its number in the grid.
-        batch: number of images, with those that keep no patch.
+        patch: ``(N,)`` int64, each patch's number in the grid.
+        batch: number of images, including those that keep no patch.
         weight: ``(N,)`` or None; multiplies the normalised pixels. Only the straight-through
             estimator sets it, to carry a gradient back to the choice.
     """
@@ -41,12 +41,12 @@ class Packed:
         return self.image.new_zeros(self.batch).index_add(0, self.image, torch.ones_like(self.image))
 
     def to(self, device: torch.device | str) -> Packed:
-        """The same patches on another device."""
+        """Return the same patches on another device."""
         weight = None if self.weight is None else self.weight.to(device)
         return Packed(self.pixels.to(device), self.image.to(device), self.patch.to(device), self.batch, weight)
 
     def of_images(self, keep: Tensor) -> Packed:
-        """The patches of the images where ``keep (batch,)`` bool is true, renumbered from 0."""
+        """Return the patches of images where ``keep (batch,)`` bool is true; these images are renumbered from 0."""
         chosen = keep[self.image]
         renumbered = keep.long().cumsum(0)[self.image[chosen]] - 1
         weight = None if self.weight is None else self.weight[chosen]
@@ -70,7 +70,7 @@ def gather(images: Tensor, choice: Tensor, grid: Grid) -> Packed:
 
 
 def scatter(packed: Packed, pixels: Tensor, canvas: Tensor, grid: Grid) -> Tensor:
-    """Lay packed patches on a canvas; what was not chosen keeps the canvas' own values.
+    """Lay packed patches on a canvas; elsewhere the canvas keeps its own values.
 
     Args:
         packed: which image and patch each row of ``pixels`` belongs to.
@@ -93,12 +93,12 @@ def scatter(packed: Packed, pixels: Tensor, canvas: Tensor, grid: Grid) -> Tenso
 
 
 def at_patches(packed: Packed, images: Tensor, grid: Grid) -> Tensor:
-    """What ``images (B, C, H, W)`` hold where each packed patch lies: ``(N, C, p, q)``."""
+    """Return the pixels of ``images (B, C, H, W)`` at the place of each packed patch: ``(N, C, p, q)``."""
     return _blocks(images, grid)[packed.image, packed.patch // grid.cols, packed.patch % grid.cols]
 
 
 def _blocks(images: Tensor, grid: Grid) -> Tensor:
-    """``(B, C, H, W)`` as ``(B, rows, cols, C, p, q)``: a view where the grid divides the image."""
+    """Return ``(B, C, H, W)`` as ``(B, rows, cols, C, p, q)``: a view if the grid divides the image."""
     b, c, height, width = images.shape
     grid.check(height, width)
     p, q = patch_size(grid, height, width)
@@ -111,6 +111,6 @@ def _blocks(images: Tensor, grid: Grid) -> Tensor:
 
 
 def _real_positions(length: int, parts: int, size: int) -> Tensor:
-    """Where each pixel of a side lies once every patch is padded to ``size`` pixels."""
+    """Return where each pixel of a side lies once every patch is padded to ``size`` pixels."""
     starts = edges(length, parts)
     return torch.cat([torch.arange(end - start) + i * size for i, (start, end) in enumerate(pairwise(starts))])

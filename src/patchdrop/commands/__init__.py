@@ -1,4 +1,4 @@
-"""What each command does, as functions that also make the Python API.
+"""Provide a function for each command; together these functions are also the Python API.
 
 May import everything but `cli`.
 """

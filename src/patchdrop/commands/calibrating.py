@@ -1,4 +1,4 @@
-"""Operating points of a trained policy, on images that training did not use."""
+"""Measure the operating points of a trained policy on images that training did not use."""
 
 from __future__ import annotations
 
@@ -35,21 +35,21 @@ def calibrate(
     fraction: float | None = None,
     seed: int | None = None,
 ) -> dict[str, Any]:
-    """Measure a stage's operating points and pick the one that meets a target; writes ``calibration.json``.
+    """Measure a stage's operating points, pick the one that meets a target, and write ``calibration.json``.
 
     Thresholds are found on the run's validation split. The curve is measured on images that training did not use:
     a part of the run's own test split, drawn at random, or a split of another data set.
 
     Args:
         data: folder or CSV file with the labelled images; by default what the run was trained on.
-        split: of ``data``.
+        split: which split of ``data``.
         fraction: share of the split that is drawn; by default half of the run's own test split, all of another set.
-        seed: of the draw; by default the run's.
+        seed: seed of the draw; by default the run's.
 
     Raises:
         DataError: no point qualifies, or an image was used in training.
         RunError: the run's data have changed since its training, or times are asked for that were not measured.
-        UsageError: a value out of range.
+        UsageError: a value is out of range.
     """
     run = RunFolder(run_folder).require()
     recipe, target = Recipe.of(run.settings()), target or Target()
@@ -93,7 +93,7 @@ def calibrate(
 
 
 def _calibration_data(run: RunFolder, source: DataSource, data: str | None, split: str) -> tuple[Data, Split]:
-    """The data to calibrate on, none of which training used, and the run's own validation split."""
+    """Load the data to calibrate on, none of which training used, and the run's own validation split."""
     if data is None or data == source.data:
         if split != "test":
             raise DataError(
@@ -116,7 +116,7 @@ def _calibration_data(run: RunFolder, source: DataSource, data: str | None, spli
 
 
 def _refuse_trained(run: RunFolder, source: DataSource, loaded: Data, data: str, split: str) -> None:
-    """Raise DataError where an image of the split is one that training, or the choice of checkpoints, used."""
+    """Raise DataError if training, or the choice of checkpoints, used an image of the split."""
     recorded = run.data()
     digest = loaded.splits[split].sha256
     for name, used in recorded.get("sha256", {}).items():
@@ -138,7 +138,7 @@ def _refuse_trained(run: RunFolder, source: DataSource, loaded: Data, data: str,
 
 
 def _refuse_trained_windows(trained: Path, data: Path, split: str) -> None:
-    """Raise DataError where a window of the split overlaps one that training used; files cannot be compared with it."""
+    """Raise DataError if a window of the split overlaps one that training used; files are not comparable with it."""
     if not (is_window_list(trained) and is_window_list(data)):
         return
     ours = list_windows(data).splits[split]

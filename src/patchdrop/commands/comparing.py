@@ -1,4 +1,4 @@
-"""The paper's tables over one data set."""
+"""Make the paper's tables for one data set."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ NO_PRICE = Price()
 def compare(
     options: CompareOptions, settings: TrainSettings, out: str | Path, price: Price = NO_PRICE
 ) -> dict[str, Any]:
-    """Train every row of a table that is not there yet, judge all of them on the same images, write and return it.
+    """Train each row of a table that is not trained yet, judge all on the same images, write and return the table.
 
     Args:
-        settings: of the run and, where a row does not say otherwise, of every row; its seed is the first one.
+        settings: settings of the run and, unless a row says otherwise, of every row; their seed is the first one.
         out: folder of the comparison.
     """
     settings, _ = sized(replace(settings, insist=True))  # a table has all stages
@@ -61,14 +61,14 @@ def compare(
                 judged.append(comparison.seed_rows(bench, rows, split, price, progress.advance, timed=bench is first))
         where = {**provenance(settings.seed), **comparison.training(first, rows)}
         results = comparison.results(first, rows, judged, seeds, split, price, where)
-        # Another call may differ in what may differ, such as where the data lie; it is on record once it has worked.
+        # Some settings may change from call to call, such as where the data lie; they are recorded once it has worked.
         write_bytes(asked, to_yaml(document).encode())
         comparison.write(folder.path, results)
     return results
 
 
 def compare_list(options: CompareOptions, settings: TrainSettings, out: str | Path) -> dict[str, Any]:
-    """The rows of a table; with data also the stages that one seed trains, and what each takes here."""
+    """List the rows of a table; with data also the stages that one seed trains, and the time each takes here."""
     settings, _ = sized(replace(settings, insist=True))  # a table has all stages
     options.check(settings.shape.grid.patches, settings.trained_stages, settings.classifier)
     rows = chosen_rows(FORMS[options.table], options.rows)
@@ -105,7 +105,7 @@ def _train_comparison(bench: Bench, settings: Mapping[str, Any], rows: Sequence[
 
 
 def _recorded(folder: Path, seed: int) -> dict[str, Any]:
-    """The settings of a seed's run, once it has begun."""
+    """Return the settings of a seed's run; empty if it has not begun."""
     run = RunFolder(_folder(folder, seed) / "run")
     return run.settings().to_mapping() if run.exists() and run.begun() else {}
 

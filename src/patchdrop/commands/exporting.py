@@ -1,4 +1,4 @@
-"""A trained stage as ONNX graphs in a folder."""
+"""Export a trained stage as ONNX graphs into a folder."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ from patchdrop.training.recipe import Recipe
 GRAPHS = ("policy", "classifier")
 DESCRIPTION = "model.json"
 THRESHOLD = 0.0
-"""Patch logit from which on a patch is read: a probability of 0.5, as `patchdrop.policy.choice.greedy` has it."""
+"""Lowest patch logit at which a patch is read: a probability of 0.5, as in `patchdrop.policy.choice.greedy`."""
 
 
 def export(run_folder: str | Path, onnx: str | Path, stage: str | None = None) -> dict[str, Any]:
-    """Write a stage's policy and classifier as ONNX graphs, once ONNX Runtime is seen to agree with torch.
+    """Write a stage's policy and classifier as ONNX graphs, after checking that ONNX Runtime agrees with torch.
 
     Args:
-        onnx: folder for ``policy.onnx``, ``classifier.onnx`` and ``model.json``, which describes and vouches for them.
+        onnx: folder for ``policy.onnx``, ``classifier.onnx`` and ``model.json``, their description with checksums.
         stage: ``pt``, ``ft1`` or ``ft2``; by default the last one that is trained.
 
     Returns:
@@ -77,7 +77,7 @@ def export(run_folder: str | Path, onnx: str | Path, stage: str | None = None) -
 
 
 def _description(config: ModelConfig, own_low: bool) -> dict[str, Any]:
-    """What whoever runs the graphs has to know: sizes, where patches lie, how to choose."""
+    """Describe what is needed to run the graphs: sizes, where patches lie, how to choose."""
     grid, size = config.shape.grid, config.shape.high
     return {
         "classifier_kind": config.classifier,
@@ -102,7 +102,7 @@ def _file(name: str) -> str:
 
 
 def _write(folder: Path, graphs: Mapping[str, bytes], document: dict[str, Any]) -> None:
-    """The graphs, then the description that vouches for them; none of it where one of them cannot be written."""
+    """Write the graphs, then the description with their checksums; if one cannot be written, leave none of them."""
     try:
         for name, graph in graphs.items():
             write_bytes(folder / _file(name), graph)
@@ -115,7 +115,7 @@ def _write(folder: Path, graphs: Mapping[str, bytes], document: dict[str, Any]) 
 
 @contextmanager
 def _own_folder(folder: Path, weights: str) -> Iterator[None]:
-    """The folder made and seen to be free or of the same weights; removed again where it was made for nothing.
+    """Make the folder, and check that it is free or of the same weights; remove it again if it was made for nothing.
 
     Raises:
         RunError: it cannot be written, or holds something else.
@@ -152,9 +152,9 @@ def _held(path: Path) -> dict[str, Any]:
 
 
 def _pixels_to_check(recipe: Recipe, config: ModelConfig) -> tuple[Tensor, Tensor, str]:
-    """HR and LR of as many training images as the largest batch, and what they are; noise where there are none now."""
+    """Return HR and LR of as many training images as the largest batch, or noise if there are none, and which it is."""
     images = max(BATCHES)
-    # No memory, so that of a data set in files only these images are decoded.
+    # Without memory for images, only these few of a data set in files are decoded.
     few = replace(recipe.source, memory_gb=0.0, workers=0, skip_bad=False)
     try:
         split = load_with_bar(few, only="train").splits["train"]

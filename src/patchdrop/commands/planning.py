@@ -1,4 +1,4 @@
-"""What a training would do and take, before anything trains."""
+"""Describe what a training would do, and estimate the time it would take, before anything trains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from patchdrop.training.work import seconds_a_step
 
 
 def plan(settings: TrainSettings) -> dict[str, Any]:
-    """What `train` would do: data, networks, FLOPs, stages and the time they would take here."""
+    """Describe what `train` would do: data, networks, FLOPs, stages and the time they would take here."""
     ready = prepared(settings, trial=False)
     recipe, data = ready.recipe, ready.data
     stages = {}
@@ -49,7 +49,7 @@ def plan(settings: TrainSettings) -> dict[str, Any]:
 
 
 def _seconds_a_step(ready: Prepared, stage: str) -> float:
-    """Time of one training step of a stage, measured on the first batches with untrained networks."""
+    """Measure the time of one training step of a stage on the first batches, with untrained networks."""
     config, device = ready.config, ready.recipe.device
     found = statistics(ready.data.splits["fit"], ready.data.shape.low, images=64)
     model = on_device(build_stage(stage, config, found), device)

@@ -1,4 +1,4 @@
-"""Train, evaluate, predict, and what is in a run."""
+"""Train a run, evaluate it, predict with it, and describe what is in it."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ GALLERY = 36
 BATCH = 32
 """Images predicted at a time."""
 Pair = tuple[str | Path, str | Path | None]
-"""HR file, and an LR file of a sensor of its own."""
+"""HR file, and LR file of a sensor of its own, or None."""
 Found = TypeVar("Found")
 
 
 def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
-    """Train what is asked for and not there yet, then evaluate and write the report.
+    """Train what is asked for and not trained yet, then evaluate and write the report.
 
     Returns:
-        The document of ``results.json``: of the test split, or of ``val`` where there is none; without rows where no
-        stage is trained.
+        The document of ``results.json`` for the test split, or for ``val`` if there is none; without rows if no stage
+        is trained.
     """
     run = RunFolder(out)
     with run.locked():
@@ -82,10 +82,10 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
 def evaluate(
     run_folder: str | Path, data: str | None = None, split: str = "test", dial: Dial | None = None
 ) -> dict[str, Any]:
-    """The table of a trained run for a split of a data set, by default the one it was trained on.
+    """Evaluate a trained run on a split of a data set, by default the data set that it was trained on.
 
-    On its own test split the run's ``results.json`` and report are written anew, and no training may go on meanwhile;
-    not so where ``dial`` asks for another choice than the policy's own.
+    On its own test split the run's ``results.json`` and report are written anew, and no training may go on meanwhile,
+    unless ``dial`` asks for another choice than the policy's own.
     """
     run = RunFolder(run_folder).require()
     recipe = Recipe.of(run.settings())
@@ -107,7 +107,7 @@ def _evaluate_dial(run: RunFolder, recipe: Recipe, data: str | None, split: str,
     policy_stage(run)
     dial.check(recipe.source.shape.grid.patches)
     if dial.calibrated:
-        chosen_point(run, read_calibration(run))  # what is missing is said before images are decoded
+        chosen_point(run, read_calibration(run))  # report what is missing before images are decoded
     loaded = split_to_evaluate(recipe.source.elsewhere(data), split)
     same_classes(run, loaded)
     same_low(run, loaded, split)
@@ -158,7 +158,7 @@ def _evaluate_and_report(run: RunFolder, data: Data, split_name: str, recipe: Re
 
 
 def _dial_curve(run: RunFolder) -> dict[str, Any] | None:
-    """What `calibrate` wrote, for the report; one that is out of date is left out, and said to be."""
+    """Read what `calibrate` wrote, for the report; if it is out of date, leave it out and say so."""
     try:
         return read_calibration(run) if (run.path / CALIBRATION).exists() else None
     except RunError as error:
@@ -191,9 +191,9 @@ def predict(
     """Predict image files, `BATCH` at a time.
 
     Args:
-        failed: takes the reason of each image that cannot be read; without it the first one raises DataError.
-        dial: how many patches may be read; by default what the policy chooses. A mean budget is spent on these images,
-            so LR of all of them is looked at first.
+        failed: called with the reason for each image that cannot be read; without it the first one raises DataError.
+        dial: how many patches may be read; by default what the policy chooses. A mean budget is spread over these
+            images, so LR of all of them is looked at first.
         scaled_low: see `Predictor`.
     """
     choose: Choose = greedy
@@ -230,7 +230,7 @@ def _readable(
     batch: Sequence[Pair],
     failed: Callable[[str], None] | None,
 ) -> Iterator[Found]:
-    """What a predictor says of each image of a batch; where one cannot be read, of each alone, and that one fails."""
+    """Yield a predictor's answer for each image of a batch; if one cannot be read, ask for each alone."""
     lows = [low for _, low in batch if low is not None]
     try:
         found = list(ask([path for path, _ in batch], lows or None))
@@ -247,19 +247,19 @@ def _readable(
 
 
 def _scores(predictor: Predictor, batches: Iterable[Sequence[Pair]]) -> Tensor:
-    """Patch logits of all images whose LR can be read; the others are reported where they are predicted."""
+    """Return the patch logits of all images whose LR can be read; the others are reported when they are predicted."""
     found = [scores for batch in batches for scores in _readable(predictor.scores, batch, lambda reason: None)]
     return torch.stack(found) if found else torch.empty(0, predictor.grid.patches)
 
 
 def _unused(stem: str, used: Container[str]) -> str:
-    """A picture's name: the image's own, numbered where an image of another folder has taken it."""
+    """Return a picture's name: the image's own, with a number if an image of another folder has taken it."""
     names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
     return next(name for name in names if name not in used)
 
 
 def info(run_folder: str | Path) -> dict[str, Any]:
-    """What is in a run."""
+    """Describe what is in a run."""
     run = RunFolder(run_folder).require()
     stages = {}
     for stage in run.stages_done():

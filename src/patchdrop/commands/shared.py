@@ -1,4 +1,4 @@
-"""What several commands do first: check settings, load data, see that run and data belong together."""
+"""Do what several commands do first: check settings, load data, check that run and data belong together."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from patchdrop.training.work import step_flops
 
 @dataclass(frozen=True)
 class Prepared:
-    """What training is given.
+    """The inputs of a training.
 
     Attributes:
-        settings: with all that is filled in from the data.
-        recipe: the same as values.
-        costs: of its networks.
-        reasons: name of a setting that was proposed -> why; under ``warning`` that HR is larger than the images are.
+        settings: the settings, with all that is filled in from the data.
+        recipe: the same settings as values.
+        costs: cost of each network.
+        reasons: name of a setting that was proposed -> why; under ``warning``, that HR is larger than the images.
     """
 
     settings: TrainSettings
@@ -43,29 +43,29 @@ class Prepared:
 
     @property
     def config(self) -> ModelConfig:
-        """The description of the networks."""
+        """Description of the networks."""
         return self.recipe.with_classes(self.data.classes)
 
     def steps(self, stage: str) -> int:
-        """Steps of a whole stage."""
+        """Return the number of steps of a whole stage."""
         return self.recipe.loader(self.data).steps_per_epoch * self.recipe.schedule.epochs[stage]
 
     def flops_a_step(self, stage: str) -> float:
-        """FLOPs of one step of a stage."""
+        """Return the FLOPs of one step of a stage."""
         return self.recipe.schedule.batch * step_flops(stage, self.costs, self.config, self.recipe.learning)
 
 
 def prepared(settings: TrainSettings, trial: bool = True, recorded: Mapping[str, Any] | None = None) -> Prepared:
-    """Look at the data, fill in what nobody named, load the images.
+    """Look at the data, fill in the settings that nobody gave, and load the images.
 
     Args:
-        trial: whether augmentations that are left open are found by a short training, and what is filled in is said;
-            else they are `CAREFUL`.
-        recorded: settings of a run that has begun, from which what nobody named is taken.
+        trial: whether a short training finds augmentations that are left open, and what is filled in is printed;
+            otherwise they are `CAREFUL`.
+        recorded: settings of a run that has begun; they fill in what nobody gave.
 
     Raises:
-        UsageError: settings contradict each other; this is said before images are decoded, and where sizes and grid
-            are named before data are looked for.
+        UsageError: settings contradict each other; this is checked before images are decoded and, if sizes and grid
+            are given, before data are looked for.
     """
     settings, reasons = sized(settings.filled(recorded or {}))
     recipe = Recipe.of(settings)
@@ -86,7 +86,7 @@ def prepared(settings: TrainSettings, trial: bool = True, recorded: Mapping[str,
 
 
 def sized(settings: TrainSettings) -> tuple[TrainSettings, dict[str, str]]:
-    """Settings whose sizes, grid and networks are named, and the reasons for those that are proposed.
+    """Return the settings with sizes, grid and networks filled in, and the reasons for those that are proposed.
 
     Raises:
         UsageError: they contradict each other.
@@ -94,7 +94,7 @@ def sized(settings: TrainSettings) -> tuple[TrainSettings, dict[str, str]]:
     given, reasons = settings.named, {}
     if settings.data:
         if None not in given:
-            _with_networks(settings)  # contradictions are said before the data are looked for
+            _with_networks(settings)  # report contradictions before the data are looked for
         largest = LARGEST_ON_CPU if device_of(settings.device).type == "cpu" else LARGEST_ON_GPU
         found = propose_for(settings.data, settings.layout, largest, given)
         sizes = {"high": size_text(found.high), "low": size_text(found.low), "grid": str(found.grid)}
@@ -121,7 +121,7 @@ def _augmentations(recipe: Recipe, data: Data) -> tuple[Augmentation, ...]:
 
 
 def load_with_bar(source: DataSource, only: str | None = None) -> Data:
-    """Load a data set, showing how far decoding is, and say what was skipped."""
+    """Load a data set with a bar for the decoding, and say what was skipped."""
     seen = 0
 
     def progress(done: int, total: int) -> None:
@@ -142,7 +142,7 @@ def load_with_bar(source: DataSource, only: str | None = None) -> Data:
 
 
 def judging_split(data: Data) -> str:
-    """``test``, or where there is none ``val``, with a word about what that is worth."""
+    """Return ``test`` or, if there is none, ``val``; then say that its figures are optimistic."""
     if "test" in data.splits:
         return "test"
     say("there is no test split: evaluated on val, which also picked checkpoints, so figures are optimistic")
@@ -150,7 +150,7 @@ def judging_split(data: Data) -> str:
 
 
 def split_to_evaluate(source: DataSource, split: str) -> Data:
-    """A split as it was in training: a carved ``val`` is carved again."""
+    """Load the data for a split as in training; a ``val`` that was carved out of train is carved again."""
     if split == "test":
         return load_with_bar(source, only="test")
     data = load_with_bar(source)
@@ -160,7 +160,7 @@ def split_to_evaluate(source: DataSource, split: str) -> Data:
 
 
 def same_classes(run: RunFolder, data: Data) -> None:
-    """Raise RunError where a run was trained on other classes than the data have."""
+    """Raise RunError if a run was trained on other classes than the data have."""
     trained = tuple(run.stage_config(first_stage(run))["classes"])
     if trained != data.classes:
         odd = sorted(set(trained) ^ set(data.classes))[:3]
@@ -171,7 +171,7 @@ def same_classes(run: RunFolder, data: Data) -> None:
 
 
 def same_low(run: RunFolder, data: Data, split: str) -> None:
-    """LR images of another sensor cannot be replaced by averages of HR; the other way round one may try."""
+    """Raise RunError if a run learnt from LR of another sensor and the data have none; the reverse one may try."""
     if run.own_low and not data.splits[split].own_low:
         raise RunError(
             f"{run}: was trained on LR images of their own, {data.name} has none; "
@@ -180,7 +180,7 @@ def same_low(run: RunFolder, data: Data, split: str) -> None:
 
 
 def first_stage(run: RunFolder) -> str:
-    """The first trained stage; raises RunError where there is none."""
+    """Return the first trained stage; raise RunError if there is none."""
     done = run.stages_done()
     if not done:
         raise RunError(f"{run}: no stage is trained yet; go on with `patchdrop train`")
@@ -188,7 +188,7 @@ def first_stage(run: RunFolder) -> str:
 
 
 def network_costs(config: ModelConfig) -> dict[str, Cost]:
-    """Cost of each network; the first time that networks and sizes meet."""
+    """Return the cost of each network; raise UsageError if one cannot take its size, as here they first meet."""
     try:
         return forward_costs(config)
     except PatchDropError:
@@ -202,7 +202,7 @@ def network_costs(config: ModelConfig) -> dict[str, Cost]:
 
 
 def _of_patches(config: ModelConfig) -> str:
-    """Why BagNet's network cannot look at single patches, and at what size it could; empty where it can."""
+    """Say why BagNet's network cannot look at single patches, and at what size it could; empty if it can."""
     high, _, grid, channels = config.shape
     height, width = patch_size(grid, *high)
     if config.classifier != "bagnet" or takes(config.hr_network, (height, width), channels):

@@ -1,4 +1,4 @@
-"""Times of a run's networks."""
+"""Time the networks of a run."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ def bench(
     device: str = "cpu",
     images: int = 64,
 ) -> dict[str, Any]:
-    """Time the networks of a run's stages, all in turns; writes ``bench.json``.
+    """Time the networks of a run's stages, all in turns, and write ``bench.json``.
 
     Args:
-        batches: images a batch, each timed by itself.
-        threads: of torch; by default the run's.
+        batches: numbers of images in a batch, each timed by itself.
+        threads: threads of torch; by default the run's.
         rounds: timed runs of each way.
-        stages: which; by default all that are trained, without ``patches``.
-        data: folder or CSV file whose images to use, or ``scenes``; by default noise, whose own choice of patches
-            means nothing.
-        split: of ``data``.
+        stages: which stages; by default all that are trained, except ``patches``.
+        data: folder or CSV file whose images to use, or ``scenes``; by default noise, on which the policy's
+            own choice of patches means nothing.
+        split: which split of ``data``.
         device: ``cpu``, ``cuda`` or ``auto``; weights and images lie there before the clock starts.
-        images: that a policy's own choice is timed on, in whole batches; at least one batch, at most the split.
+        images: number of images that a policy's own choice is timed on, in whole batches; one batch to the whole split.
 
     Raises:
-        UsageError: a number out of range, or a stage that there is not.
+        UsageError: a number is out of range, or a stage does not exist.
         RunError: nothing is trained, or not what was asked for.
     """
     run = RunFolder(run_folder).require()
@@ -94,7 +94,7 @@ def _check(counts: Sequence[int], stages: Sequence[str]) -> None:
 
 
 def _timed(ways: Sequence[Way], high: Tensor, low: Tensor, batches: Sequence[int], rounds: int) -> list[dict[str, Any]]:
-    """Rows of all ways at each batch size."""
+    """Time all ways at each batch size, and return their rows."""
     work = {f"batch {size}": ((rounds + WARM_UP) * len(ways), float(size)) for size in batches}
     rows: list[dict[str, Any]] = []
     with bars(work, "runs") as bar:
@@ -106,9 +106,9 @@ def _timed(ways: Sequence[Way], high: Tensor, low: Tensor, batches: Sequence[int
 def _pixels_to_time(
     recipe: Recipe, config: ModelConfig, images: int, least: int, data: str | None, split: str
 ) -> tuple[Tensor, Tensor]:
-    """HR and LR of ``images`` images, uint8: noise, or images of a data set, evenly over its order.
+    """Return HR and LR of ``images`` images, uint8: noise, or images of a data set, spread evenly over its order.
 
-    Of a split with fewer images all are taken, some of them again only where they do not fill a batch of ``least``.
+    From a split with fewer images all are taken; some are repeated only if they do not fill a batch of ``least``.
     """
     if data is None:
         generator = torch.Generator().manual_seed(recipe.schedule.seed)

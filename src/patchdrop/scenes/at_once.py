@@ -1,4 +1,4 @@
-"""Several scenes at once: threads that wait for their bytes, one progress bar, one way to stop."""
+"""Work on several scenes at once: threads wait for their bytes, with one progress bar and one way to stop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class SceneBar:
-    """The progress of all scenes in one bar; how many cells the unopened ones have is told from the opened ones.
+    """A progress bar for all scenes; it estimates the cells of unopened scenes from those of the opened ones.
 
     Args:
         scenes: number of scenes.
@@ -29,19 +29,19 @@ class SceneBar:
         self._opened = self._cells = self._ended = 0
 
     def started(self) -> None:
-        """Work on one more scene begins."""
+        """Count one more scene as begun."""
         with self._lock:
             self._waiting -= 1
 
     def begin(self, cells: int) -> None:
-        """The scene is open and has this many cells."""
+        """Count one more scene as opened, with this many cells."""
         with self._lock:
             self._opened += 1
             self._cells += cells
         self.advance(0)
 
     def advance(self, cells: int) -> None:
-        """This many more cells are done."""
+        """Count this many more cells as done."""
         with self._lock:
             if self._opened:
                 expected = self._cells + self._waiting * self._cells // self._opened
@@ -49,7 +49,7 @@ class SceneBar:
                 self._shown.advance("cells", cells)
 
     def ended(self) -> None:
-        """Work on a scene ends, well or not."""
+        """Count one more scene as ended, successfully or not."""
         with self._lock:
             self._ended += 1
         self.advance(0)
@@ -63,16 +63,16 @@ def at_once(
     stop: threading.Event,
     unit: str = "cells",
 ) -> list[T]:
-    """Do something with each scene, ``jobs`` of them at a time.
+    """Run ``work`` on each scene, ``jobs`` of them at a time.
 
     Args:
-        failed: takes the reason of each scene whose work raises DataError; the others go on. Told in the order of the
-            scenes.
-        stop: set where an interrupt, or any other error, ends the work on all of them; who sees it raises `Stopped`.
+        failed: called with the reason for each scene whose work raises DataError, in the order of the scenes; the
+            others go on.
+        stop: set if an interrupt, or any other error, ends the work on all of them; work that sees it raises `Stopped`.
         unit: what the bar counts.
 
     Returns:
-        What came of the others, in the order of the scenes.
+        The results of the others, in the order of the scenes.
     """
 
     def one(source: S) -> T:
@@ -100,7 +100,7 @@ def at_once(
                 except DataError as error:
                     failed(str(error))
                 except Stopped:
-                    continue  # because of another scene, whose error comes yet
+                    continue  # because of another scene, whose error is still to come
         except BaseException:
             stop.set()
             raise

@@ -1,4 +1,4 @@
-"""What reading or ordering a part of a scene costs, in square kilometres, money and seconds, and what all of it would.
+"""Compute what reading or ordering a part of a scene costs, in km2, money and seconds, and what all of it would cost.
 
 A plan and its execution go through the same functions, so that both come to the same sums.
 """
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 
 
 class Bill(NamedTuple):
-    """Of a scene, or of several; None where it is not known or not asked for."""
+    """The bill of one or several scenes; a value is None if it is not known or not asked for."""
 
     chosen_km2: float | None
     """Ground of the chosen patches."""
     ordered_km2: float | None
-    """What is billed for the areas that cover them; None without a tariff for imagery."""
+    """Ground that is billed for the areas that cover them; None without a tariff for imagery."""
     everything_km2: float | None
     """Ground of the whole scene."""
     money: float | None
-    """In the tariff's currency; None without a tariff."""
+    """Price in the tariff's currency; None without a tariff."""
     everything_money: float | None
     """The same for the whole scene."""
 
@@ -42,7 +42,7 @@ class Priced(NamedTuple):
 
 
 class Link(NamedTuple):
-    """How fast bytes come, for an estimate of time."""
+    """The speed of a connection, for an estimate of time."""
 
     latency: float
     """Milliseconds until the first byte of an answer."""
@@ -53,17 +53,17 @@ class Link(NamedTuple):
 
 
 NETWORK = Link(50.0, 100.0, IN_FLIGHT)
-"""Taken for scenes behind HTTP(S) where nothing is said."""
+"""Default for scenes behind HTTP(S)."""
 DISK = Link(0.1, 4000.0, 1)
-"""Taken for files where nothing is said."""
+"""Default for files."""
 
 
 def check_billable(tariff: Tariff, georeferenced: bool, counted: bool, name: str) -> None:
-    """Whether a scene can be sold under a tariff.
+    """Check that a scene can be sold under a tariff.
 
     Args:
         counted: whether requests and bytes of the scene are known.
-        name: of the scene, for errors.
+        name: name of the scene, for errors.
 
     Raises:
         DataError: the tariff is by area, and the scene has no georeference; or by bytes or requests that are not known.
@@ -88,7 +88,7 @@ def bill(
     cost: Cost,
     everything: Cost,
 ) -> tuple[Bill, list[Priced]]:
-    """The bill of one scene, and the areas to order.
+    """Compute the bill of one scene, and the areas to order.
 
     Args:
         ground: None without a georeference.
@@ -98,7 +98,7 @@ def bill(
         everything: requests and bytes of reading the whole scene.
 
     Returns:
-        The areas are none where the tariff sells no imagery.
+        The bill and the areas; no areas if the tariff sells no imagery.
     """
     chosen, whole = None, None
     if ground is not None:
@@ -125,13 +125,13 @@ def bill(
 
 
 def _shares(areas: Sequence[Area], price: float) -> list[Priced]:
-    """Each area's share of an order's price, by what it is billed for."""
+    """Divide an order's price among its areas, in proportion to the ground that each is billed for."""
     total = sum(area.km2 for area in areas)
     return [Priced(area, price * (area.km2 / total if total else 1 / len(areas))) for area in areas]
 
 
 def total_bill(bills: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
-    """Sums over scenes, each an order of its own; None where a scene has no such value, and without scenes."""
+    """Sum bills over scenes, each an order of its own; None if a scene has no such value, or without scenes."""
     sums: dict[str, float | None] = {}
     for name in Bill._fields:
         values = [one[name] for one in bills]
@@ -141,14 +141,14 @@ def total_bill(bills: Sequence[Mapping[str, float | None]]) -> dict[str, float |
 
 
 def estimate(costs: Mapping[str, Cost], everything: Cost, link: Link) -> dict[str, Any]:
-    """Seconds that reading takes; the networks' time is not part of it.
+    """Estimate the seconds that reading takes, without the time of the networks.
 
-    The header's requests follow one another, the others, a pair's LR scene among them, go ``link.in_flight`` at a time;
-    a turn of requests waits for the latency once, and all bytes share the bandwidth.
+    The header's requests follow one another; the others, with those of a pair's LR scene, go ``link.in_flight`` at a
+    time. A turn of requests waits for the latency once, and all bytes share the bandwidth.
 
     Args:
-        costs: of an execution, by purpose: ``header``, ``overview``, ``patch``, of a pair also ``low``.
-        everything: of reading the whole scene, its header included.
+        costs: costs of an execution by purpose: ``header``, ``overview``, ``patch``, of a pair also ``low``.
+        everything: cost of reading the whole scene, its header included.
     """
 
     def seconds(turns: int, received: int) -> float:

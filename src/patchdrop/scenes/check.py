@@ -1,4 +1,4 @@
-"""Is a file fit for partial reading, what does a patch cost, and what makes it fit? Reads the header only."""
+"""Check from its header whether a file is fit for partial reading, what a patch costs, and what makes it fit."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from patchdrop.transport.ranges import is_url, public_name
 from patchdrop.transport.remote import LIMIT
 
 SAMPLED = 512
-"""Cells, evenly spread, whose patches are priced."""
+"""Number of cells, evenly spread, whose patches are priced; a scene with fewer has all priced."""
 
 
 def shape_of(run: Path | None, high: str, low: str, grid: str) -> Shape:
-    """Sizes and grid of a run's settings, or as given, for three bands.
+    """Return sizes and grid of a run's settings or, without a run, as given, for three bands.
 
     Raises:
-        UsageError: they are none.
+        UsageError: see `patchdrop.grid.shape_of`.
     """
     if run is not None:
         return RunFolder(run).settings().shape
@@ -50,10 +50,10 @@ def check(
     cache: Path | None = None,
     limit: float = LIMIT,
 ) -> list[dict[str, Any]]:
-    """What each file is, and whether a model of this shape can read it in parts.
+    """Describe each file, and check whether a model of this shape can read it in parts.
 
     Args:
-        failed: takes the reason of each file whose header cannot be read.
+        failed: called with the reason for each file whose header cannot be read.
         jobs: files at once.
         cache, limit: see `open_transport`.
     """
@@ -78,7 +78,7 @@ def check(
 def check_one(
     source: Source, shape: Shape, stop: threading.Event, cache: Path | None, limit: float = LIMIT
 ) -> dict[str, Any]:
-    """As `check`, of one file and what its LR comes from; raises DataError where a header cannot be read."""
+    """Check one file, and what its LR comes from, as `check` does; raise DataError if a header cannot be read."""
     with closing(open_transport(source.scene, limit, stop=stop, cache=cache)) as transport:
         try:
             header = read_header(transport)
@@ -122,7 +122,7 @@ def check_one(
 
 
 def _check_slide(source: str, shape: Shape, refused: HeaderError) -> dict[str, Any]:
-    """As `check_one`, of a slide for OpenSlide; nothing is said of bytes, which it reads by itself."""
+    """Check a slide for OpenSlide as `check_one` does; what a patch costs is unknown, as OpenSlide reads by itself."""
     with closing(slide_instead(source, refused)) as file:
         width, height = file.slide.dimensions
         levels = [
@@ -158,12 +158,12 @@ def _overview(full: Level, level: Level) -> dict[str, Any]:
 
 
 def _aligned(full: Level, patch: tuple[int, int]) -> bool:
-    """Whether patches are made of whole tiles."""
+    """Return whether patches are made of whole tiles."""
     return full.tile is not None and all(side % tile == 0 for side, tile in zip(patch, full.tile, strict=True))
 
 
 def _patch_costs(full: Level, shape: Shape) -> dict[str, float]:
-    """Means over patches read one by one: a tile that several patches share counts for each."""
+    """Return mean bytes and tiles of patches read one by one: a tile that several patches share counts for each."""
     height, width = shape.high
     rows, cols = full.height // height, full.width // width
     cells = np.unique(np.linspace(0, rows * cols - 1, min(rows * cols, SAMPLED)).astype(int)).tolist()
@@ -181,7 +181,7 @@ def _patch_costs(full: Level, shape: Shape) -> dict[str, float]:
 
 
 def command(name: str, header: Header, shape: Shape) -> str:
-    """The gdal_translate command that makes a file fit, with tiles no larger than a patch where GDAL allows it."""
+    """Return the gdal_translate command that makes a file fit, with tiles no larger than a patch if GDAL allows it."""
     full = header.levels[0]
     side = min(patch_size(shape.grid, *shape.high))
     block = min(512, max(128, 1 << (side.bit_length() - 1)))

@@ -1,4 +1,4 @@
-"""What reading scenes costs: requests and bytes, or regions and pixels of slides; from these money and time."""
+"""Compute what reading scenes costs: requests and bytes, or regions and pixels of slides; then money and time."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from patchdrop.transport.ledger import Cost, Regions
 
 
 def cost_of_everything(scene: Scene) -> Cost | Regions:
-    """What reading the whole scene costs."""
+    """Return what reading the whole scene costs, its header included."""
     header: Any = scene.transport.ledger.needed("header")
     found: Cost | Regions = header.plus(scene.everything())
     return found
 
 
 def with_total(costs: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """Costs of one kind, and their sum."""
+    """Return the costs, all of one kind, and their sum as ``total``."""
     kind = type(costs["patch"])
     total = kind(*(sum(column) for column in zip(*costs.values(), strict=True)))
     return {name: cost._asdict() for name, cost in {**costs, "total": total}.items()}
 
 
 def total_of(scenes: Sequence[dict[str, Any]]) -> dict[str, int]:
-    """Sums over scenes: what was, or would be, read, and what reading everything costs.
+    """Sum over scenes what was, or would be, read, and what reading everything costs.
 
-    Requests and bytes are of scenes, regions and pixels of slides, whose bytes cannot be counted.
+    Requests and bytes are of scenes; regions and pixels of slides, whose bytes cannot be counted.
     """
     sums = {name: sum(scene[name] for scene in scenes) for name in ("cells", "skipped", "patches")}
     for units in (("requests", "bytes"), ("regions", "pixels")):
@@ -43,7 +43,7 @@ def total_of(scenes: Sequence[dict[str, Any]]) -> dict[str, int]:
 
 
 def check_price(scene: Scene, places: Places, tariff: Tariff | None) -> None:
-    """Raise DataError where the tariff's prices do not fit the scene, before its pixels are read."""
+    """Raise DataError if the tariff's prices do not fit the scene, before its pixels are read."""
     if tariff is not None:
         check_billable(tariff, places.kind == "CRS84", isinstance(scene, TiledScene), scene.name)
 
@@ -51,25 +51,25 @@ def check_price(scene: Scene, places: Places, tariff: Tariff | None) -> None:
 def bill_of(
     scene: Scene, places: Places, boxes: Sequence[Box], total: dict[str, int], tariff: Tariff | None
 ) -> tuple[Bill, list[Priced]]:
-    """What some patches of a scene cost, read with ``total``."""
-    cost = everything = Cost(0, 0)  # of a slide nothing is counted that could be paid for
+    """Compute the bill of some patches of a scene that cost ``total`` to read, and the areas to order."""
+    cost = everything = Cost(0, 0)  # for a slide nothing is counted that could be paid for
     if isinstance(scene, TiledScene):
         cost, everything = Cost(**total), Cost(**cost_of_everything(scene)._asdict())
     return bill(tariff, places.ground(*scene.size), scene.size, boxes, cost, everything)
 
 
 def seconds_of(scene: Scene, costs: dict[str, Any], link: Link) -> dict[str, Any] | None:
-    """As `estimate`; None of a slide, whose bytes are not known."""
+    """Estimate the seconds as `estimate` does; None for a slide, whose bytes are not known."""
     if not isinstance(scene, TiledScene):
         return None
     return estimate(costs, Cost(**cost_of_everything(scene)._asdict()), link)
 
 
 def billed(scenes: Sequence[dict[str, Any]], tariff: Tariff | None) -> dict[str, Any]:
-    """The tariff and the sums over scenes."""
+    """Return the tariff and the sum of the scenes' bills."""
     return {"tariff": mapping(tariff), "bill": total_bill([scene["bill"] for scene in scenes])}
 
 
 def mapping(tariff: Tariff | None) -> dict[str, Any] | None:
-    """The tariff for JSON; None without one."""
+    """Return the tariff for JSON; None without one."""
     return None if tariff is None else tariff.to_mapping()

@@ -1,4 +1,4 @@
-"""The kinds of files that `predict` writes for a scene; free of torch, so that the command line answers at once."""
+"""List the kinds of file that `predict` writes for a scene; free of torch, so that the command line answers at once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,6 @@ ENDINGS: dict[Format, str] = {
     "map": ".map.tif",
     "png": ".png",
 }
-"""What a file's name ends with."""
+"""Ending of a file's name."""
 PACKAGES: dict[Format, str] = {"gpkg": "pyogrio", "map": "rasterio"}
-"""Packages of the extra ``geo`` that a kind needs."""
+"""Package of the extra ``geo`` that a kind needs."""

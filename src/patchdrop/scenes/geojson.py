@@ -1,7 +1,7 @@
-"""Polygons on the globe as geometries of GeoJSON (RFC 7946), in CRS84: longitude, latitude on WGS 84.
+"""Turn polygons on the globe into geometries of GeoJSON (RFC 7946), in CRS84: longitude, latitude on WGS 84.
 
-Rings run counter-clockwise (the right-hand rule). Longitudes are between -180 and 180 degrees; what lies across the
-180th meridian is cut there, and what lies over a pole reaches up to it on a map of degrees.
+Rings run counter-clockwise (the right-hand rule). Longitudes are between -180 and 180 degrees; a polygon across the
+180th meridian is cut there, and one over a pole reaches up to latitude 90 or -90.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ Point = tuple[float, float]
 DIGITS = 8
 """Decimal digits of a degree: about a millimetre."""
 POLE = 1e-7
-"""Degrees from a pole that are none."""
+"""A point nearer to a pole than this, in degrees, counts as the pole."""
 TINY = 1e-9
-"""Degrees that rounding may make."""
+"""Error in degrees that rounding may make."""
 POLE_POINTS = 16
-"""Points on an edge of an area that lies over a pole."""
+"""Points on each edge of an area that lies over a pole."""
 
 
 def geometry(polygons: Sequence[Sequence[Sequence[Point]]]) -> dict[str, Any]:
-    """One polygon of GeoJSON, or several as one geometry; the first ring of each is its outer one."""
+    """Return one polygon of GeoJSON, or several as one geometry; the first ring of each is its outer one."""
     found = []
     for rings in polygons:
         rounded = [[(round(x, DIGITS), round(y, DIGITS)) for x, y in ring] for ring in rings]
@@ -36,11 +36,11 @@ def geometry(polygons: Sequence[Sequence[Sequence[Point]]]) -> dict[str, Any]:
 
 
 def within_180(rings: list[list[Point]], wide: bool) -> list[list[list[Point]]]:
-    """A polygon of degrees as polygons between -180 and 180: one, or several where it lies across the 180th meridian.
+    """Move a polygon of degrees to between -180 and 180; if it lies across the 180th meridian, cut it into several.
 
     Args:
-        rings: the outer one, then those of holes.
-        wide: it is wider than 180 degrees; one that is not, but seems so, has corners on both sides of the meridian.
+        rings: the outer ring, then those of holes.
+        wide: it is wider than 180 degrees; one that only seems so has corners on both sides of the meridian.
     """
     xs = [x for x, _ in rings[0]]
     if max(xs) - min(xs) > 180 and not wide:
@@ -61,8 +61,8 @@ def within_180(rings: list[list[Point]], wide: bool) -> list[list[list[Point]]]:
 
 
 def over_pole(outer: Sequence[Point], holes: Sequence[Sequence[Point]]) -> list[list[list[Point]]]:
-    """A polygon whose outer line goes round a pole, on a map of degrees that the pole is an edge of."""
-    # Between the point nearest to the pole and the pole the line does not pass.
+    """Return a polygon whose outer line goes round a pole as polygons on a map of degrees; the pole is its edge."""
+    # No part of the line lies between its point nearest to the pole and the pole.
     first = max(range(len(outer)), key=lambda i: abs(outer[i][1]))
     line = [*outer[first:], *outer[: first + 1]]
     found = [line[0]]
@@ -81,7 +81,7 @@ def over_pole(outer: Sequence[Point], holes: Sequence[Sequence[Point]]) -> list[
 
 
 def turns_round_pole(ring: Sequence[Point]) -> bool:
-    """Whether a closed line of degrees goes once round a pole; not where it goes through it."""
+    """Return whether a closed line of degrees goes once round a pole; False if it goes through a pole."""
     if not ring or any(abs(y) > 90 - POLE for _, y in ring):
         return False
     xs = [x for x, _ in ring]
@@ -89,7 +89,7 @@ def turns_round_pole(ring: Sequence[Point]) -> bool:
 
 
 def beside_poles(ring: Sequence[Point]) -> list[Point]:
-    """A pole, which has every longitude, is given those of the points before and after it."""
+    """Replace each pole, which has every longitude, by two points with the longitudes before and after it."""
     found: list[Point] = []
     for i, (x, y) in enumerate(ring):
         if abs(y) > 90 - POLE:
@@ -101,26 +101,26 @@ def beside_poles(ring: Sequence[Point]) -> list[Point]:
 
 
 def densified(ring: Sequence[Point]) -> list[Point]:
-    """The ring with `POLE_POINTS` points on each edge."""
+    """Return the ring with `POLE_POINTS` points on each edge."""
     following = [*ring[1:], ring[0]]
     steps = [i / POLE_POINTS for i in range(POLE_POINTS)]
     return [(x + s * (u - x), y + s * (v - y)) for (x, y), (u, v) in zip(ring, following, strict=True) for s in steps]
 
 
 def spread(ring: Sequence[Point]) -> float:
-    """Degrees between the westernmost and the easternmost point, as numbers."""
+    """Return the largest longitude minus the smallest, in degrees, as plain numbers."""
     xs = [x for x, _ in ring]
     return max(xs) - min(xs)
 
 
 def closed(corners: Sequence[Point], hole: bool = False) -> list[Point]:
-    """Closed, and counter-clockwise; clockwise round a hole."""
+    """Return the ring closed and counter-clockwise, or clockwise round a hole."""
     ordered = list(reversed(corners)) if (_area(corners) < 0) != hole else list(corners)
     return [*ordered, ordered[0]]
 
 
 def collection_start(kind: str) -> str:
-    """The text of a feature collection up to its features."""
+    """Return the text of a feature collection up to its features."""
     said = '"coordinates": "pixels", ' if kind == "pixels" else ""
     return f'{{"type": "FeatureCollection", {said}"features": ['
 
@@ -129,16 +129,16 @@ COLLECTION_END = "\n]}\n"
 
 
 def feature(geometry: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
-    """A GeoJSON feature."""
+    """Return a GeoJSON feature."""
     return {"type": "Feature", "geometry": geometry, "properties": properties}
 
 
 def _eastward(start: float, end: float) -> float:
-    """Degrees from one longitude to another, the shorter way."""
+    """Return the degrees from one longitude to another, the shorter way."""
     return (end - start + 180) % 360 - 180
 
 
 def _area(ring: Sequence[Point]) -> float:
-    """Signed area, positive where the ring runs counter-clockwise."""
+    """Return the signed area, positive if the ring runs counter-clockwise."""
     following = [*ring[1:], ring[0]]
     return sum(x * v - u * y for (x, y), (u, v) in zip(ring, following, strict=True)) / 2

@@ -1,4 +1,4 @@
-"""Lists of scenes: CSV, JSON lines, and STAC items.
+"""Read lists of scenes: CSV, JSON lines, and STAC items.
 
 Source: Radiant Earth, *SpatioTemporal Asset Catalog specification 1.1*, read by pystac.
 """
@@ -21,7 +21,7 @@ LOW = "low"
 
 
 class Source(NamedTuple):
-    """A scene by a user's words: a file, a URL or the address of an object."""
+    """A scene as a user names it: a file, a URL or the address of an object."""
 
     scene: str
     low: str | None = None
@@ -29,7 +29,7 @@ class Source(NamedTuple):
 
 
 class Row(NamedTuple):
-    """One entry of a list; ``reason`` says why it names no scene, empty where it does."""
+    """One entry of a list; ``reason`` says why it names no scene, and is empty if it does."""
 
     where: str
     scene: str
@@ -44,14 +44,14 @@ def sources_of(
     failed: Callable[[str], None],
     low: str | None = None,
 ) -> list[Source]:
-    """The scenes that a user has named, then those of a list.
+    """Return the scenes that a user has named, then those of a list.
 
     Args:
         file: ``.csv`` (column ``scene``, perhaps ``low``), ``.jsonl`` (the same keys) or ``.json`` (a STAC item or item
             collection).
         asset: which asset of a STAC item; None: the one whose media type is GeoTIFF.
         low: the LR scene of those that have none of their own in the list.
-        failed: takes the reason of each row that names no scene.
+        failed: called with the reason for each row that names no scene.
 
     Raises:
         UsageError: nothing was named, or ``asset`` without STAC items.
@@ -106,7 +106,7 @@ def _rows(file: Path, asset: str | None) -> Iterator[Row]:
 
 
 def _csv_rows(file: Path) -> Iterator[Row]:
-    with file.open(newline="", encoding="utf-8-sig") as stream:  # spreadsheets put a mark in front
+    with file.open(newline="", encoding="utf-8-sig") as stream:  # spreadsheets put a byte order mark in front
         reader = csv.DictReader(stream, strict=True)
         try:
             reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
@@ -166,7 +166,7 @@ def _stac_row(where: str, document: Any, asset: str | None) -> Row:
     try:
         item = pystac.Item.from_dict(document)
         assets = {name: (found.href, found.media_type or "") for name, found in item.assets.items()}
-    except Exception as error:  # pystac raises what the odd value happens to lead to
+    except Exception as error:  # an odd value may make pystac raise anything
         return Row(where, "", f"no STAC item ({type(error).__name__}: {first_line(error)}): correct or remove it")
     where = f"{where} ({item.id})"
     names = ", ".join(assets) or "none"
@@ -182,6 +182,6 @@ def _stac_row(where: str, document: Any, asset: str | None) -> Row:
 
 
 def _geotiff(media_type: str) -> bool:
-    """Whether it is GeoTIFF's media type, cloud-optimised or not, in its present or its old form."""
+    """Return whether a media type is GeoTIFF's, cloud-optimised or not, in its present or its old form."""
     kind, *parameters = (part.strip().lower() for part in media_type.split(";"))
     return kind == "image/vnd.stac.geotiff" or (kind == "image/tiff" and "application=geotiff" in parameters)

@@ -1,4 +1,4 @@
-"""A trained stage as scenes use it: policy and classifier for batches of any size."""
+"""Load a trained stage for use on scenes: policy and classifier for batches of any size."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from patchdrop.settings.dial import Dial
 from patchdrop.transport.ranges import Stopped
 
 CHUNK_PIXELS = 2**20
-"""Cells that go through the networks at once have at most this many HR pixels; one cell may have more."""
+"""Most HR pixels of the cells that go through the networks at once; a single cell may have more."""
 
 
 class Choosing(NamedTuple):
-    """Who chooses patches, and how many."""
+    """The run and stage that choose patches, and the dial that says how many."""
 
     run: str | Path
     """Run folder."""
@@ -43,9 +43,9 @@ class Model:
     """A trained stage, for batches of any size, used by one scene at a time.
 
     Attributes:
-        sha256: of its weights.
+        sha256: checksum of its weights.
         choice: how patches are chosen, in words: ``policy``, or what the dial says.
-        stop: once it is set, the networks answer no more.
+        stop: once it is set, `look` and `classify` raise `Stopped`.
     """
 
     run: str
@@ -58,17 +58,17 @@ class Model:
 
     @property
     def shape(self) -> Shape:
-        """What it takes."""
+        """Sizes, grid and channels of its input."""
         config = self.predictor.config
         return Shape(config.shape.high, config.shape.low, self.predictor.grid, config.shape.channels)
 
     @property
     def identity(self) -> dict[str, str]:
-        """What a plan, or results, were made with."""
+        """Stage and checksum, by which plans and results tell what they were made with."""
         return {"stage": self.stage, "sha256": self.sha256}
 
     def look(self, low: Tensor) -> Look:
-        """What LR ``(B, C, h, w)`` is worth a closer look for; its classifier is for these images."""
+        """Look at LR ``(B, C, h, w)``; the classifier of the returned look is for these images."""
         found: list[Look] = []
         for part in torch.split(low, self._chunk):
             with self._turn():
@@ -76,7 +76,7 @@ class Model:
         return Look(*together(found), partial(self.classify, [look.classify for look in found]))
 
     def classify(self, by: Sequence[Classify], packed: Packed, low: Tensor) -> Tensor:
-        """Class logits ``(B, K)``; ``by`` are the classifiers of the chunks of these images."""
+        """Return class logits ``(B, K)``; ``by`` are the classifiers of the chunks of these images."""
         found = []
         for start, classify in zip(range(0, packed.batch, self._chunk), by, strict=True):
             keep = torch.zeros(packed.batch, dtype=torch.bool)
@@ -100,17 +100,17 @@ class Model:
 
 
 def together(looks: Sequence[Look]) -> tuple[Tensor, Tensor | None]:
-    """Scores and chances of all images of one or more looks."""
+    """Join scores and chances of all images of one or more looks."""
     chances = [look.chances for look in looks if look.chances is not None]
     return torch.cat([look.scores for look in looks]), torch.cat(chances) if chances else None
 
 
 def load_model(choosing: Choosing) -> Model:
-    """A trained stage of a run.
+    """Load a trained stage of a run.
 
     Raises:
-        RunError: no such run or stage, or no calibrated point.
-        UsageError: the dial is out of range, or is spent on images that are at hand all at once.
+        RunError: there is no such run or stage, or no calibrated point.
+        UsageError: the dial is out of range, or needs all images at once.
     """
     run, stage, dial = choosing
     choose: Choose = greedy

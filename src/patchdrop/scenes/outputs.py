@@ -1,7 +1,7 @@
-"""What is decided about a scene's cells, written while it is decided: a writer for each kind of file.
+"""Write the results for a scene's cells as they come, with a writer for each kind of file.
 
 Text files are written cell by cell, the GeoPackage in batches. The class map holds a number for each cell, the picture
-is bounded in size; both are written when the scene is finished. No file appears before.
+is bounded in size; both are written when the scene is finished. No file appears before that.
 
 GDAL only writes here: it opens nothing that comes from a user.
 """
@@ -40,7 +40,7 @@ _COLUMNS = (
 
 
 class CellResult(NamedTuple):
-    """What was decided about one cell; ``label`` and ``low`` are None where all of it is nodata."""
+    """The result for one cell; ``label`` and ``low`` are None if all of it is nodata."""
 
     cell: int
     box: Box
@@ -48,7 +48,7 @@ class CellResult(NamedTuple):
     probability: float
     patches: tuple[int, ...]
     chance_now: float | None = None
-    """The policy's word for the chance that the label is right without HR, 0 to 1; None where it does not say."""
+    """The policy's chance, 0 to 1, that the label is right without HR; None if it predicts none."""
     chance_after: float | None = None
     """The same after the patches that were read."""
     low: NDArray[np.uint8] | None = None
@@ -56,17 +56,17 @@ class CellResult(NamedTuple):
 
 
 class Writer(Protocol):
-    """Takes a scene's cells in their order."""
+    """A writer that takes a scene's cells in their order."""
 
     def add(self, found: CellResult) -> None:
-        """One more cell."""
+        """Add one more cell."""
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """All cells were added; ``summary`` is the document of ``NAME.json``."""
+        """Finish after the last cell; ``summary`` is the document of ``NAME.json``."""
 
 
 def check_formats(formats: Sequence[Format]) -> None:
-    """Raise UsageError where a kind of file needs a package that is not installed."""
+    """Raise UsageError if a kind of file needs a package that is not installed."""
     for kind in formats:
         package = PACKAGES.get(kind)
         if package is not None and importlib.util.find_spec(package) is None:
@@ -74,7 +74,7 @@ def check_formats(formats: Sequence[Format]) -> None:
 
 
 def file_name(name: str, kind: Format) -> str:
-    """What a scene's file of a kind is called; ``name`` is the scene's."""
+    """Return the name of a scene's file of a kind; ``name`` is the scene's."""
     return name + ENDINGS[kind]
 
 
@@ -82,11 +82,11 @@ def file_name(name: str, kind: Format) -> str:
 def outputs(
     formats: Sequence[Format], path: Path, scene: Cells, places: Places, classes: Sequence[str]
 ) -> Iterator[list[Writer]]:
-    """A writer for each kind of file; the files are there when the block ends, and none where it raises.
+    """Yield a writer for each kind of file; the files are there when the block ends, and none if it raises.
 
     Args:
         path: folder and scene's name, without an ending.
-        classes: the model's, in its order.
+        classes: classes of the model, in its order.
 
     Raises:
         RunError: a file cannot be written.
@@ -111,34 +111,34 @@ def outputs(
 
 
 class JsonLines:
-    """A line of JSON for each cell."""
+    """A writer of a line of JSON for each cell."""
 
     def __init__(self, file: TextIO) -> None:
         self._file = file
 
     def add(self, found: CellResult) -> None:
-        """One more line."""
+        """Write one more line."""
         self._file.write(json.dumps({"cell": found.cell, "box": found.box, **_decided(found)}) + "\n")
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Nothing is left to do."""
+        """Do nothing; all is written already."""
 
 
 class Csv:
-    """A row for each cell; the numbers of its patches are parted by spaces."""
+    """A writer of a row for each cell; spaces separate the numbers of its patches."""
 
     def __init__(self, file: TextIO) -> None:
         self._table = csv.writer(file)
         self._table.writerow(_COLUMNS)
 
     def add(self, found: CellResult) -> None:
-        """One more row."""
+        """Write one more row."""
         decided = (found.label, f"{found.probability:.6f}", _joined(found.patches))
         chances = ("" if chance is None else f"{chance:.6f}" for chance in (found.chance_now, found.chance_after))
         self._table.writerow((found.cell, *found.box, *decided, *chances))
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Nothing is left to do."""
+        """Do nothing; all is written already."""
 
 
 class Features:
@@ -150,23 +150,23 @@ class Features:
         file.write(collection_start(kind))
 
     def add(self, geometry: dict[str, Any], properties: dict[str, Any]) -> None:
-        """One more feature."""
+        """Add one more feature."""
         self._file.write(self._separator + json.dumps(feature(geometry, properties)))
         self._separator = ",\n"
 
     def end(self) -> None:
-        """There are no more."""
+        """End the collection."""
         self._file.write(COLLECTION_END)
 
 
 class GeoJson:
-    """A feature for each cell."""
+    """A writer of a GeoJSON feature for each cell."""
 
     def __init__(self, file: TextIO, places: Places) -> None:
         self._features, self._places = Features(file, places.kind), places
 
     def add(self, found: CellResult) -> None:
-        """One more feature."""
+        """Add one more feature."""
         self._features.add(self._places.polygon(found.box), {"cell": found.cell, **_decided(found)})
 
     def finish(self, summary: dict[str, Any]) -> None:
@@ -175,7 +175,7 @@ class GeoJson:
 
 
 class GeoPackage:
-    """A layer ``cells`` in the scene's own coordinates, with the columns of the CSV file."""
+    """A writer of a layer ``cells`` in the scene's own coordinates, with the columns of the CSV file."""
 
     def __init__(self, path: Path, places: Places) -> None:
         self._path, self._places = path.resolve(), places
@@ -183,13 +183,13 @@ class GeoPackage:
         self._begun = False
 
     def add(self, found: CellResult) -> None:
-        """One more feature."""
+        """Add one more feature."""
         self._held.append(found._replace(low=None))
         if len(self._held) == BATCH:
             self._write()
 
     def finish(self, summary: dict[str, Any]) -> None:
-        """Write what is held."""
+        """Write the features that are still held."""
         if self._held or not self._begun:
             self._write()
 
@@ -211,7 +211,7 @@ class GeoPackage:
         ]
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that there is no coordinate system
+                warnings.simplefilter("ignore", UserWarning)  # about a missing coordinate system
                 write(
                     self._path,
                     shapes,
@@ -231,9 +231,9 @@ class GeoPackage:
 
 
 class ClassMap:
-    """A small COG of one band: a pixel for each patch of the cells' grid, its value the number of the cell's class.
+    """A writer of a small COG of one band: a pixel for each patch, whose value is the number of its cell's class.
 
-    Pixels nest in cells. Where the last cells overlap their neighbours, the earlier cell has the pixel. The last row
+    Pixels nest in cells. Where the last cells overlap their neighbours, a pixel shows the earlier cell. The last row
     and column of pixels may reach beyond the scene's border, by less than a patch.
     """
 
@@ -245,7 +245,7 @@ class ClassMap:
         self._number = {name: i for i, name in enumerate(classes)}
 
     def add(self, found: CellResult) -> None:
-        """The class of one more cell."""
+        """Add the class of one more cell."""
         if found.label is not None:
             self._cells[divmod(found.cell, self._scene.cols)] = self._number[found.label]
 
@@ -262,7 +262,7 @@ class ClassMap:
         matrix = Affine(*(self._places.matrix or (1, 0, 0, 0, 1, 0))) @ Affine.scale(across, down)
         profile = {"count": 1, "dtype": pixels.dtype, "height": height, "width": width, "nodata": self._nodata}
         with MemoryFile() as memory, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that there is no georeference
+            warnings.simplefilter("ignore")  # about a missing georeference
             with memory.open(
                 driver="COG", crs=self._places.crs, transform=matrix, compress="deflate", **profile
             ) as file:
@@ -274,7 +274,7 @@ class ClassMap:
 
 
 class Picture:
-    """The scene as its overview shows it, with what was decided and what was read."""
+    """A writer of a picture of the scene's overview, with each cell's class and the patches that were read."""
 
     def __init__(self, path: Path, scene: Cells, classes: Sequence[str]) -> None:
         self._path, self._scene = path, scene
@@ -323,7 +323,7 @@ def _joined(patches: Sequence[int]) -> str:
 
 
 def _wkb(ring: Sequence[tuple[float, float]]) -> bytes:
-    """A polygon of one ring as well-known binary (OGC 06-103r4)."""
+    """Return a polygon of one ring as well-known binary (OGC 06-103r4)."""
     return struct.pack(f"<BIII{2 * len(ring)}d", 1, 3, 1, len(ring), *(value for point in ring for value in point))
 
 
@@ -332,5 +332,5 @@ def _rgb(colour: str) -> tuple[int, int, int]:
 
 
 def _parts(length: int, part: float) -> int:
-    # What division made a little larger than a whole number is still that number.
+    # A quotient that rounding made a little larger than a whole number counts as that number.
     return max(1, int(np.ceil(length / part - 1e-6)))

@@ -1,4 +1,4 @@
-"""Where boxes of pixels lie: on the ground, and as polygons in CRS84 where the scene's header allows it.
+"""Locate boxes of pixels: on the ground, and as polygons in CRS84 if the scene's header allows it.
 
 A scene without a georeference, or with a coordinate system that has no EPSG code, gives pixel coordinates,
 x to the right and y down; the collection then says so in ``"coordinates": "pixels"``, which is no part of the standard.
@@ -29,20 +29,20 @@ from patchdrop.tiff.directory import Georeference
 from patchdrop.tiff.tiles import Box
 
 AROUND = 90.0
-"""What lies over a pole is wider than so many degrees."""
+"""An area over a pole is wider than this, in degrees."""
 UNEVEN = 1.05
-"""How much longer on the ground a scene's longest pixel may be than its shortest where cells have a ground size."""
+"""Largest ratio of a scene's longest to its shortest pixel on the ground, if cells have a ground size."""
 EDGE_POINTS = 64
-"""Parts that an edge of a scene is measured in: a straight line of its coordinate system is curved on the ground."""
+"""Parts in which an edge of a scene is measured: a straight line of its coordinate system is curved on the ground."""
 
 
 class Places:
-    """Turns boxes of one scene into polygons.
+    """The georeference of one scene, which turns its boxes into polygons.
 
     Attributes:
-        kind: ``CRS84`` or ``pixels``: what `polygon` gives.
+        kind: coordinates that `polygon` returns: ``CRS84`` or ``pixels``.
         matrix: from pixels to the scene's own coordinates, as in `Georeference`; None without one.
-        crs: those coordinates' system, such as ``EPSG:32633``; None where the header gives no code.
+        crs: system of the scene's own coordinates, such as ``EPSG:32633``; None if the header gives no code.
     """
 
     def __init__(self, georeference: Georeference | None, name: str) -> None:
@@ -70,15 +70,15 @@ class Places:
         self.kind = "pixels" if self._to_crs84 is None else "CRS84"
 
     def cell(self, metres: float, size: tuple[int, int]) -> tuple[int, int]:
-        """Height and width in pixels of a square of so many metres on the ground, to whole pixels.
+        """Return height and width, in whole pixels, of a square with sides of that many metres on the ground.
 
-        Metres are geodesic, whatever the coordinate system's own unit is, and taken in the middle of the scene.
+        Metres are geodesic, whatever the coordinate system's own unit is, and measured in the middle of the scene.
 
         Args:
             size: height and width of the scene in pixels.
 
         Raises:
-            DataError: no georeference, or pixels that are not of one size on the ground; or see `polygon`.
+            DataError: there is no georeference, or pixels differ in size on the ground; or see `polygon`.
         """
         if self.kind == "pixels":
             raise DataError(
@@ -101,13 +101,13 @@ class Places:
         return max(1, round(metres / down[4])), max(1, round(metres / across[4]))
 
     def onto(self, other: Places, width: int) -> Onto:
-        """From this scene's pixels to those of another one.
+        """Return the function from this scene's pixels to those of another scene.
 
         Args:
-            width: of the other one in pixels.
+            width: width of the other scene in pixels.
 
         Raises:
-            DataError: one of both has no georeference, or is rotated.
+            DataError: one of the two has no georeference, or is rotated.
         """
         for places, others in ((self, other), (other, self)):
             if places.kind == "pixels" or places.matrix is None:
@@ -137,13 +137,13 @@ class Places:
             if transform is not None:
                 x, y = transform(x, y)
             if other._geographic:
-                x = x - 360 * np.round((x - middle) / 360)  # a turn more or less is the same place
+                x = x - 360 * np.round((x - middle) / 360)  # 360 degrees more or less is the same place
             return (x - w) / u, (y - z) / v
 
         return moved
 
     def polygon(self, box: Box) -> dict[str, Any]:
-        """A GeoJSON geometry of a box of pixels.
+        """Return a GeoJSON geometry of a box of pixels.
 
         Raises:
             DataError: it lies where its coordinate system has no meaning.
@@ -151,7 +151,7 @@ class Places:
         return self.outline([_corners(box)])
 
     def outline(self, rings: Sequence[Sequence[Point]]) -> dict[str, Any]:
-        """A GeoJSON geometry of a polygon in pixels, x before y: its outer ring, then those of its holes.
+        """Return a GeoJSON geometry of a polygon in pixels, x before y: its outer ring, then those of its holes.
 
         Args:
             rings: without a last point that repeats the first.
@@ -174,18 +174,17 @@ class Places:
         return geometry(over_pole(dense[0], points[1:]) if poled[0] else within_180(points, wide=False))
 
     def ring(self, box: Box) -> list[Point]:
-        """The closed outline of a box of pixels in the scene's own coordinates; in pixels where it has none."""
+        """Return the closed outline of a box of pixels in the scene's own coordinates, or in pixels if it has none."""
         corners = _corners(box)
         return closed(corners if self.matrix is None else _moved(corners, self.matrix))
 
     def ground(self, height: int, width: int) -> Ground | None:
-        """How large a scene's pixels are on the ground; None without a georeference.
+        """Measure how large a scene's pixels are on the ground; None without a georeference.
 
         Lengths and area are geodesic, on the ellipsoid of WGS 84; edges follow the scene's own rows and columns.
 
         Args:
-            height: of the scene in pixels.
-            width: of the scene in pixels.
+            height, width: size of the scene in pixels.
 
         Raises:
             DataError: see `polygon`; or the scene has no extent.
@@ -216,7 +215,7 @@ class Places:
         return found
 
     def _points(self, pixels: Sequence[Point]) -> list[Point]:
-        """Points of the scene in CRS84, or as they are where there is no georeference."""
+        """Convert points of the scene to CRS84; without a georeference return them as they are."""
         if self._to_crs84 is None or self.matrix is None:
             return list(pixels)
         xs, ys = self._to_crs84(*_columns(_moved(pixels, self.matrix)))

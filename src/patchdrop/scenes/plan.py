@@ -1,4 +1,4 @@
-"""`plan`: what predicting scenes would read and cost, known from headers and overviews."""
+"""Plan what predicting scenes would read and cost, from headers and overviews."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from patchdrop.transport.ranges import is_url
 
 
 class Terms(NamedTuple):
-    """What reading is worth in money and time; None leaves the choice to the source, or the money out."""
+    """The tariff and the speed that a plan counts with; None for no money, or for the source's usual speed."""
 
     tariff: Tariff | None = None
     latency: float | None = None
@@ -34,7 +34,7 @@ class Terms(NamedTuple):
     """Megabits a second; see `Link`."""
 
     def link(self, source: str) -> Link:
-        """How fast bytes of a source come, as it is said or as is usual."""
+        """Return the speed of a connection to a source: what is given here, otherwise what is usual."""
         usual = NETWORK if is_url(source) else DISK
         return Link(
             usual.latency if self.latency is None else self.latency,
@@ -46,13 +46,13 @@ class Terms(NamedTuple):
 def plan(
     choosing: Choosing, sources: Sequence[Source], out: Path, reading: Reading, terms: Terms, failed: Failed
 ) -> dict[str, Any]:
-    """Look at scenes, choose, and price the choice.
+    """Look at scenes, choose patches, and price the choice.
 
-    Writes ``plan.json`` and, for each scene, the areas to order as GeoJSON into ``out``: the chosen patches where no
-    tariff says otherwise. The plan records dial and tariff.
+    Write ``plan.json`` and, for each scene, the areas to order as GeoJSON into ``out``: the chosen patches unless
+    the tariff says otherwise. The plan records dial and tariff.
 
     Args:
-        failed: takes the reason of each scene that cannot be planned; the others are.
+        failed: called with the reason for each scene that cannot be planned; the others are planned.
 
     Returns:
         The document of ``plan.json``.
@@ -127,7 +127,7 @@ def _plan_scene(
 
 
 def _areas(scene: Scene, chosen: Sequence[tuple[int, Sequence[int]]]) -> Iterator[tuple[Box, dict[str, Any]]]:
-    """The chosen patches of each cell, those beside one another as one box."""
+    """Yield the boxes of each cell's chosen patches; patches side by side in a row make one box."""
     columns = scene.shape.grid.cols
     for cell, patches in chosen:
         runs: list[list[int]] = []
@@ -144,7 +144,7 @@ def _areas(scene: Scene, chosen: Sequence[tuple[int, Sequence[int]]]) -> Iterato
 def _ordered(
     order: Sequence[Priced], places: Places, tariff: Tariff
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-    """Geometry and properties of each area of an order."""
+    """Yield geometry and properties of each area of an order."""
     for (shape, km2), price in order:
         rings = [list(ring.coords)[:-1] for ring in (shape.exterior, *shape.interiors)]
         values = {"km2": km2 if places.kind == "CRS84" else None, "price": price, "currency": tariff.currency}
@@ -152,18 +152,18 @@ def _ordered(
 
 
 class Planned(NamedTuple):
-    """What a plan says of a scene."""
+    """The part of a plan that is about one scene."""
 
     chosen: dict[int, list[int]]
     """Cell -> patches."""
     version: str
-    """Of the file that was planned."""
+    """Version of the file that was planned."""
     low: str | None
     """Its LR scene; None: its own overview."""
     low_version: str
 
     def check(self, found: dict[str, Any]) -> None:
-        """Raise DataError where a scene, as `described`, is not the one that was planned."""
+        """Raise DataError if a scene, as `described`, is not the one that was planned."""
         if (found.get("low") is None) != (self.low is None):
             raise DataError(
                 f"{found['scene']}: was planned with LR from {self.low or 'its overview'}, not from "
@@ -177,7 +177,7 @@ class Planned(NamedTuple):
                 raise DataError(f"{name}: is not the file that was planned; plan it again")
 
     def check_choice(self, name: str, cells: int, patches: int) -> None:
-        """Raise DataError where it names a cell or a patch that a scene of so many has not."""
+        """Raise DataError if the plan names a cell or a patch that a scene with so many does not have."""
         for cell, chosen in self.chosen.items():
             if not 0 <= cell < cells:
                 raise DataError(f"{name}: its plan names cell {cell}, the scene has {cells}; plan it again")
@@ -189,22 +189,22 @@ class Planned(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """What a ``plan.json`` says."""
+    """The contents of a ``plan.json``."""
 
     identity: dict[str, str]
-    """Stage and weights it was made with."""
+    """Stage and checksum of the weights that it was made with."""
     gap: int
     cell_metres: float | None
     tariff: Tariff | None
     scenes: dict[str, Planned]
-    """By name."""
+    """Name of a scene -> what is planned for it."""
 
 
 def read_plan(path: Path) -> Plan:
-    """A ``plan.json``.
+    """Read a ``plan.json``.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it cannot be read, or is not a plan.
     """
     try:
         document = read_json(path)
@@ -229,5 +229,5 @@ def read_plan(path: Path) -> Plan:
 
 
 def digest(chosen: dict[int, list[int]]) -> str:
-    """What tells a plan's choice from another one."""
+    """Return a digest that tells a plan's choice from another one."""
     return "plan " + hashlib.sha256(json.dumps(sorted(chosen.items())).encode()).hexdigest()[:16]

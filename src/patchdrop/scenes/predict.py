@@ -1,4 +1,4 @@
-"""`predict` for scenes: the chosen patches of every cell are read, whoever chose them, and every cell is classified."""
+"""Predict scenes: read the patches of every cell that the policy or a plan chose, and classify every cell."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ from patchdrop.transport.ranges import LocalFile, is_url, public_name
 
 
 class Results(NamedTuple):
-    """What `predict` writes, and where."""
+    """The kinds of files that `predict` writes, and their folder."""
 
     folder: Path
     formats: Sequence[Format] = DEFAULT
@@ -64,21 +64,21 @@ def predict(
 ) -> dict[str, Any]:
     """Read what the policy, or a plan, chooses, and classify every cell.
 
-    Writes for each scene its files and, when it is finished, ``NAME.json`` with the ledger. A scene that is finished in
-    the folder is not read again.
+    Write for each scene its files and, when it is finished, ``NAME.json`` with the ledger. A scene that is already
+    finished in the folder is not read again.
 
     Args:
-        failed: takes the reason of each scene that cannot be read; the others are.
-        plan_file: a ``plan.json``, whose choice, gap, cells and tariff are used instead of the policy's, ``reading``'s
-            and ``tariff``.
-        tariff: what money is owed by.
+        failed: called with the reason for each scene that cannot be read; the others are read.
+        plan_file: a ``plan.json``, whose choice, gap, size of cells and tariff replace the policy's choice, those of
+            ``reading``, and ``tariff``.
+        tariff: terms by which the bill is computed.
 
     Returns:
         ``scenes``: the ``NAME.json`` of each; ``total``; ``tariff`` and ``bill``.
 
     Raises:
         RunError: see `load_model`; or a file cannot be written.
-        UsageError: see `load_model`; the plan is of another training, or the folder holds other results.
+        UsageError: see `load_model`; or the plan is of another training, or the folder holds other results.
     """
     check_formats(results.formats)
     if plan_file is not None and choosing.dial is not None and choosing.dial.turned:
@@ -115,7 +115,7 @@ def predicted_cells(
     plan_file: Path | None = None,
     tariff: Tariff | None = None,
 ) -> dict[str, Any]:
-    """As `predict`, for a reader of the screen: nothing is left on disk, and each scene holds its cells.
+    """Predict as `predict` does, but leave nothing on disk: each scene holds its cells, to be shown on the screen.
 
     Returns:
         What `predict` returns; each of ``scenes`` has ``results``, the lines of its ``jsonl`` file.
@@ -131,7 +131,7 @@ def predicted_cells(
 
 
 class _Work(NamedTuple):
-    """What `predict` does with every scene."""
+    """The arguments of `predict` that hold for every scene."""
 
     model: Model
     reading: Reading
@@ -139,7 +139,7 @@ class _Work(NamedTuple):
     tariff: Tariff | None
 
     def key(self, source: Source, planned: Planned | None) -> dict[str, Any]:
-        """What results are told apart by."""
+        """Return the values that tell results apart."""
         choice = self.model.choice if planned is None else digest(planned.chosen)
         low = None if source.low is None else name_of(source.low)
         cut = {"low_key": low, "cell_metres": self.reading.cell_metres}
@@ -147,7 +147,7 @@ class _Work(NamedTuple):
 
 
 def _predict_scene(work: _Work, source: Source, planned: Planned | None, bar: SceneBar) -> dict[str, Any]:
-    """The document of ``NAME.json``: the one that is there, or a new one."""
+    """Return the document of ``NAME.json``: the one that is there, or a new one."""
     path = work.results.folder / name_of(source.scene)
     key = work.key(source, planned)
     done = _finished(path.with_name(path.name + ".json"), source, key, work.results.formats)
@@ -198,19 +198,19 @@ def _predict_scene(work: _Work, source: Source, planned: Planned | None, bar: Sc
 
 
 class _Asked(NamedTuple):
-    """A group whose patches are chosen and asked for."""
+    """A group of cells whose patches are chosen and asked for."""
 
     group: range
     cells: list[int]
-    """Those that hold more than nodata."""
+    """Cells that hold more than nodata."""
     low: Tensor
     """Their LR."""
     decided: Decided | None
-    """None where there is no such cell."""
+    """Choice for these cells; None if there are none."""
 
     @property
     def chances(self) -> list[Chances]:
-        """Of the cells."""
+        """Chances of being right on these cells."""
         return [] if self.decided is None else self.decided.chances
 
 
@@ -251,7 +251,7 @@ def _classify(model: Model, scene: Scene, asked: _Asked) -> Iterator[CellResult]
 
 
 def _as_planned(cells: Sequence[int], chosen: dict[int, list[int]]) -> Choose:
-    """The plan's choice for these cells, whatever the policy says now."""
+    """Return a function that makes the plan's choice for these cells, whatever the policy's logits are."""
 
     def choose(scores: Tensor) -> Tensor:
         choice = torch.zeros(scores.shape, dtype=torch.bool)
@@ -264,11 +264,11 @@ def _as_planned(cells: Sequence[int], chosen: dict[int, list[int]]) -> Choose:
 
 
 def _finished(path: Path, source: Source, key: dict[str, Any], formats: Sequence[Format]) -> dict[str, Any] | None:
-    """The summary of a scene that was finished before; None where there is none, or a local file has changed since.
+    """Return the summary of a scene that was finished before; None without one, or if a local file has changed since.
 
     Raises:
-        DataError: it is damaged.
-        UsageError: with another model, plan or tariff, or without a kind of file that is asked for now.
+        DataError: the summary is damaged.
+        UsageError: it was made with another model, plan or tariff, or without a kind of file that is asked for now.
     """
     if not path.exists():
         return None
@@ -289,7 +289,7 @@ def _finished(path: Path, source: Source, key: dict[str, Any], formats: Sequence
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    """A ``NAME.json``; raises DataError where it is damaged."""
+    """Read a ``NAME.json``; raise DataError if it is damaged."""
     try:
         found = read_json(path)
         whole = isinstance(found["files"], dict) and isinstance(found["version"], str)
@@ -304,7 +304,7 @@ def _summary(path: Path) -> dict[str, Any]:
 
 
 def _changed(source: str, version: str | None) -> bool:
-    """Whether a file on disk is another one than it was; one that is gone cannot be read again, and is not."""
+    """Return whether a local file has changed; one that is gone has not, as it cannot be read again."""
     if is_url(source):
         return False
     try:

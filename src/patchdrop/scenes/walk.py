@@ -1,8 +1,8 @@
-"""What `plan` and `predict` of scenes share: a scene is opened, looked at in groups of cells, and described.
+"""Do what `plan` and `predict` of scenes share: open a scene, look at it in groups of cells, and describe it.
 
-Of each group of cells: look (LR from the overview) -> decide -> choose -> read -> classify, the walk of
-`patchdrop.episode.play`. The last two go part by part, so that pixels of a few cells are held at a time, and after the
-next group has been asked for, so that its bytes come meanwhile. A plan stops after choose and counts what would be
+Each group of cells goes the way of `patchdrop.episode.play`: look (LR from the overview) -> decide -> choose -> read ->
+classify. The last two go part by part, so that pixels of only a few cells are held at a time. They begin after the next
+group's tiles have been asked for, so that its bytes come meanwhile. A plan stops after choose and counts what would be
 read. Both ask for a group's tiles at once and in the same order, so the requests and bytes of a plan are those of its
 execution, as long as no request has to be repeated.
 """
@@ -36,13 +36,13 @@ from patchdrop.transport.ranges import Transport, is_url, public_name
 from patchdrop.transport.remote import IN_FLIGHT, LIMIT
 
 Failed = Callable[[str], None]
-"""Takes the reason of a scene that fails; the others go on."""
+"""Called with the reason for a scene that fails; the others go on."""
 Scene = TiledScene | SlideScene
 T = TypeVar("T")
 
 
 class Reading(NamedTuple):
-    """How scenes are read."""
+    """The settings for reading scenes."""
 
     gap: int = 0
     """Ranges at most this many bytes apart are read as one."""
@@ -57,16 +57,16 @@ class Reading(NamedTuple):
 
 
 def reading_of(flags: SceneFlags) -> Reading:
-    """How scenes are read by the command line's word."""
+    """Return the settings for reading that the command line gives."""
     return Reading(flags.gap, flags.limit, flags.jobs, flags.cache, flags.cell_metres)
 
 
 @contextmanager
 def opened(source: Source, model: Model, reading: Reading) -> Iterator[Scene]:
-    """A scene, or a slide where the reader of TIFFs does not take the file.
+    """Open a scene, or a slide if the reader of TIFFs refuses the file.
 
     Raises:
-        DataError: it cannot be read, or not so.
+        DataError: it cannot be read, or not with this model and these settings.
     """
     if source.low is None and model.predictor.own_low:
         raise DataError(
@@ -109,7 +109,7 @@ def opened(source: Source, model: Model, reading: Reading) -> Iterator[Scene]:
 
 
 def _cell(header: Header, places: Places, model: Model, reading: Reading, name: str) -> tuple[int, int] | None:
-    """Height and width in pixels of a cell of ground size; None where cells have HR's size."""
+    """Return height and width in pixels of a cell with a ground size; None if cells have HR's size."""
     if reading.cell_metres is None:
         return None
     size = header.levels[0].height, header.levels[0].width
@@ -123,27 +123,27 @@ def _cell(header: Header, places: Places, model: Model, reading: Reading, name: 
 
 
 def seen_cells(scene: Scene, group: range) -> tuple[list[int], Tensor]:
-    """The cells that hold more than nodata, and their LR."""
+    """Return the cells that hold more than nodata, and their LR."""
     look = scene.look(group)
     return [cell for cell, seen in zip(group, look.seen.tolist(), strict=True) if seen], look.low[look.seen]
 
 
 class Decided(NamedTuple):
-    """What was made of some cells, and which of their patches are to be read."""
+    """The outcome of looking at some cells, and which of their patches are to be read."""
 
     parts: list[tuple[slice, Look]]
-    """Positions of the cells whose pixels are held at a time, and what was made of their LR."""
+    """Positions of the cells whose pixels are held at a time, and the look at their LR."""
     choice: Tensor
-    """``(B, P)`` bool."""
+    """Patches to read, ``(B, P)`` bool."""
     chances: list[Chances]
-    """Of being right on each cell."""
+    """Chances of being right on each cell."""
 
 
 def decide(model: Model, scene: Scene, low: Tensor, choose: Choose) -> Decided:
-    """Look at the LR ``(B, C, h, w)`` of one or more cells, and choose.
+    """Look at the LR ``(B, C, h, w)`` of one or more cells, and choose patches.
 
-    Part by part, so that a part's classifier has what was seen of its cells; a plan too, whose logits are then those of
-    its execution to the bit.
+    This goes part by part, so that a part's classifier can reuse what was computed for its cells; in a plan too, whose
+    logits are then those of its execution to the bit.
     """
     with torch.inference_mode():
         parts = [(part, model.look(low[part])) for part in scene.in_parts(len(low))]
@@ -153,7 +153,7 @@ def decide(model: Model, scene: Scene, low: Tensor, choose: Choose) -> Decided:
 
 
 def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """The same items, each when the next one has been made: its bytes come while this one is worked on."""
+    """Yield the same items, each once the next one has been made, whose bytes then come while this one is worked on."""
     waiting: list[T] = []
     for item in items:
         yield from waiting
@@ -162,7 +162,7 @@ def one_ahead(items: Iterator[T]) -> Iterator[T]:
 
 
 def described(scene: Scene, places: Places) -> dict[str, Any]:
-    """What a plan and a prediction both say of a scene."""
+    """Return what a plan and a prediction both say of a scene."""
     low = scene.low if isinstance(scene, TiledScene) and isinstance(scene.low, LowScene) else None
     return {
         "scene": scene.name,
@@ -176,10 +176,10 @@ def described(scene: Scene, places: Places) -> dict[str, Any]:
 
 
 def each_once(sources: Sequence[Source]) -> list[Source]:
-    """The sources without repetitions.
+    """Return the sources without repetitions.
 
     Raises:
-        UsageError: two of them cannot be told apart by what may be shown of them.
+        UsageError: two of them differ only in what may not be shown, or in their LR scene.
     """
     named: dict[str, Source] = {}
     for source in sources:
@@ -193,7 +193,7 @@ def each_once(sources: Sequence[Source]) -> list[Source]:
 
 
 def name_of(source: str) -> str:
-    """What a scene's files are called: its own name, and enough of a digest to tell it from others of that name."""
+    """Return the name of a scene's files: its own name, and enough of a digest to tell it from others of that name."""
     name = public_name(source)
     stem = PurePosixPath(name).stem[:50] or "scene"  # the file system's limit counts bytes, and suffixes follow
     address = name.encode() if is_url(source) else os.fsencode(os.path.abspath(source))

@@ -1,4 +1,4 @@
-"""Which settings go together, in one table; the documentation shows it."""
+"""Check which settings go together, by one table that the documentation shows too."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from patchdrop.errors import UsageError
 from patchdrop.settings.flat import TrainSettings
 
 EXACT_PATCHES = 10
-"""The estimator ``exact`` takes all 2^P masks of a grid of so many patches, at most."""
+"""Most patches of a grid for the estimator ``exact``, which takes all 2^P masks."""
 
 
 @dataclass(frozen=True)
 class Combination:
-    """One thing that cannot be asked for.
+    """A rule that settings must keep, with its check and its error.
 
     Attributes:
-        rule: in words, for the documentation.
-        broken: whether settings, with sizes, grid and networks filled in, ask for it.
-        says: the error, which tells what to do instead.
+        rule: the rule in words, for the documentation.
+        broken: whether settings, with sizes, grid and networks filled in, break it.
+        says: the error for such settings, which tells what to do instead.
     """
 
     rule: str
@@ -109,7 +109,7 @@ def check_combinations(settings: TrainSettings) -> None:
         settings: with sizes, grid and networks filled in.
 
     Raises:
-        UsageError: they do; or the grid has more patches than HR can hold.
+        UsageError: they do, or the grid has more patches than HR can hold.
     """
     for combination in COMBINATIONS:
         if combination.broken(settings):

@@ -1,6 +1,6 @@
-"""What `compare` is asked for, beside the settings of training; free of torch.
+"""Hold and check the options of `compare` that are not settings of training; free of torch.
 
-`CompareOptions` and the training settings together are ``compare.yaml``.
+``compare.yaml`` holds `CompareOptions` and the training settings together.
 """
 
 from __future__ import annotations
@@ -23,26 +23,26 @@ PROFILES = {
     ("bagnet", "cpu"): "bagnet-cpu",
     ("bagnet", "paper"): "bagnet-paper",
 }
-"""Table and profile to the settings' name."""
+"""(table, profile) -> name of the profile of settings."""
 NEEDED: tuple[Stage, ...] = ("lr", "hr", "pt", "ft1", "ft2")
-"""Stages without which there is no table; ``patches`` may be left out."""
+"""Stages that every table needs; ``patches`` may be left out."""
 FREE_OPTIONS = ("seeds", "rows", "jobs")
-"""These may differ from call to call: more seeds are more folders, rows are what is trained and shown now."""
+"""Options that may differ from call to call: more seeds add folders, rows are what is trained and shown now."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Networks that only the other rows have."""
+    """The networks that only the other rows have, and their shares of epochs."""
 
     cnn_network: str
-    """The masked CNN beside BagNet."""
+    """Network of the masked CNN that is compared with BagNet."""
     generator_width: int
     """Channels of SRGAN's residual blocks."""
     generator_blocks: int
     generator_share: float
-    """Epochs of SRGAN's generator over those of ``hr``: an epoch of it takes five times as long."""
+    """Epochs of SRGAN's generator as a share of those of ``hr``; one of its epochs takes five times as long."""
     resolved_share: float
-    """Epochs of the classifier that goes on on its images, over those of ``hr``."""
+    """Epochs of the classifier that trains on with the generator's images, as a share of those of ``hr``."""
 
 
 SIZES: dict[str, Sizes] = {
@@ -52,13 +52,13 @@ SIZES: dict[str, Sizes] = {
 
 
 def share_of(epochs: int, share: float) -> int:
-    """That share of epochs: whole ones, at least one where there are any."""
+    """Return a share of epochs as a whole number, at least 1 unless there are none."""
     return max(min(epochs, 1), round(epochs * share))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions:
-    """Which table, from which networks, of which rows."""
+    """The options of a comparison: which table, from which networks, with which rows."""
 
     table: TableName
     profile: ProfileName = "cpu"
@@ -73,16 +73,16 @@ class CompareOptions:
 
     @property
     def sizes(self) -> Sizes:
-        """Of the profile's networks."""
+        """Sizes of the profile's networks."""
         return SIZES[self.profile]
 
     def check(self, patches: int, stages: Sequence[str], classifier: str) -> None:
-        """Raise UsageError where the options make no sense, or not with a run.
+        """Raise UsageError if the options make no sense by themselves or with a run.
 
         Args:
-            patches: of the run's grid.
-            stages: that it trains.
-            classifier: its kind.
+            patches: number of patches of the run's grid.
+            stages: stages that the run trains.
+            classifier: kind of the run's classifier.
         """
         if self.seeds < 1:
             raise UsageError(f"seeds: {self.seeds} is out of range, use 1 or more")
@@ -104,13 +104,13 @@ class CompareOptions:
             raise UsageError(f"classifier: table {self.table} compares with {wanted!r}, not {classifier!r}")
 
     def to_mapping(self) -> dict[str, Any]:
-        """Plain values."""
+        """Return the options as plain values."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 @dataclass(frozen=True)
 class Price:
-    """What HR costs: by the image, or by the area it shows."""
+    """The price of HR, by the image or by the area that it shows."""
 
     per_image: float | None = None
     per_km2: float | None = None
@@ -132,20 +132,20 @@ class Price:
                 raise UsageError(f"{name}: {value:g} is no price or size, use a number above 0")
 
     def of_image(self, height: int, width: int) -> float | None:
-        """The price of all of an HR image of that many pixels; None where no price is known."""
+        """Return the price of all of an HR image of that many pixels; None if no price is known."""
         if self.per_image is not None or self.per_km2 is None or self.gsd is None:
             return self.per_image
         return self.per_km2 * height * width * (self.gsd / 1000) ** 2
 
 
 def bind(folder: Path, document: Mapping[str, Any]) -> None:
-    """Compare with what the folder was started with; until a stage has begun in it, that may still change.
+    """Check options and settings against those that the folder was started with; before a stage begins they may change.
 
     Args:
         document: options and settings, all that is needed to run the comparison again, as ``compare.yaml`` holds it.
 
     Raises:
-        RunError: it was started with other settings; they are named.
+        RunError: the folder was started with other settings; the error names them.
     """
     path = folder / "compare.yaml"
     if not path.exists() or not any(folder.glob("seed-*/*/*/")):
@@ -161,10 +161,10 @@ def bind(folder: Path, document: Mapping[str, Any]) -> None:
 
 
 def split_mapping(values: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options and the settings in a YAML file's mapping.
+    """Split the mapping of a YAML file into options and settings.
 
     Raises:
-        UsageError: a key or value among the settings that does not exist.
+        UsageError: a key or value among the settings does not exist.
     """
     options = {k: v for k, v in values.items() if k in CompareOptions.__dataclass_fields__}
     settings = {k: v for k, v in values.items() if k not in options}

@@ -1,4 +1,4 @@
-"""The file or profile of ``--config`` as the flags' defaults, read before the command line is."""
+"""Read the file or profile of ``--config`` as defaults for the flags, before the command line is parsed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from patchdrop.settings.flat import from_mapping, read_profile
 
 
 def defaults(arguments: list[str]) -> list[Dict]:
-    """Defaults for the flags of a command line, its words in order.
+    """Return defaults for the flags of a command line, given as its words in order.
 
     Raises:
         UsageError: the file cannot be read, or has a key or value that does not exist.
@@ -21,7 +21,7 @@ def defaults(arguments: list[str]) -> list[Dict]:
 
 
 def _of_train(arguments: list[str]) -> list[Dict]:
-    """The file or profile named by ``--config`` as defaults for the flags, its keys and values checked."""
+    """Read the file or profile that ``--config`` names as defaults for the flags; check its keys and values."""
     source = _value_of("--config", arguments)
     if source is None:
         return []
@@ -31,16 +31,16 @@ def _of_train(arguments: list[str]) -> list[Dict]:
 
 
 def _of_compare(arguments: list[str]) -> list[Dict]:
-    """The same for ``compare``, where a file may name table and rows too, and the table has a profile of its own."""
+    """Do the same for ``compare``: its file may name table and rows too, and each table has its own profile."""
     source = _value_of("--config", arguments)
     if source is None:
         table, profile = _value_of("--table", arguments) or "", _value_of("--profile", arguments) or "cpu"
         source = PROFILES.get((table, profile), "")
-        values = read_profile(source) if source else {}  # a name that is none is refused as a flag's value
+        values = read_profile(source) if source else {}  # an unknown name is refused later as a flag's value
     else:
         values = read_profile(source)
     split_mapping(values, source)
-    # A table is of somebody's images: those of `train`'s default, the embedded images, have to be asked for.
+    # A table is made of the user's images: the embedded ones, the default of `train`, have to be asked for.
     return [_defaults({"data": "", **{k: v for k, v in values.items() if v is not None}}, source)]
 
 

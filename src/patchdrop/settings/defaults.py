@@ -1,6 +1,6 @@
-"""The one recipe for all data sets: what follows from image sizes and from the number of training images.
+"""Derive settings from image sizes and from the number of training images: one recipe for all data sets.
 
-Whatever a user names stays; the rest is filled in from here, and a run's ``settings.yaml`` holds the outcome.
+What a user gives stays; the rest is filled in from here, and a run's ``settings.yaml`` holds the result.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from typing import Any
 from patchdrop.grid import Size
 
 IMAGES = 7200
-"""Training images for which `EPOCHS` are."""
+"""Number of training images that `EPOCHS` are meant for."""
 EPOCHS = {"lr": 16, "hr": 20, "patches": 6, "pt": 4, "ft1": 6, "ft2": 8}
 EXPONENT = 0.45
 """Twice the images take ``2 ** -0.45`` times the epochs: more steps in all, each image seen less often."""
 FEWEST, MOST = 2, 200
 HIGH_NETWORKS = ((48, "resnet8-w48-d"), (96, "resnet8-w40-d"))
-"""HR-CNN by the longer side of HR: the first whose number of pixels is above it ..."""
+"""HR-CNN by the longer side of HR: the first entry whose number of pixels is above it ..."""
 LARGE_NETWORK = "resnet10-w32-d"
-"""... and that of larger images; all take about as long."""
+"""... and HR-CNN for larger images; all take about as long."""
 GRID = "4"
-"""Where there are no images to propose one from."""
+"""Grid if there are no images to propose one from."""
 COARSE = 24
 """LR sides below this are enlarged twofold before a network sees them."""
 
 
 def networks_for(high: Size, low: Size, low_enlarge: int, lr_network: str) -> dict[str, Any]:
-    """Networks and enlargement for images of these sizes.
+    """Return networks and enlargement for images of these sizes.
 
     Args:
-        low_enlarge, lr_network: what a user named, which the policy's network follows; 0 and empty where nobody did.
+        low_enlarge, lr_network: what a user gave, 0 and empty if nothing; the policy's network is LR-CNN's.
     """
     enlarge = low_enlarge or (2 if min(low) < COARSE else 1)
     low_network = lr_network or ("resnet8-w32" if min(low) * enlarge < COARSE else "resnet8-w48-d")
@@ -42,14 +42,14 @@ def networks_for(high: Size, low: Size, low_enlarge: int, lr_network: str) -> di
 
 
 def schedule_for(images: int) -> dict[str, int]:
-    """Batch and epochs for this many images that classifiers train on."""
+    """Return batch and epochs for the number of images that classifiers train on."""
     factor = (IMAGES / max(1, images)) ** EXPONENT
     epochs = {f"epochs_{stage}": min(max(round(count * factor), FEWEST), MOST) for stage, count in EPOCHS.items()}
     return {"batch": batch_for(images), **epochs}
 
 
 def batch_for(images: int) -> int:
-    """Images a step: 64, more of very many, fewer of few, so that an epoch has some ten steps."""
+    """Return the images per step: 64, more of very many, fewer of few, so that an epoch has some ten steps."""
     if images >= 20_000:
         return 128
     return max(8, min(64, 2 ** ((images // 8).bit_length() - 1))) if images >= 8 else 8

@@ -1,4 +1,4 @@
-"""What a person sees while a command runs and when it ends: progress, warnings, tables.
+"""Show a person progress and warnings while a command runs, and tables when it ends.
 
 Takes documents and numbers. May import `errors`.
 """

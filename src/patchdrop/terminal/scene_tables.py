@@ -1,4 +1,4 @@
-"""Documents of `check`, `plan` and `predict` for scenes as tables for people."""
+"""Show the documents of `check`, `plan` and `predict` for scenes as tables for people."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.table import Table
 
 
 def check_table(document: dict[str, Any]) -> RenderableType:
-    """What each file is, and what to do about it."""
+    """Build the table of what each file is; below it, reasons against it and advice."""
     table = Table(
         "file", "fit", "size", "bands", "type", "compression", "tile", "overviews", "LR from", "bytes a patch"
     )
@@ -50,7 +50,7 @@ def _check_row(found: dict[str, Any]) -> list[str]:
 
 
 def cells_table(scene: dict[str, Any]) -> RenderableType:
-    """The cells of a scene that hold more than nodata, one a line."""
+    """Build the table of a scene's cells that hold more than nodata, one per line."""
     table = Table("cell", "label", "probability", "patches", title=escape(scene["scene"]), title_justify="left")
     for cell in scene["results"]:
         if cell["label"] is not None:
@@ -60,7 +60,7 @@ def cells_table(scene: dict[str, Any]) -> RenderableType:
 
 
 def scenes_table(document: dict[str, Any]) -> RenderableType:
-    """What a plan would read, or a prediction did read, against reading everything."""
+    """Build the table of what a plan would read, or a prediction did read, compared with reading everything."""
     table = Table("scene", title=f"stage {document['stage']} of {escape(document['run'])}", title_justify="left")
     for name in ("cells", "nodata", "patches", "requests", "bytes", "everything: requests", "bytes", "share %"):
         table.add_column(name, justify="right")
@@ -88,7 +88,7 @@ SLIDES = "Slides are read by OpenSlide: regions and pixels (px) are counted, byt
 
 
 def expected(total: dict[str, Any]) -> str:
-    """How often the policy expects to be right; empty where it does not say."""
+    """Return a sentence on how often the policy expects to be right; empty if it predicts no chances."""
     now, after, everything = (total.get(name) for name in ("chance_now", "chance_after", "chance_all"))
     if now is None or everything is None:
         return ""
@@ -98,13 +98,13 @@ def expected(total: dict[str, Any]) -> str:
 
 
 def _chances(scene: dict[str, Any]) -> str:
-    """Now and after what was chosen; ``?`` where the policy does not say, as of a scene without data."""
+    """Return the chances now and after what was chosen; ``?`` for an unknown one, as of a scene without data."""
     values = (scene.get(name) for name in ("chance_now", "chance_after"))
     return " → ".join("?" if value is None else f"{100 * value:.0f}" for value in values)
 
 
 def _costs(cost: dict[str, int], everything: dict[str, int], unit: str = "") -> list[str]:
-    """Requests and bytes, or of a slide regions and pixels; the same for everything; the share."""
+    """Return requests and bytes (of a slide regions and pixels), the same for everything, and the share in percent."""
     unit = unit or ("bytes" if "bytes" in everything else "pixels")
     times, px = ("requests", "") if unit == "bytes" else ("regions", " px")
     share = f"{100 * cost[unit] / everything[unit]:.1f}" if everything[unit] else ""
@@ -112,10 +112,10 @@ def _costs(cost: dict[str, int], everything: dict[str, int], unit: str = "") -> 
 
 
 def _bill_table(document: dict[str, Any]) -> Table:
-    """Ground, money and, of a plan, seconds of each scene; what is not known is left empty."""
+    """Build the table of each scene's ground, money and, of a plan, seconds; unknown values are left empty."""
     tariff = document["tariff"]
     money = f"money, {escape(tariff['currency'])}" if tariff else "money"
-    timed = any("estimate" in scene for scene in document["scenes"])  # a plan; it has no estimate of a slide
+    timed = any("estimate" in scene for scene in document["scenes"])  # only in a plan; that of a slide is None
     table = Table("scene", caption="seconds of reading alone, networks left out" if timed else None)
     table.caption_justify = "left"
     for name in ("km2 chosen", "km2 ordered", money, "everything: km2", "money", *(("seconds", "all") * timed)):
@@ -129,7 +129,7 @@ def _bill_table(document: dict[str, Any]) -> Table:
 
 
 def _seconds(scenes: Sequence[dict[str, Any]]) -> list[str]:
-    """Of a plan's scenes together: seconds of what was chosen, and of everything; empty where there is no estimate."""
+    """Sum the seconds of what was chosen, and of everything, over a plan's scenes; empty if there is no estimate."""
     estimates = [scene["estimate"] for scene in scenes if scene.get("estimate") is not None]
     names = ("seconds", "everything_seconds") if estimates else ()
     return [f"{sum(estimate[name] for estimate in estimates):,.1f}" for name in names]

@@ -1,4 +1,4 @@
-"""Documents of the commands as tables for people."""
+"""Show the documents of the commands as tables for people."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from patchdrop.terminal.scene_tables import cells_table, scenes_table
 
 
 def results_table(document: dict[str, Any]) -> RenderableType:
-    """The table of a ``results.json``, under the verdict where there is one; that is of the policy's own choice."""
+    """Build the table of a ``results.json``, below its verdict if there is one and the policy itself chose."""
     verdict = document.get("verdict")
     heads = [] if verdict is None or "dial" in document else [verdict_table(verdict, document["patches"])]
     return Group(*heads, _rows_table(document))
 
 
 def verdict_table(verdict: dict[str, Any], patches: int) -> RenderableType:
-    """The verdict's sentence, and what it rests on: the figures of the policy, then of plain strategies, best first."""
+    """Build the verdict's sentence and its figures: those of the policy, then of plain strategies, best first."""
     table = Table(title=f"stage {verdict['stage']} on {verdict['images']} validation images", title_justify="left")
     table.add_column("method")
     for name in ("accuracy %", "S", "HR read %", "worth", "p"):
@@ -69,7 +69,7 @@ def _rows_table(document: dict[str, Any]) -> Table:
 
 
 def plan_table(document: dict[str, Any]) -> RenderableType:
-    """What a dry run says."""
+    """Build the text and tables of a dry run of training."""
     data = document["data"]
     counts = ", ".join(f"{name} {count}" for name, count in data["images"].items())
     networks = Table("network", "name", "parameters", "MFLOP an image", title="networks", title_justify="left")
@@ -100,7 +100,7 @@ def _sides(size: Sequence[int]) -> str:
 
 
 def calibration_table(document: dict[str, Any]) -> RenderableType:
-    """The curve of a ``calibration.json``, the chosen point marked."""
+    """Build the table of the curve in a ``calibration.json``, with the chosen point marked."""
     images, chosen = document["images"], document["chosen"]
     title = (
         f"stage {document['stage']}, P = {document['patches']}, measured on {images['n']} images of "
@@ -140,7 +140,7 @@ def _why_chosen(document: dict[str, Any]) -> str:
 
 
 def bench_table(document: dict[str, Any]) -> RenderableType:
-    """The rows of a ``bench.json``, batch by batch."""
+    """Build the table of the rows in a ``bench.json``, batch size by batch size."""
     high, low = ("x".join(map(str, document[name])) for name in ("high", "low"))
     title = f"HR {high}, LR {low}, P = {document['patches']}, pixels: {escape(document['pixels'])}"
     table = Table(title=title, title_justify="left")
@@ -182,7 +182,7 @@ def bench_table(document: dict[str, Any]) -> RenderableType:
 
 
 def compare_table(document: dict[str, Any]) -> RenderableType:
-    """The tables of a comparison, and what they rest on."""
+    """Build the tables of a comparison, and the lines that say what they rest on."""
     parts: list[RenderableType] = []
     for found in document["tables"]:
         table = Table(title=f"{escape(document['data'])}: {found['title']}", title_justify="left")
@@ -195,7 +195,7 @@ def compare_table(document: dict[str, Any]) -> RenderableType:
 
 
 def compare_list_table(document: dict[str, Any]) -> RenderableType:
-    """The rows of a comparison and what they take."""
+    """Build the tables of a comparison's rows and of the training that they take."""
     rows = Table("row", "what it is", "trains", title=f"table {document['table']}", title_justify="left")
     for row in document["rows"]:
         rows.add_row(row["row"], row["about"], " ".join(row["stages"]))
@@ -211,7 +211,7 @@ def compare_list_table(document: dict[str, Any]) -> RenderableType:
 
 
 def predicted_tables(document: dict[str, Any]) -> RenderableType:
-    """What was predicted of image files, of scenes, or of both."""
+    """Build the tables of what was predicted for image files, scenes, or both."""
     parts: list[RenderableType] = []
     if "predictions" in document:
         parts.append(predictions_table(document))
@@ -222,7 +222,7 @@ def predicted_tables(document: dict[str, Any]) -> RenderableType:
 
 
 def predictions_table(document: dict[str, Any]) -> RenderableType:
-    """One line for each image."""
+    """Build the table of predictions, one line per image."""
     found = document["predictions"]
     table = Table("image", "label", "probability", "HR read %", "patches")
     said = any(p["chance_now"] is not None for p in found)
@@ -242,12 +242,12 @@ def _chances(prediction: dict[str, Any]) -> str:
 
 
 def _whole(chance: float | None) -> str:
-    """In percent; close to 1 with a decimal, so that it is not read as certainty."""
+    """Return a chance in percent; close to 1 with a decimal, so that it is not read as certainty."""
     return "?" if chance is None else f"{100 * chance:.{1 if 0.995 <= chance < 1 else 0}f}"
 
 
 def export_table(document: dict[str, Any]) -> RenderableType:
-    """The graphs of an export, and how far ONNX Runtime was from torch."""
+    """Build the table of an export's graphs, and of how far ONNX Runtime was from torch."""
     title = f"{document['folder']}: stage {document['stage']} of {document['run']}"
     table = Table("graph", "inputs", "output", "bytes", title=escape(title), title_justify="left")
     for name in ("policy", "classifier"):
@@ -265,7 +265,7 @@ def _tensor(value: dict[str, Any]) -> str:
 
 
 def info_table(document: dict[str, Any]) -> RenderableType:
-    """What is in a run."""
+    """Build the tables of what is in a run."""
     data = document["data"]
     head = Table(show_header=False, title=escape(document["run"]), title_justify="left")
     head.add_row("data", escape(f"{data['name']} ({data['layout']})"))

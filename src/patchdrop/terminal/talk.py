@@ -1,4 +1,4 @@
-"""What the program says while it works: bars and warnings on stderr, nothing without a terminal."""
+"""Print bars, lines and warnings on stderr while the program works; bars only on a terminal."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ console = Console(stderr=True)
 
 @contextmanager
 def errors_told() -> Iterator[None]:
-    """Leave a script by its error's one line and exit code, as the command line does, not by a traceback."""
+    """End a script with the error's one line and exit code, as the command line does, instead of a traceback."""
     try:
         yield
     except PatchDropError as error:
@@ -35,7 +35,7 @@ def errors_told() -> Iterator[None]:
 
 
 def tell(error: PatchDropError) -> int:
-    """Print an error's one line; gives its exit code."""
+    """Print an error's one line, and return its exit code."""
     print(f"error: {error}", file=sys.stderr)
     return error.exit_code
 
@@ -48,7 +48,7 @@ class _Rate(ProgressColumn):
 
 @contextmanager
 def bars(work: Mapping[str, tuple[int, float]], unit: str) -> Iterator[Bars]:
-    """A bar for each item of work and one for all of it.
+    """Show a bar for each item of work, and one for all of it.
 
     Args:
         work: name -> (count, cost of one); the cost, in any unit, weighs the items in the total.
@@ -67,7 +67,7 @@ def bars(work: Mapping[str, tuple[int, float]], unit: str) -> Iterator[Bars]:
 
 
 class Bars:
-    """Told what was done; draws it."""
+    """The bars on the screen, which are told what was done and draw it."""
 
     def __init__(self, progress: Progress, work: Mapping[str, tuple[int, float]], unit: str) -> None:
         self.progress = progress
@@ -79,13 +79,13 @@ class Bars:
         self.scale = 100 / total if total else 0.0
 
     def expect(self, name: str, count: int, description: str) -> None:
-        """``count`` units of an item are expected in all, as far as is known now."""
+        """Expect ``count`` units of an item in all, as far as is known now."""
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(description, total=count, unit=self.unit)
         self.progress.update(self.tasks[name], total=count, description=description)
 
     def advance(self, name: str, count: int) -> None:
-        """``count`` more units of an item are done."""
+        """Count ``count`` more units of an item as done."""
         expected, cost = self.work.get(name, (None, 0.0))
         if name not in self.tasks:
             self.tasks[name] = self.progress.add_task(name, total=expected, unit=self.unit)
@@ -95,13 +95,13 @@ class Bars:
 
 
 def say(text: str) -> None:
-    """One line on stderr."""
+    """Print one line on stderr."""
     console.print(text, highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
 def warnings_told(tell: Callable[[Warning | str, type[Warning]], bool]) -> Iterator[None]:
-    """While open, ``tell`` hears of each warning first; unless it returns True, those who heard before do as well."""
+    """Pass each warning to ``tell`` first while the block runs; unless it returns True, show the warning as before."""
 
     def show(message: Warning | str, category: type[Warning], *rest: Any) -> None:
         if not tell(message, category):
@@ -116,7 +116,7 @@ def warnings_told(tell: Callable[[Warning | str, type[Warning]], bool]) -> Itera
 
 
 def as_line(message: Warning | str, category: type[Warning]) -> bool:
-    """A warning of ours as one line on stderr; other packages' are left as they are."""
+    """Print a warning of this package as one line on stderr, and return True; leave those of other packages."""
     ours = category.__module__.startswith("patchdrop")
     if ours:
         say(f"warning: {message}")
