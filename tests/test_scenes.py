@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from patchdrop.data import markers as scenes
-from patchdrop.data.markers import CLASSES, NONE, Bytes, Floats, Drawn, draw_images, make_images, split_digits
+from patchdrop.data.markers import CLASSES, NONE, Bytes, Drawn, Floats, draw_images, make_images, split_digits
 from patchdrop.errors import UsageError
 
 LOW = 16
