@@ -12,12 +12,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patchdrop import commands
 from patchdrop.classify.bagnet import BagNet
+from patchdrop.classify.high import Spec
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.costs.flops import forward_costs
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError
 from patchdrop.files import read_json, write_json
-from patchdrop.grid import Grid
+from patchdrop.grid import Grid, Shape
 from patchdrop.models.build import ModelConfig
 from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed, gather
@@ -36,7 +37,7 @@ CLOSE = {"rtol": 1e-5, "atol": 1e-5}
 def bagnet(grid: Grid = GRID, positions: bool = False) -> BagNet:
     torch.manual_seed(0)
     normalise = Normalise(torch.full((3,), 110.0), torch.full((3,), 40.0))
-    net = BagNet(NETWORK, len(CLASSES), grid, normalise, positions=positions)
+    net = BagNet(Spec(NETWORK, len(CLASSES), Shape((16, 16), (8, 8), grid, 3), normalise), positions=positions)
     if net.positions is not None:
         torch.nn.init.normal_(net.positions, 0, 0.5)
     return unsettle(net)
@@ -113,8 +114,8 @@ def test_where_a_patch_lies_matters_only_with_positions() -> None:
 
 def test_positions_start_without_effect() -> None:
     torch.manual_seed(0)
-    plain = BagNet(NETWORK, 3, GRID, Normalise(torch.zeros(3), torch.ones(3))).eval()
-    placed = BagNet(NETWORK, 3, GRID, Normalise(torch.zeros(3), torch.ones(3)), positions=True).eval()
+    spec = Spec(NETWORK, 3, SETTINGS.shape, Normalise(torch.zeros(3), torch.ones(3)))
+    plain, placed = BagNet(spec).eval(), BagNet(spec, positions=True).eval()
     placed.load_state_dict({**placed.state_dict(), **plain.state_dict()})
     packed = gather(images(), choices(), GRID)
     assert torch.equal(plain(packed, LOW), placed(packed, LOW))
@@ -200,7 +201,7 @@ def test_a_classifier_that_does_not_exist_is_refused_rather_than_taken_for_a_mas
 
 def test_bagnets_cost_is_of_its_patches_and_not_of_a_canvas() -> None:
     settings = tiny_settings(classifier="bagnet")
-    model = BagNet(settings.hr_network, 3, GRID, Normalise(torch.zeros(3), torch.ones(3)))
+    model = BagNet(Spec(settings.hr_network, 3, settings.shape, Normalise(torch.zeros(3), torch.ones(3))))
     packed = gather(torch.zeros(1, 3, 16, 16), torch.ones(1, 16, dtype=torch.bool), GRID)
     with FlopCounterMode(display=False) as counter:
         model(packed, torch.zeros(1, 3, 8, 8))

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from masks import pixel_mask
+from patchdrop.classify.high import Spec
 from patchdrop.classify.low import LowCNN
 from patchdrop.classify.masked_cnn import MaskedCNN
 from patchdrop.classify.two_stream import CAP, TwoStream
 from patchdrop.data.low import area_average
 from patchdrop.episode import PatchDrop, play
-from patchdrop.grid import Grid
+from patchdrop.grid import Grid, Shape
 from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed, gather
 from patchdrop.policy.choice import greedy, keep_all
@@ -43,7 +44,7 @@ class Setup(NamedTuple):
 def set_up(grid: Grid, size: tuple[int, int], low_size: tuple[int, int], fill: str = "mean") -> Setup:
     torch.manual_seed(0)
     normalise = Normalise(torch.tensor([100.0, 120.0, 90.0]), torch.tensor([50.0, 40.0, 60.0]))
-    high = MaskedCNN(NETWORK, CLASSES, grid, size, normalise, fill=fill)
+    high = MaskedCNN(Spec(NETWORK, CLASSES, Shape(size, low_size, grid, 3), normalise, fill))
     low = LowCNN(NETWORK, CLASSES, normalise)
     images = torch.randint(0, 256, (32, 3, *size), dtype=torch.uint8)
     counts = torch.arange(32).unsqueeze(1) % (grid.patches + 1)

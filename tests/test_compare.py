@@ -24,6 +24,7 @@ from torch import nn
 
 from patchdrop import commands
 from patchdrop.classify.bagnet import BagNet
+from patchdrop.classify.high import Spec
 from patchdrop.cli import app, main
 from patchdrop.commands.shared import load_with_bar
 from patchdrop.compare.bench import Bench
@@ -37,7 +38,7 @@ from patchdrop.compare.table import FORMS
 from patchdrop.costs.flops import forward_costs
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError, TrainingError, UsageError
-from patchdrop.grid import Grid
+from patchdrop.grid import Grid, Shape
 from patchdrop.networks.build import Normalise
 from patchdrop.runs.folder import RunFolder
 from patchdrop.settings.combinations import check_combinations
@@ -482,8 +483,8 @@ class Pixels(nn.Module):
 
 
 def test_flops_of_a_toy_equal_a_count_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("patchdrop.classify.bagnet.build", lambda *_: Pixels())
-    bagnet = BagNet("toy", 5, GRID, Normalise(torch.zeros(3), torch.ones(3)))
+    monkeypatch.setattr("patchdrop.classify.high.build", lambda *_: Pixels())
+    bagnet = BagNet(Spec("toy", 5, Shape((4, 4), (2, 2), GRID, 3), Normalise(torch.zeros(3), torch.ones(3))))
     player = Player(PatchDrop(Linear(), bagnet), GRID)
     high, low = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 1, 2, 2, dtype=torch.uint8)
     choice = torch.zeros(2, 16, dtype=torch.bool)

@@ -129,12 +129,13 @@ def test_importing_the_package_and_its_settings_does_not_import_torch() -> None:
 
 def test_scenes_and_our_own_networks_need_neither_timm_nor_torchvision_nor_matplotlib() -> None:
     code = (
-        "import sys, torch\nfrom patchdrop.grid import Grid\n"
+        "import sys, torch\nfrom patchdrop.grid import Grid, Shape\n"
         "from patchdrop.networks.build import Normalise, build, folded\n"
         "import patchdrop.scenes.plan, patchdrop.scenes.predict, patchdrop.models.build\n"
         "from patchdrop.report import theme\n"
-        "from patchdrop.classify.canvas import CanvasCNN\n"
-        "CanvasCNN('resnet8-w4', 3, Grid(2, 2), (32, 32), Normalise(torch.zeros(3), torch.ones(3)))\n"
+        "from patchdrop.classify.canvas import CanvasCNN\nfrom patchdrop.classify.high import Spec\n"
+        "shape, normalise = Shape((32, 32), (8, 8), Grid(2, 2), 3), Normalise(torch.zeros(3), torch.ones(3))\n"
+        "CanvasCNN(Spec('resnet8-w4', 3, shape, normalise))\n"
         "folded(build('resnet50-w4-d', 3)); theme.font(12)\n"
         "print(sorted({'timm', 'torchvision', 'matplotlib', 'sklearn'} & set(sys.modules)))\n"
     )

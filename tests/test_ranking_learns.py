@@ -15,13 +15,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from patchdrop.classify.high import HighClassifier
+from patchdrop.classify.high import HighClassifier, Spec
 from patchdrop.classify.low import LowCNN
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.sets import MemorySource, Split
 from patchdrop.evaluation.outcome import outcome_of
 from patchdrop.evaluation.settle import Goal, find_price, hear, set_outlook_right, tried_counts
-from patchdrop.grid import Grid, boxes
+from patchdrop.grid import Grid, Shape, boxes
 from patchdrop.models.one_look import Advised
 from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed
@@ -47,7 +47,7 @@ class Counts(HighClassifier):
     """Sure of the class once ``needed`` marked patches of an image were read, and clueless before."""
 
     def __init__(self, needed: int) -> None:
-        super().__init__(GRID, normalise())
+        super().__init__(Spec("", CLASSES, Shape((16, 16), (8, 8), GRID, 3), normalise()))
         self.needed = needed
 
     def forward(self, packed: Packed, low: Tensor) -> Tensor:

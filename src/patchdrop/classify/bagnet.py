@@ -13,9 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from patchdrop.classify.high import HighClassifier
-from patchdrop.grid import Grid
-from patchdrop.networks.build import Normalise, build, channels_last
+from patchdrop.classify.high import HighClassifier, Spec
+from patchdrop.networks.build import channels_last
 from patchdrop.packed import Packed
 
 
@@ -26,27 +25,17 @@ class BagNet(HighClassifier):
     patch has features of 0, so its logits are the head's bias.
 
     Args:
-        network: takes ``(N, C, p, q)``, a patch of a few pixels: ``resnet8`` to ``resnet32`` fit from 8 px on.
+        spec: its network takes ``(N, C, p, q)``, a patch of a few pixels: ``resnet8`` to ``resnet32`` fit from 8 px on.
         positions: scale each patch's features by ``1 + e``, with e learnt for each place of the grid, from a start
             of 0. A product, because a sum would pass the mean and the linear head as a bias.
     """
 
-    def __init__(
-        self,
-        network: str,
-        classes: int,
-        grid: Grid,
-        normalise: Normalise,
-        *,
-        channels: int = 3,
-        positions: bool = False,
-        pretrained: bool = False,
-    ) -> None:
-        super().__init__(grid, normalise)
-        self.network = build(network, 0, channels, pretrained)
+    def __init__(self, spec: Spec, *, positions: bool = False) -> None:
+        super().__init__(spec)
+        self.network = spec.backbone(0)
         features = int(self.network.num_features)  # type: ignore[arg-type]
-        self.positions = nn.Parameter(torch.zeros(grid.patches, features)) if positions else None
-        self.head = nn.Linear(features, classes)
+        self.positions = nn.Parameter(torch.zeros(self.grid.patches, features)) if positions else None
+        self.head = nn.Linear(features, spec.classes)
 
     def forward(self, packed: Packed, low: Tensor) -> Tensor:
         """Return class logits of the packed patches of ``packed.batch`` images."""

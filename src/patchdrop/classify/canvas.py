@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from patchdrop.classify.borders import Neighbours, across_borders, see_across
-from patchdrop.classify.high import SparseClassifier, check_patches, is_full
+from patchdrop.classify.high import SparseClassifier, Spec, check_patches, is_full
 from patchdrop.classify.low_entry import LowEntry
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
-from patchdrop.networks.build import Normalise, build, channels_last, is_residual_block, stages_of
+from patchdrop.networks.build import channels_last, is_residual_block, stages_of
 from patchdrop.packed import Packed
 
 _LAYERS = (nn.Conv2d, nn.BatchNorm2d, nn.ReLU, nn.MaxPool2d, nn.AvgPool2d, nn.Identity)
@@ -30,8 +30,7 @@ class CanvasCNN(SparseClassifier):
     """A sparse canvas: maps packed HR patches, and with ``fill="low"`` LR, to class logits ``(B, K)``.
 
     Args:
-        network: a ResNet, ours or timm's.
-        size: HR (height, width) in pixels.
+        spec: its network is a ResNet, ours or timm's.
         stages: how many of the network's stages run on patches, with the stem before them; 0 takes as many as the
             patch's size allows, but leaves the last one to the canvas.
 
@@ -39,27 +38,16 @@ class CanvasCNN(SparseClassifier):
         UsageError: no such ResNet, or patches that its early stages do not divide.
     """
 
-    def __init__(
-        self,
-        network: str,
-        classes: int,
-        grid: Grid,
-        size: tuple[int, int],
-        normalise: Normalise,
-        *,
-        channels: int = 3,
-        fill: str = "mean",
-        stages: int = 0,
-        pretrained: bool = False,
-    ) -> None:
-        super().__init__(grid, normalise, classes, fill)
-        self.network = build(network, classes, channels, pretrained)
-        self.stages = _split(network, self.network, grid, size, stages, channels)
+    def __init__(self, spec: Spec, *, stages: int = 0) -> None:
+        super().__init__(spec)
+        size, _, grid, channels = spec.shape
+        self.network = spec.backbone(spec.classes)
+        self.stages = _split(spec.network, self.network, grid, size, stages, channels)
         see_across(self.network, self._early())
         features, stride = _reach(self._early(), channels)
         self.size = (size[0] // stride, size[1] // stride)
         self.features = features
-        self.entry = LowEntry(channels, features, self.size) if fill == "low" else None
+        self.entry = LowEntry(channels, features, self.size) if spec.fill == "low" else None
 
     def whole(self, high: Tensor, low: Tensor) -> Tensor:
         """Run the plain HR network."""

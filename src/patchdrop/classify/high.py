@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from patchdrop.errors import UsageError
-from patchdrop.grid import Grid
-from patchdrop.networks.build import Normalise
+from patchdrop.grid import Grid, Shape
+from patchdrop.networks.build import Normalise, build
 from patchdrop.packed import Packed, gather
 
 
-class HighClassifier(nn.Module):
-    """An HR classifier ``model(packed, low)``: B images' patches and LR ``(B, C, h, w)`` 0..255 to logits ``(B, K)``.
+@dataclass(frozen=True)
+class Spec:
+    """What every HR classifier is built from.
 
-    Args:
+    Attributes:
+        network: name of its backbone, see `patchdrop.networks.build`.
+        classes: K.
+        shape: sizes of HR and LR, grid and channels.
         normalise: of HR pixels.
         fill: what stands for unread patches: ``mean``, nothing or the mean colour, or ``low``, LR.
+        pretrained: whether a timm network starts from its published weights.
     """
 
-    def __init__(self, grid: Grid, normalise: Normalise, fill: str = "mean") -> None:
+    network: str
+    classes: int
+    shape: Shape
+    normalise: Normalise
+    fill: str = "mean"
+    pretrained: bool = False
+
+    def backbone(self, classes: int) -> nn.Module:
+        """Build the backbone with a head of ``classes``, or of features alone where they are 0."""
+        return build(self.network, classes, self.shape.channels, self.pretrained)
+
+
+class HighClassifier(nn.Module):
+    """An HR classifier ``model(packed, low)``: packed patches and LR ``(B, C, h, w)`` 0..255 to logits ``(B, K)``."""
+
+    def __init__(self, spec: Spec) -> None:
         super().__init__()
-        self.grid = grid
-        self.normalise = normalise
-        self.fill = fill
+        self.grid = spec.shape.grid
+        self.normalise = spec.normalise
+        self.fill = spec.fill
 
     def whole(self, high: Tensor, low: Tensor) -> Tensor:
         """Return class logits of whole images ``(B, C, H, W)`` 0..255, by the plain network or from all patches."""
@@ -45,9 +67,9 @@ class SparseClassifier(HighClassifier):
     Such an image has logits of its own, one vector for all of them, learnt where training meets one.
     """
 
-    def __init__(self, grid: Grid, normalise: Normalise, classes: int, fill: str) -> None:
-        super().__init__(grid, normalise, fill)
-        self.unread = nn.Parameter(torch.zeros(classes))
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec)
+        self.unread = nn.Parameter(torch.zeros(spec.classes))
 
     def forward(self, packed: Packed, low: Tensor) -> Tensor:
         """Return class logits ``(B, K)``."""

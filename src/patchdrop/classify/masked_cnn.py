@@ -9,35 +9,21 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from patchdrop.classify.high import HighClassifier
-from patchdrop.grid import Grid
-from patchdrop.networks.build import Normalise, build, channels_last
+from patchdrop.classify.high import HighClassifier, Spec
+from patchdrop.networks.build import channels_last
 from patchdrop.packed import Packed, at_patches, scatter
 
 
 class MaskedCNN(HighClassifier):
     """The paper's classifier: maps packed HR patches (and, with ``fill="low"``, LR) to class logits ``(B, K)``.
 
-    Args:
-        size: HR (height, width) in pixels.
-        fill: what unread patches hold: ``mean``, the training set's mean colour, or ``low``, LR enlarged.
+    Unread patches hold the training set's mean colour (``fill="mean"``), or LR enlarged.
     """
 
-    def __init__(
-        self,
-        network: str,
-        classes: int,
-        grid: Grid,
-        size: tuple[int, int],
-        normalise: Normalise,
-        *,
-        channels: int = 3,
-        fill: str = "mean",
-        pretrained: bool = False,
-    ) -> None:
-        super().__init__(grid, normalise, fill)
-        self.size = size
-        self.network = build(network, classes, channels, pretrained)
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec)
+        self.size = spec.shape.high
+        self.network = spec.backbone(spec.classes)
 
     def forward(self, packed: Packed, low: Tensor) -> Tensor:
         """Return class logits of packed patches of ``len(low)`` images; ``low (B, C, h, w)`` in 0..255."""

@@ -11,15 +11,17 @@ Saves reads and multiply-adds: all layers run on what was chosen; the transforme
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
-from patchdrop.classify.high import SparseClassifier
+from patchdrop.classify.high import SparseClassifier, Spec
 from patchdrop.classify.low import LowCNN
 from patchdrop.classify.sets import by_count, key_bias, own_image
 from patchdrop.errors import UsageError, first_line
-from patchdrop.grid import Grid, patch_size
-from patchdrop.networks.build import Normalise, build, channels_last
+from patchdrop.grid import patch_size
+from patchdrop.networks.build import channels_last
 from patchdrop.packed import Packed
 
 WIDTH, HEAD = 256, 32
@@ -31,8 +33,7 @@ class PatchSet(SparseClassifier):
     """A patch set: maps packed HR patches, and with a ``context`` LR, to class logits ``(B, K)``.
 
     Args:
-        network: maps a patch, ``(N, C, p, q)``, to one feature vector.
-        size: HR (height, width) in pixels.
+        spec: its network maps a patch, ``(N, C, p, q)``, to one feature vector.
         context: maps an LR image to features; None for ``fill="mean"``.
         layers: of the transformer.
 
@@ -40,24 +41,13 @@ class PatchSet(SparseClassifier):
         UsageError: a network that cannot take patches of this size.
     """
 
-    def __init__(
-        self,
-        network: str,
-        classes: int,
-        grid: Grid,
-        size: tuple[int, int],
-        normalise: Normalise,
-        *,
-        channels: int = 3,
-        context: LowCNN | None = None,
-        layers: int = 1,
-        pretrained: bool = False,
-    ) -> None:
+    def __init__(self, spec: Spec, *, context: LowCNN | None = None, layers: int = 1) -> None:
         from timm.models.vision_transformer import Block  # late: see `patchdrop.networks.build`
 
-        super().__init__(grid, normalise, classes, "mean" if context is None else "low")
-        self.network = build(network, 0, channels, pretrained)
-        features = _features(network, self.network, (channels, *patch_size(grid, *size)))
+        super().__init__(replace(spec, fill="mean" if context is None else "low"))
+        size, _, grid, channels = spec.shape
+        self.network = spec.backbone(0)
+        features = _features(spec.network, self.network, (channels, *patch_size(grid, *size)))
         width = max(HEAD, min(WIDTH, features) // HEAD * HEAD)
         self.embed = nn.Linear(features, width)
         self.positions = nn.Parameter(torch.empty(1, grid.patches, width))
@@ -69,7 +59,7 @@ class PatchSet(SparseClassifier):
                 nn.init.zeros_(last.weight)  # type: ignore[union-attr, arg-type]
                 nn.init.zeros_(last.bias)  # type: ignore[union-attr, arg-type]
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, classes)
+        self.head = nn.Linear(width, spec.classes)
         self.context = context
         if context is not None:
             self.join = nn.Linear(int(context.network.num_features), width)  # type: ignore[arg-type]

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchdrop.classify.high import SparseClassifier, check_patches, is_full
+from patchdrop.classify.high import SparseClassifier, Spec, check_patches, is_full
 from patchdrop.classify.sets import by_count, key_bias, own_image
 from patchdrop.errors import UsageError
-from patchdrop.grid import Grid, patch_size
-from patchdrop.networks.build import Normalise, build_vit, vit_token
+from patchdrop.grid import patch_size
+from patchdrop.networks.build import build_vit, vit_token
 from patchdrop.packed import Packed
 
 if TYPE_CHECKING:
@@ -30,9 +30,7 @@ class TokenViT(SparseClassifier):
     """A sparse transformer: maps packed HR patches, and with ``fill="low"`` LR, to class logits ``(B, K)``.
 
     Args:
-        network: ``vit4-w192-p8`` (4 layers, 192 channels, tokens of 8 px), or one of timm's.
-        size: HR (height, width) in pixels.
-        low_size: LR (height, width) in pixels.
+        spec: its network is ``vit4-w192-p8`` (4 layers, 192 channels, tokens of 8 px), or one of timm's.
 
     Raises:
         UsageError: no such transformer, or patches that are no multiple of its tokens.
@@ -40,23 +38,12 @@ class TokenViT(SparseClassifier):
 
     network: VisionTransformer
 
-    def __init__(
-        self,
-        network: str,
-        classes: int,
-        grid: Grid,
-        size: tuple[int, int],
-        low_size: tuple[int, int],
-        normalise: Normalise,
-        *,
-        channels: int = 3,
-        fill: str = "mean",
-        pretrained: bool = False,
-    ) -> None:
-        super().__init__(grid, normalise, classes, fill)
+    def __init__(self, spec: Spec) -> None:
+        super().__init__(spec)
+        network, (size, low_size, grid, channels) = spec.network, spec.shape
         token = vit_token(network)
         check_patches("vit", grid, size, token, f"the size of {network}'s tokens")
-        self.network = build_vit(network, size, classes, channels, pretrained)
+        self.network = build_vit(network, size, spec.classes, channels, spec.pretrained)
         if self.network.pos_embed is None or self.network.global_pool != "token":
             raise UsageError(
                 f"classifier vit: network {network!r} has no learnt positions or no class token to decide by; "
@@ -66,7 +53,7 @@ class TokenViT(SparseClassifier):
         self.tokens = (p // token[0], q // token[1])
         self.cell = (max(1, low_size[0] // grid.rows), max(1, low_size[1] // grid.cols))
         width = int(self.network.embed_dim)
-        if fill == "low":
+        if spec.fill == "low":
             self.low_embed = nn.Conv2d(channels, width, self.cell, self.cell)
             self.low_positions = nn.Parameter(torch.empty(1, grid.patches, width))
             nn.init.normal_(self.low_positions, 0, 0.02)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from patchdrop.classify.bagnet import BagNet
 from patchdrop.classify.canvas import CanvasCNN
-from patchdrop.classify.high import HighClassifier
+from patchdrop.classify.high import HighClassifier, Spec
 from patchdrop.classify.low import LowCNN
 from patchdrop.classify.masked_cnn import MaskedCNN
 from patchdrop.classify.patch_set import PatchSet
@@ -157,19 +157,18 @@ def _build_high(
         if statistics is None
         else (statistics.mean, statistics.std)
     )
-    network, classes, grid, size = config.hr_network, len(config.classes), config.shape.grid, config.shape.high
-    normalise, fill = Normalise(mean, std), config.fill
-    shared: dict[str, Any] = {"channels": config.shape.channels, "pretrained": pretrained}
+    spec = Spec(config.hr_network, len(config.classes), config.shape, Normalise(mean, std), config.fill, pretrained)
     if config.classifier == "bagnet":
-        return BagNet(network, classes, grid, normalise, **shared)
+        return BagNet(spec)
     if config.classifier == "canvas":
-        return CanvasCNN(network, classes, grid, size, normalise, fill=fill, stages=config.patch_stages, **shared)
+        return CanvasCNN(spec, stages=config.patch_stages)
     if config.classifier == "patch-set":
-        context = None if alone or fill == "mean" else _build_low(config, statistics, False, features=True)
-        return PatchSet(network, classes, grid, size, normalise, context=context, layers=config.set_layers, **shared)
+        without = alone or config.fill == "mean"
+        context = None if without else _build_low(config, statistics, False, features=True)
+        return PatchSet(spec, context=context, layers=config.set_layers)
     if config.classifier == "vit":
-        return TokenViT(network, classes, grid, size, config.shape.low, normalise, fill=fill, **shared)
-    return MaskedCNN(network, classes, grid, size, normalise, fill=fill, **shared)
+        return TokenViT(spec)
+    return MaskedCNN(spec)
 
 
 def _low_statistics(config: ModelConfig, statistics: Statistics | None) -> Normalise:
