@@ -109,7 +109,7 @@ def picture(data: Path, index: int = 0) -> Path:
         (["train"], ["--out"]),
         (["trian", "--out", "x"], ["trian", "train"]),
         (["evaluate"], ["run"]),
-        (["predict", "x"], ["images"]),
+        (["predict", "x"], ["inputs"]),
         (["train", "--out", "x", "--batch", "-1"], ["batch: -1 is out of range"]),
         (["train", "--out", "x", "--batch", "many"], ["--batch", "many"]),
         (["train", "--out", "x", "--sigma", "-1"], ["sigma: -1.0 is out of range"]),

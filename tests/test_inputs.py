@@ -64,10 +64,9 @@ def test_a_tiff_is_a_scene_where_it_has_a_place_or_many_cells(tmp_path: Path) ->
 
 
 def test_urls_and_slides_are_scenes_and_what_is_not_there_is_left_to_whoever_reads_it(tmp_path: Path) -> None:
-    gone = str(tmp_path / "gone.tif")
-    assert inputs_of(["https://a.b/c.tif", "s3://x/y.png", "z.svs", gone], HIGH) == Inputs(
-        [gone], ["https://a.b/c.tif", "s3://x/y.png", "z.svs"]
-    )
+    gone = [str(tmp_path / name) for name in ("gone.tif", "gone.png")]
+    remote = ["https://a.b/c.tif", "s3://x/y.png", "z.svs"]
+    assert inputs_of([*remote, *gone], HIGH) == Inputs([gone[1]], [*remote, gone[0]])
 
 
 def test_an_empty_folder_and_a_pattern_without_a_match_are_refused(tmp_path: Path) -> None:

@@ -551,9 +551,8 @@ def test_a_scene_replaced_in_mid_run_leaves_no_result(
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["predict", "RUN", "http://h/a.tif"], "name a folder for their results with --out"),
-        (["predict", "RUN", "a.png", "--gap", "5"], "name a folder for their results with --out"),
-        (["predict", "RUN", "a.tif", "--out", "o", "--overlay", "p"], "are for image files, not for scenes"),
+        (["predict", "RUN", "a.png", "--gap", "5"], "for scenes, and the inputs are 1 image file"),
+        (["predict", "RUN", "http://h/a.tif", "--out", "o", "--overlay", "p"], "--overlay: for image files"),
         (["predict", "RUN", "ftp://h/a.tif", "--out", "o"], "begins with http:// or https://"),
         (["plan", "RUN", "a.tif"], "--out"),
         (["plan", "RUN", "a.tif", "--out", "o", "--budget", "17"], "budget: 17 is out of range"),
@@ -567,7 +566,7 @@ def test_a_scene_replaced_in_mid_run_leaves_no_result(
         (["plan", "RUN", "http://h/a?v=1", "http://h/a?v=2", "--out", "o"], "http://h/a: is named twice"),
         (["check", "a.tif", "--high", "x"], "high"),
         (["predict", "RUN", "a.tif", "--out", "o", "--format", "shp"], "format"),
-        (["predict", "RUN", "a.png", "--format", "csv"], "name a folder for their results with --out"),
+        (["predict", "RUN", "a.png", "--format", "csv"], "name a folder for them with --out"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

@@ -401,7 +401,7 @@ def plain_colours(count: int, seed: int) -> Split:
 def test_where_lr_shows_all_the_run_ends_after_two_stages_with_a_policy_that_reads_nothing(tmp_path: Path) -> None:
     splits = {"fit": plain_colours(24, 1), "val": plain_colours(12, 2)}
     settings = tiny_settings(**RANKING, epochs_lr=8, epochs_hr=8)
-    data = Data("plain", "scenes", CLASSES, settings.shape, splits, {})
+    data = Data("plain", "markers", CLASSES, settings.shape, splits, {})
     run = run_stages(tmp_path, settings, data=data)
     assert run.stages_done() == ["lr", "hr", "pt"]
     config = run.stage_config("pt")

@@ -97,7 +97,7 @@ def tiny_data(settings: TrainSettings | None = None) -> Data:
 
 def data_of(settings: TrainSettings, fit: Split, val: Split) -> Data:
     """These splits as a data set."""
-    return Data("tiny", "scenes", CLASSES, settings.shape, {"fit": fit, "val": val}, {})
+    return Data("tiny", "markers", CLASSES, settings.shape, {"fit": fit, "val": val}, {})
 
 
 def with_networks(settings: TrainSettings) -> TrainSettings:

@@ -184,6 +184,8 @@ def predict(
     for_scenes = {"--plan": plan, "--tariff": tariff, "the flags of scenes": asked != SceneFlags()}
     _refuse_idle(for_images, found.images, "image files", found)
     _refuse_idle(for_scenes, found.scenes or asked.scenes, "scenes", found)
+    if out is None and formats != DEFAULT:
+        raise UsageError("--format: says which files to write; name a folder for them with --out")
     if plan and tariff:
         raise UsageError("--tariff: a plan brings its own; give it to `patchdrop plan`")
     failures, failed = _failures()
@@ -199,7 +201,7 @@ def predict(
 
 
 def _looked_at(run: Path, inputs: list[str] | None, asked: SceneFlags) -> Inputs:
-    """What kind each input is; where there are both, or some stand for others, that is said."""
+    """Look at the inputs, and say what they are where there are both kinds, or where some stand for others."""
     if not inputs and not asked.scenes:
         raise UsageError("inputs: none was given; name image files, folders, scenes or URLs, or a list with --scenes")
     from patchdrop.read.inputs import inputs_of
@@ -207,8 +209,8 @@ def _looked_at(run: Path, inputs: list[str] | None, asked: SceneFlags) -> Inputs
     from patchdrop.terminal.talk import say
 
     found = inputs_of(inputs or [], RunFolder(run).settings().shape.high)
-    if found.scenes or [*found.images] != [*(inputs or [])]:
-        say(f"inputs: {found or asked.scenes}")
+    if sorted(found.images + found.scenes) != sorted(inputs or []) or (found.images and found.scenes):
+        say(f"inputs: {found}")
     return found
 
 

@@ -22,7 +22,7 @@ from patchdrop.read.slide import SLIDE_SUFFIXES
 from patchdrop.tiff.directory import HeaderError, read_header
 from patchdrop.transport.ranges import LocalFile, is_url
 
-CELLS = 4
+CELLS = 3
 TIFF_SUFFIXES = (".tif", ".tiff", ".gtiff", ".btf", ".tf8")
 
 
@@ -81,19 +81,17 @@ def is_scene(name: str, high: Size) -> bool:
         return True
     if not name.lower().endswith(TIFF_SUFFIXES):
         return False
+    if not Path(name).exists():
+        return True  # one that is gone may have been finished before
     try:
         with closing(LocalFile(Path(name))) as file:
             header = read_header(file)
         size, placed = (header.levels[0].height, header.levels[0].width), header.georeference is not None
-    except HeaderError:  # perhaps a TIFF in strips; the reader of scenes says how to convert it
-        size, placed = _size(name), False
+    except HeaderError:
+        try:  # in strips, perhaps: whoever reads scenes says how to convert a large one
+            size, placed = read_size(Path(name)), False
+        except DataError:
+            return True  # no image either: a slide, perhaps
     except DataError:
         return False
     return placed or all(side >= CELLS * cell for side, cell in zip(size, high, strict=True))
-
-
-def _size(name: str) -> Size:
-    try:
-        return read_size(Path(name))
-    except DataError:
-        return 0, 0
