@@ -123,7 +123,7 @@ def accuracy_against_share(rows: Sequence[Row], width: int = 640, height: int = 
         points(ax, [row for row in rows if row["method"] == method], method, aside)
     ax.set_xlim(-5, 105)
     ax.set_ylim(*y_limits(rows))
-    name_points(ax, [row for row in rows if row["method"] == "PatchDrop"], near=8000 / width)
+    name_points(ax, [row for row in rows if row["method"] == "PatchDrop"], near=6000 / width)
     ax.set_xticks(range(0, 101, 20))
     side_name(ax, "share of the high-resolution image read, %")
     title(ax, "Accuracy, %")
@@ -164,24 +164,27 @@ def points(ax: Axes, rows: Sequence[Row], method: str, aside: int, label: str = 
 
 
 def name_points(ax: Axes, rows: Sequence[Row], near: float) -> None:
-    """Name PatchDrop's stages, each left of its point, or left of all points within ``near`` percent in x.
+    """Name PatchDrop's stages, each left of its point, or above its interval if another point is near on the left.
 
-    Such names are moved up until they do not meet. Other methods' points lie to the right; next to the left edge there
-    is room above only.
+    Names above that are ``near`` in x, in percent, are moved up until they do not meet. Other methods' points lie to
+    the right; next to the left edge there is room above only.
     """
     low, high = ax.get_ylim()
-    places = [
-        (min(at(other)[0] for other in rows if abs(at(other)[0] - at(row)[0]) < near), at(row)[1]) for row in rows
-    ]
-    for row, place in zip(rows, apart(places, near=near, gap=(high - low) / 20), strict=True):
-        beside = place[0] > 6
+    ordered = sorted(rows, key=lambda row: at(row)[0])
+    crowded = [index > 0 and at(row)[0] - at(ordered[index - 1])[0] < near for index, row in enumerate(ordered)]
+    above = [row for row, is_crowded in zip(ordered, crowded, strict=True) if is_crowded or at(row)[0] <= 6]
+    beside = [row for row in ordered if row not in above]
+    tops = apart([(at(row)[0], 100 * row["ci95"][1]) for row in above], near=near, gap=(high - low) / 20)
+    placed = [(row, at(row), True) for row in beside]
+    placed += [(row, place, False) for row, place in zip(above, tops, strict=True)]
+    for row, place, left in placed:
         ax.annotate(
             theme.stage_name(row["stage"] or ""),
             place,
-            xytext=(px(-10), 0) if beside else (0, px(12)),
+            xytext=(px(-10), 0) if left else (0, px(5)),
             textcoords="offset points",
-            ha="right" if beside else "center",
-            va="center" if beside else "bottom",
+            ha="right" if left else "center",
+            va="center" if left else "bottom",
             fontsize=px(13),
             fontweight="bold",
             color=theme.mark("PatchDrop").colour,
