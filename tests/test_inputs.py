@@ -13,7 +13,7 @@ from PIL import Image
 from rasterio.transform import from_origin
 
 from patchdrop.cli import BAD_INPUT, DONE, USAGE, main
-from patchdrop.errors import DataError
+from patchdrop.errors import DataError, UsageError
 from patchdrop.read.inputs import Inputs, inputs_of
 from tiny import SIDE, TINY, tiny_flags, write_folder
 
@@ -44,6 +44,8 @@ def tiff(path: Path, side: int, placed: bool = False, tiled: bool = True) -> str
 def test_a_folder_stands_for_its_images_and_a_pattern_for_its_files(tmp_path: Path) -> None:
     names = [picture(tmp_path / name) for name in ("a/1.png", "a/b/2.jpg", "c.png")]
     (tmp_path / "notes.txt").write_text("no image")
+    for hidden in ("a/._1.png", ".thumbs/t.png"):
+        picture(tmp_path / hidden)
     assert inputs_of([str(tmp_path)], HIGH) == Inputs(sorted(names), [])
     assert inputs_of([str(tmp_path / "a" / "*.png"), names[2]], HIGH) == Inputs([names[0], names[2]], [])
     assert inputs_of([str(tmp_path / "**" / "*.jpg")], HIGH).images == [names[1]]
@@ -58,9 +60,10 @@ def test_a_tiff_is_a_scene_where_it_has_a_place_or_many_cells(tmp_path: Path) ->
     placed = tiff(tmp_path / "placed.tif", 32, placed=True)
     large, small = tiff(tmp_path / "large.tif", 64), tiff(tmp_path / "small.tif", 32)
     strips = tiff(tmp_path / "strips.tif", 64, tiled=False)
-    found = inputs_of([placed, large, small, strips], HIGH)
-    assert found == Inputs([small], [placed, large, strips])
-    assert str(found) == "1 image file and 3 scenes"
+    chip = tiff(tmp_path / "chip.tif", 16, placed=True)
+    found = inputs_of([placed, large, small, strips, chip], HIGH)
+    assert found == Inputs([small, chip], [placed, large, strips])
+    assert str(found) == "2 image files and 3 scenes"
 
 
 def test_urls_and_slides_are_scenes_and_what_is_not_there_is_left_to_whoever_reads_it(tmp_path: Path) -> None:
@@ -72,6 +75,8 @@ def test_urls_and_slides_are_scenes_and_what_is_not_there_is_left_to_whoever_rea
 def test_an_empty_folder_and_a_pattern_without_a_match_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no image"):
         inputs_of([str(tmp_path)], HIGH)
+    with pytest.raises(UsageError, match="is empty"):
+        inputs_of([""], HIGH)
     with pytest.raises(DataError, match="matches no file"):
         inputs_of([str(tmp_path / "*.png")], HIGH)
 

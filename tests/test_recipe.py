@@ -200,3 +200,5 @@ def test_the_embedded_data_set_answers_to_its_earlier_name_and_says_so(tmp_path:
         warnings.simplefilter("error")  # a run of then is not told about it
         kept = read_settings(written(tmp_path, "data: scenes\nlayout: scenes\npolicy: ranking\n"))
     assert (kept.data, kept.layout) == ("markers", "markers")
+    folder = TrainSettings(data="scenes", layout="folder")  # a folder may be called so
+    assert folder.data == "scenes"

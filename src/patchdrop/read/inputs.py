@@ -2,8 +2,8 @@
 
 A folder stands for the image files in it and below, a pattern for the files that it matches. The rest is
 
-* a scene if it lies behind a URL, is a slide, or is a TIFF that has a place on Earth or is at least `CELLS` cells
-  a side: it is cut into cells of HR's size, each of which gets a class;
+* a scene if it lies behind a URL, is a slide, or is a TIFF of at least `CELLS` cells a side, `CELLS_PLACED` if it has a
+  place on Earth: it is cut into cells of HR's size, each of which gets a class;
 * an image otherwise: it gets one class.
 """
 
@@ -15,14 +15,15 @@ from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from patchdrop.errors import DataError
+from patchdrop.errors import DataError, UsageError
 from patchdrop.grid import Size
 from patchdrop.read.images import SUFFIXES, read_size
 from patchdrop.read.slide import SLIDE_SUFFIXES
 from patchdrop.tiff.directory import HeaderError, read_header
 from patchdrop.transport.ranges import LocalFile, is_url
 
-CELLS = 3
+CELLS, CELLS_PLACED = 3, 2
+"""Sides of a scene, in cells of HR's size, at least: of one without a place on Earth, and of one with."""
 TIFF_SUFFIXES = (".tif", ".tiff", ".gtiff", ".btf", ".tf8")
 
 
@@ -60,10 +61,16 @@ def _files(name: str) -> list[str]:
     """Return the files that a name stands for; a file may be called ``[1].png``, so an existing one is no pattern."""
     if is_url(name):
         return [name]
+    if not name:
+        raise UsageError("inputs: one of them is empty; name a file, folder, pattern or URL")
     path = Path(name)
     if path.is_dir():
         known = {*SUFFIXES, *SLIDE_SUFFIXES}
-        found = sorted(str(file) for file in path.rglob("*") if file.suffix.lower() in known and file.is_file())
+        found = sorted(
+            str(file)
+            for file in path.rglob("*")
+            if file.suffix.lower() in known and not _hidden(file.relative_to(path)) and file.is_file()
+        )
         if not found:
             raise DataError(f"{name}: holds no image ({', '.join(sorted(SUFFIXES))}); name image files or scenes")
         return found
@@ -73,6 +80,10 @@ def _files(name: str) -> list[str]:
     if not found:
         raise DataError(f"{name}: matches no file; check the pattern")
     return found
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def is_scene(name: str, high: Size) -> bool:
@@ -94,4 +105,5 @@ def is_scene(name: str, high: Size) -> bool:
             return True  # no image either: a slide, perhaps
     except DataError:
         return False
-    return placed or all(side >= CELLS * cell for side, cell in zip(size, high, strict=True))
+    least = CELLS_PLACED if placed else CELLS
+    return all(side >= least * cell for side, cell in zip(size, high, strict=True))

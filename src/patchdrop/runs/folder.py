@@ -73,7 +73,7 @@ class RunFolder:
     def data(self) -> dict[str, Any]:
         """Read ``data.json``, which describes this run's data; empty before its first training."""
         found = self._document("data.json", "run the same training again")
-        return found | {name: MARKERS for name in ("name", "layout") if found.get(name) == EARLIER_NAME}
+        return found | {"name": MARKERS, "layout": MARKERS} if found.get("layout") == EARLIER_NAME else found
 
     def results(self) -> dict[str, Any]:
         """Read ``results.json``; empty before the first evaluation."""

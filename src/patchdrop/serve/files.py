@@ -37,5 +37,5 @@ def write_predictions(folder: Path, predictions: Sequence[Mapping[str, Any]], ki
         for row in predictions:
             table.writerow({**row, "patches": " ".join(map(str, row["patches"]))})
         written.append(folder / f"{NAME}.csv")
-        write_bytes(written[1], text.getvalue().encode())
+        write_bytes(written[1], text.getvalue().encode("utf-8", "backslashreplace"))
     return written

@@ -7,7 +7,7 @@ from typing import Any
 from cyclopts.config import Dict
 
 from patchdrop.settings.comparison import PROFILES, split_mapping
-from patchdrop.settings.flat import from_mapping, read_profile
+from patchdrop.settings.flat import EARLIER_NAME, MARKERS, from_mapping, read_profile
 
 
 def defaults(arguments: list[str]) -> list[Dict]:
@@ -53,5 +53,7 @@ def _value_of(flag: str, arguments: list[str]) -> str | None:
 
 
 def _defaults(values: dict[str, Any], source: str) -> Dict:
+    if values.get("layout") == EARLIER_NAME:  # said when the file was checked
+        values = {**values, "layout": MARKERS}
     flags = {key.replace("_", "-"): value for key, value in values.items()}
     return Dict(flags, use_commands_as_keys=False, source=source)

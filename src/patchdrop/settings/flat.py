@@ -199,8 +199,9 @@ class TrainSettings:
     """Save the training state this often besides at each epoch's end."""
 
     def __post_init__(self) -> None:
-        for name in ("data", "layout"):
-            object.__setattr__(self, name, called_now(getattr(self, name)))
+        if self.layout in ("auto", EARLIER_NAME, MARKERS):  # a folder of that name is read by another layout
+            for name in ("data", "layout"):
+                object.__setattr__(self, name, called_now(getattr(self, name)))
         for name, hint in get_type_hints(TrainSettings).items():
             object.__setattr__(self, name, _coerce(getattr(self, name), hint, name))
         for name, low, high in _RANGES:
@@ -344,7 +345,8 @@ def read_settings(path: Path) -> TrainSettings:
         UsageError: the file cannot be read, is no mapping, or holds an unknown key or a wrong value.
     """
     values = read_yaml(path)
-    values |= {name: MARKERS for name in ("data", "layout") if values.get(name) == EARLIER_NAME}
+    if values.get("layout", "auto") in ("auto", EARLIER_NAME):
+        values |= {name: MARKERS for name in ("data", "layout") if values.get(name) == EARLIER_NAME}
     if "policy" not in values:  # before there was a choice
         then = {"policy": "bernoulli", "low_stream": "ft2", "fill": "mean", "fusion": "share"}
         gone = {*GONE, *(("estimator",) if values.get("estimator") == "nested" else ())}
