@@ -72,6 +72,12 @@ def test_urls_and_slides_are_scenes_and_what_is_not_there_is_left_to_whoever_rea
     assert inputs_of([*remote, *gone], HIGH) == Inputs([gone[1]], [*remote, gone[0]])
 
 
+def test_results_inside_a_named_folder_are_no_inputs(tmp_path: Path) -> None:
+    name = picture(tmp_path / "a.png")
+    picture(tmp_path / "out" / "a.png")
+    assert inputs_of([str(tmp_path)], HIGH, [tmp_path / "out"]).images == [name]
+
+
 def test_an_empty_folder_and_a_pattern_without_a_match_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no image"):
         inputs_of([str(tmp_path)], HIGH)
@@ -126,7 +132,13 @@ def test_flags_that_no_input_has_a_use_for_are_refused(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     image, scene = picture(tmp_path / "a.png"), tiff(tmp_path / "b.tif", 64, placed=True)
-    for flags in ([image, "--gap", "9"], [scene, "--overlay", "x"], [scene, "--scaled-low"], []):
+    for flags in (
+        [image, "--overlay", str(tmp_path)],
+        [image, "--gap", "9"],
+        [scene, "--overlay", "x"],
+        [scene, "--scaled-low"],
+        [],
+    ):
         assert main(["predict", str(run), *flags]) == USAGE
         assert capsys.readouterr().err.strip().splitlines()[-1].startswith("error: ")
     assert main(["predict", str(run), str(tmp_path / "*.jpg")]) == BAD_INPUT

@@ -179,11 +179,15 @@ def predict(
     from patchdrop.terminal.tables import predicted_tables
 
     asked = scene or SceneFlags()
-    found = _looked_at(run, inputs, asked)
+    found = _looked_at(run, inputs, asked, [folder for folder in (out, overlay) if folder is not None])
     for_images = {"--low": low, "--overlay": overlay, "--scaled-low": scaled_low}
     for_scenes = {"--plan": plan, "--tariff": tariff, "the flags of scenes": asked != SceneFlags()}
     _refuse_idle(for_images, found.images, "image files", found)
     _refuse_idle(for_scenes, found.scenes or asked.scenes, "scenes", found)
+    if overlay is not None and overlay.resolve() in {Path(image).resolve().parent for image in found.images}:
+        raise UsageError(
+            f"--overlay {overlay}: holds images that are read, pictures could replace them; name another folder"
+        )
     if out is None and formats != DEFAULT:
         raise UsageError("--format: says which files to write; name a folder for them with --out")
     if plan and tariff:
@@ -200,7 +204,7 @@ def predict(
     return _code(failures, bool(document.get("predictions") or document.get("scenes")))
 
 
-def _looked_at(run: Path, inputs: list[str] | None, asked: SceneFlags) -> Inputs:
+def _looked_at(run: Path, inputs: list[str] | None, asked: SceneFlags, results: list[Path]) -> Inputs:
     """Look at the inputs, and say what they are where there are both kinds, or where some stand for others."""
     if not inputs and not asked.scenes:
         raise UsageError("inputs: none was given; name image files, folders, scenes or URLs, or a list with --scenes")
@@ -208,7 +212,7 @@ def _looked_at(run: Path, inputs: list[str] | None, asked: SceneFlags) -> Inputs
     from patchdrop.runs.folder import RunFolder
     from patchdrop.terminal.talk import say
 
-    found = inputs_of(inputs or [], RunFolder(run).settings().shape.high)
+    found = inputs_of(inputs or [], RunFolder(run).settings().shape.high, results)
     if sorted(found.images + found.scenes) != sorted(inputs or []) or (found.images and found.scenes):
         say(f"inputs: {found}")
     return found

@@ -39,17 +39,19 @@ class Inputs(NamedTuple):
         return " and ".join(f"{count} {kind}{'' if count == 1 else 's'}" for count, kind in counts if count)
 
 
-def inputs_of(named: Sequence[str], high: Size) -> Inputs:
+def inputs_of(named: Sequence[str], high: Size, without: Sequence[Path] = ()) -> Inputs:
     """Sort named inputs into images and scenes.
 
     Args:
         named: files, folders, patterns such as ``photos/*.jpg``, and URLs.
         high: HR (height, width) in pixels of the model that will read them.
+        without: folders of results, whose files are passed over where they lie in a folder that is named.
 
     Raises:
         DataError: a folder holds no image, or a pattern matches no file.
     """
-    files = [file for name in named for file in _files(name)]
+    results = [folder.resolve() for folder in without]
+    files = [file for name in named for file in _files(name, results)]
     scenes = [is_scene(file, high) for file in files]
     return Inputs(
         [file for file, scene in zip(files, scenes, strict=True) if not scene],
@@ -57,7 +59,7 @@ def inputs_of(named: Sequence[str], high: Size) -> Inputs:
     )
 
 
-def _files(name: str) -> list[str]:
+def _files(name: str, results: Sequence[Path]) -> list[str]:
     """Return the files that a name stands for; a file may be called ``[1].png``, so an existing one is no pattern."""
     if is_url(name):
         return [name]
@@ -70,6 +72,7 @@ def _files(name: str) -> list[str]:
             str(file)
             for file in path.rglob("*")
             if file.suffix.lower() in known and not _hidden(file.relative_to(path)) and file.is_file()
+            if not any(folder in file.resolve().parents for folder in results)
         )
         if not found:
             raise DataError(f"{name}: holds no image ({', '.join(sorted(SUFFIXES))}); name image files or scenes")
