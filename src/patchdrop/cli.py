@@ -185,13 +185,12 @@ def predict(
     _refuse_idle(for_images, found.images, "image files", found)
     _refuse_idle(for_scenes, found.scenes or asked.scenes, "scenes", found)
     if overlay is not None and overlay.resolve() in {Path(image).resolve().parent for image in found.images}:
-        raise UsageError(
-            f"--overlay {overlay}: holds images that are read, pictures could replace them; name another folder"
-        )
+        raise UsageError(f"--overlay {overlay}: holds images that are read, which pictures could replace; name another")
     if out is None and formats != DEFAULT:
         raise UsageError("--format: says which files to write; name a folder for them with --out")
     if plan and tariff:
         raise UsageError("--tariff: a plan brings its own; give it to `patchdrop plan`")
+    sold = _sold_by(tariff)  # what is wrong with it is said before images are read
     failures, failed = _failures()
     document: dict[str, Any] = {}
     if found.images:
@@ -199,7 +198,7 @@ def predict(
         document |= _predict_images(run, found.images, of_images, out, formats)
     if found.scenes or asked.scenes:
         how = (run, stage, dial)
-        document |= _predict_scenes(how, found.scenes, asked, failed, out, formats, plan, _sold_by(tariff))
+        document |= _predict_scenes(how, found.scenes, asked, failed, out, formats, plan, sold)
     _print({**document, "failed": failures}, predicted_tables, as_json)
     return _code(failures, bool(document.get("predictions") or document.get("scenes")))
 

@@ -72,7 +72,7 @@ def _files(name: str, results: Sequence[Path]) -> list[str]:
             str(file)
             for file in path.rglob("*")
             if file.suffix.lower() in known and not _hidden(file.relative_to(path)) and file.is_file()
-            if not any(folder in file.resolve().parents for folder in results)
+            if not any(folder in file.resolve().parents for folder in results if folder != path.resolve())
         )
         if not found:
             raise DataError(f"{name}: holds no image ({', '.join(sorted(SUFFIXES))}); name image files or scenes")
