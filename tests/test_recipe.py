@@ -14,7 +14,7 @@ import pytest
 from patchdrop.errors import RenamedWarning, UsageError
 from patchdrop.settings.defaults import EPOCHS, FEWEST, IMAGES, MOST, batch_for, schedule_for
 from patchdrop.settings.flat import GONE, STAGES, UNNAMED, TrainSettings, from_mapping, read_settings, to_yaml
-from tiny import with_networks
+from tiny import recipe_of, with_networks
 
 
 def with_schedule(settings: TrainSettings, images: int) -> TrainSettings:
@@ -202,3 +202,13 @@ def test_the_embedded_data_set_answers_to_its_earlier_name_and_says_so(tmp_path:
     assert (kept.data, kept.layout) == ("markers", "markers")
     folder = TrainSettings(data="scenes", layout="folder")  # a folder may be called so
     assert folder.data == "scenes"
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted((Path(__file__).parent.parent / "results").glob("*/settings.yaml")),
+    ids=lambda path: path.parent.name,
+)
+def test_the_settings_of_every_published_run_are_still_read(path: Path) -> None:
+    settings = read_settings(path)
+    assert recipe_of(settings).with_classes(("a", "b")).shape == settings.shape
