@@ -1,4 +1,4 @@
-"""Blind choosers choose what their definition says."""
+"""FixedScores selectors choose what their definition says."""
 
 from __future__ import annotations
 

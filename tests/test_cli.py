@@ -25,7 +25,7 @@ from patchdrop.runs.folder import RunFolder
 from patchdrop.settings.defaults import schedule_for
 from patchdrop.settings.flat import STAGES, TrainSettings, from_mapping
 from patchdrop.terminal.talk import as_line, errors_told, warnings_told
-from patchdrop.training.settling import References
+from patchdrop.training.after_stage import References
 from tiny import CLASSES, tiny_flags, tiny_settings, write_folder
 from untrained import untrained_run
 
@@ -768,10 +768,10 @@ def test_a_warning_is_one_line_on_stderr_and_one_in_the_log(run: Run, data: Path
 def test_only_our_own_warnings_are_made_lines_and_listeners_go_with_their_block(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    heard: list[str] = []
+    outputs: list[str] = []
 
     def note(message: Warning | str, _: type[Warning]) -> bool:
-        heard.append(str(message))
+        outputs.append(str(message))
         return False
 
     passed_on: list[str] = []
@@ -781,7 +781,7 @@ def test_only_our_own_warnings_are_made_lines_and_listeners_go_with_their_block(
         warnings.warn("ours", CollapsedPolicyWarning, stacklevel=1)
         warnings.warn("theirs", RuntimeWarning, stacklevel=1)
     assert warnings.showwarning is before
-    assert heard == ["ours", "theirs"]
+    assert outputs == ["ours", "theirs"]
     assert passed_on == ["theirs"]
     assert capsys.readouterr().err == "warning: ours\n"
 

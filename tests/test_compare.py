@@ -28,7 +28,7 @@ from patchdrop.classify.high import Spec
 from patchdrop.cli import app, main
 from patchdrop.commands.shared import load_with_bar
 from patchdrop.compare.bench import Bench
-from patchdrop.compare.costs import Player, flops, pixels_read, times_in_turns
+from patchdrop.compare.costs import GivenChoice, flops, pixels_read, times_in_turns
 from patchdrop.compare.form import seed_form
 from patchdrop.compare.judge import oracle, spread_over_classes
 from patchdrop.compare.results import markdown_table, over_seeds
@@ -44,8 +44,8 @@ from patchdrop.runs.folder import RunFolder
 from patchdrop.settings.combinations import check_combinations
 from patchdrop.settings.comparison import PROFILES, CompareOptions, Price, share_of
 from patchdrop.settings.flat import STAGES, TrainSettings, from_mapping, read_profile, to_yaml
+from patchdrop.training.after_stage import References
 from patchdrop.training.run import Stopper
-from patchdrop.training.settling import References
 from tiny import config_of, recipe_of, tiny_flags, tiny_settings, with_networks, write_folder
 
 GRID = Grid(4, 4)
@@ -96,7 +96,7 @@ def without_times(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def without_plain(table: str) -> list[str]:
-    """Methods of a table whose policy predicts no chance, so that no stage was settled against plain strategies."""
+    """Methods of a table whose policy predicts no chance, so that no stage was judged against plain strategies."""
     return [row.method for row in FORMS[table].rows if row not in PLAIN]
 
 
@@ -363,9 +363,9 @@ def test_the_list_without_data_names_the_rows_and_with_data_what_each_takes(
     app.config = ()
     assert main(["compare", "--table", "fmow", "--list", "--json", "--rows", "KD", "Stochastic", "SRGAN", *flags]) == 0
     work = {(w["row"], w["stage"]): w for w in json.loads(capsys.readouterr().out)["work"]}
-    choosers = {("Stochastic", stage) for stage in ("pt", "ft1", "ft2")}
+    selectors = {("Stochastic", stage) for stage in ("pt", "ft1", "ft2")}
     srgan = {("SRGAN", "generator"), ("SRGAN", "classifier")}
-    assert set(work) == {("run", stage) for stage in STAGES} | {("KD", "lr")} | choosers | srgan
+    assert set(work) == {("run", stage) for stage in STAGES} | {("KD", "lr")} | selectors | srgan
     assert (work["KD", "lr"]["epochs"], work["KD", "lr"]["steps"]) == (1, 2)
     assert work["Stochastic", "pt"]["steps"] == work["Stochastic", "pt"]["seconds"] == 0
     assert work["run", "hr"]["seconds"] > 0
@@ -485,13 +485,13 @@ class Pixels(nn.Module):
 def test_flops_of_a_toy_equal_a_count_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("patchdrop.classify.high.build", lambda *_: Pixels())
     bagnet = BagNet(Spec("toy", 5, Shape((4, 4), (2, 2), GRID, 3), Normalise(torch.zeros(3), torch.ones(3))))
-    player = Player(PatchDrop(Linear(), bagnet), GRID)
+    given = GivenChoice(PatchDrop(Linear(), bagnet), GRID)
     high, low = torch.zeros(2, 3, 4, 4, dtype=torch.uint8), torch.zeros(2, 1, 2, 2, dtype=torch.uint8)
     choice = torch.zeros(2, 16, dtype=torch.bool)
     choice[0, :6] = True
     by_hand = 2 * (16 * 4 + (6 / 2) * 3 * 8 + 8 * 5)  # policy, three patches on average, head
-    assert flops(player, high, low, choice) == by_hand
-    assert flops(player, high, low, torch.ones_like(choice)) == 2 * (16 * 4 + 16 * 3 * 8 + 8 * 5)
+    assert flops(given, high, low, choice) == by_hand
+    assert flops(given, high, low, torch.ones_like(choice)) == 2 * (16 * 4 + 16 * 3 * 8 + 8 * 5)
 
 
 def test_work_is_timed_in_turns_and_warm_up_does_not_count() -> None:

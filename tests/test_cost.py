@@ -20,7 +20,7 @@ STEM = 2 * 9 * 3 * 4
 """FLOPs a pixel of the first convolution, 3 x 3 from 3 to 4 channels."""
 HR_STEM, LR_STEM = SIDE**2 * STEM, (SIDE // 2) ** 2 * STEM
 OUTLOOK = 3 * 2 * HIDDEN * (16 * (7 + 1) + 4 + 1) - 2 * HIDDEN * (16 * 7 + 4)
-"""FLOPs of training a ranking's outlook: two layers for each of 16 patches, two for none, and no gradient to inputs."""
+"""FLOPs of training a ranking's critic: two layers for each of 16 patches, two for none, and no gradient to inputs."""
 ESTIMATORS = [("self-critical", 2), ("rloo", 2), ("rloo", 3), ("straight-through", 2)]
 
 

@@ -22,7 +22,7 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError
 from patchdrop.grid import Grid
 from patchdrop.models.build import build_stage, copy_matching
-from patchdrop.models.one_look import Advised
+from patchdrop.models.shared_pass import RankingModel
 from patchdrop.policy.budget import cut_for_mean
 from patchdrop.runs.folder import RunFolder
 from patchdrop.serve import export as exporter
@@ -104,15 +104,15 @@ def test_bagnet_exports_without_a_line_of_its_own() -> None:
 
 
 @pytest.mark.parametrize("start", ["lr", "shared"])
-def test_a_ranking_policy_exports_with_all_that_it_hears(start: str) -> None:
+def test_a_ranking_policy_exports_with_all_that_it_takes(start: str) -> None:
     settings = tiny_settings(policy="ranking", low_stream="pt", policy_start=start)
     config = config_of(settings)
     torch.manual_seed(0)
     model = unsettle(build_stage("ft2", config))
-    assert isinstance(model, Advised)
+    assert isinstance(model, RankingModel)
     if start == "shared":
         copy_matching(model.policy.utility.network, model.classifier.low.network)
-    torch.nn.init.normal_(model.policy.outlook.offset)  # chances that fall here and there
+    torch.nn.init.normal_(model.policy.critic.offset)  # chances that fall here and there
     high, low = images(16)
     with torch.no_grad():
         # Halfway between two logits, since rounding may put a patch that stands at its very price on either side.

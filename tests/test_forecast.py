@@ -15,7 +15,7 @@ from patchdrop.errors import RunError
 from patchdrop.evaluation.forecast import forecast_of, forecasts
 from patchdrop.evaluation.metrics import calibration_error, parts_of, wilson
 from patchdrop.evaluation.outcome import Outcome
-from patchdrop.evaluation.verdict import EVERYTHING, NOTHING, PLACES, Played, last_verdict, verdict
+from patchdrop.evaluation.verdict import EVERYTHING, NOTHING, PLACES, StrategyResult, last_verdict, verdict
 from patchdrop.policy.budget import above, at_most
 from patchdrop.policy.choice import greedy
 from patchdrop.policy.ranking import forecast
@@ -142,12 +142,12 @@ def test_a_damaged_verdict_is_named(tmp_path: Path, damage: dict[str, Any]) -> N
         last_verdict(with_verdict(tmp_path / "x", pt={**said(), **damage}))
 
 
-def played(right: int, count: int) -> Played:
-    return Played(torch.arange(300) < right, torch.full((300,), count))
+def result_of(right: int, count: int) -> StrategyResult:
+    return StrategyResult(torch.arange(300) < right, torch.full((300,), count))
 
 
 def test_reading_nothing_is_not_said_to_be_nothing() -> None:
-    plain = {NOTHING: played(290, 0), EVERYTHING: played(298, 16), PLACES: played(200, 4)}
-    found = verdict(played(200, 4), plain, 0.1, 16, 0.5)
+    plain = {NOTHING: result_of(290, 0), EVERYTHING: result_of(298, 16), PLACES: result_of(200, 4)}
+    found = verdict(result_of(200, 4), plain, 0.1, 16, 0.5)
     assert found["better"] == NOTHING
     assert found["sentence"].startswith("Reading nothing is better than the policy here: right on 96.7 % with 0 %")

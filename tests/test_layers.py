@@ -208,6 +208,31 @@ def test_at_most_eight_modules_lie_beside_the_rooms() -> None:
     assert len(beside) <= 8
 
 
+def retired() -> set[str]:
+    """The names in the first column of the page's table of names."""
+    page = (rooms.ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Names")[2]
+    rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]
+    return set(re.findall(r"`(\w+)`", " ".join(rows)))
+
+
+def names_in(path: Path) -> set[str]:
+    """The names that a module uses or defines, and its own."""
+    return {path.stem}.union(
+        *(
+            {getattr(node, attribute, None) for attribute in ("id", "attr", "arg", "name", "module")}
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        )
+    )
+
+
+def test_retired_names_do_not_come_back() -> None:
+    assert {"opinion", "Outlook", "sights", "give_way"} <= retired()
+    back = {module: names_in(path) & retired() for module, path in rooms.modules().items()}
+    assert {module: names for module, names in back.items() if names} == {}
+    pages = [path for path in (rooms.ROOT / "docs").glob("*.md") if path.stem != "architecture"]
+    assert [(page.name, name) for page in pages for name in retired() if f"`{name}`" in page.read_text("utf-8")] == []
+
+
 def test_no_function_is_longer_than_a_screen() -> None:
     long = [
         f"{module}.{node.name}"

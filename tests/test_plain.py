@@ -16,9 +16,9 @@ from patchdrop.evaluation.plain import (
     candidates,
     cascade,
     cascade_outcome,
-    doubtful_first,
     fixed_best,
     given,
+    least_certain_first,
     patch_worth,
     scores_on,
     top_of,
@@ -26,9 +26,9 @@ from patchdrop.evaluation.plain import (
 from patchdrop.grid import Grid
 from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed
-from patchdrop.policy.baselines import Blind
+from patchdrop.policy.baselines import FixedScores
 from patchdrop.policy.choice import random_patches, top
-from patchdrop.policy.sights import activation_maps, detail
+from patchdrop.policy.saliency import activation_maps, detail
 from tiny import tiny_settings, tiny_split, unsettle
 
 CPU = torch.device("cpu")
@@ -45,26 +45,26 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-# When: LR-CNN's doubts
+# When: LR-CNN's uncertainty
 
 
 def test_the_least_certain_image_comes_first_and_of_equally_certain_ones_the_first() -> None:
-    assert doubtful_first(logits_of(0.9, 0.6, 0.8, 0.6, 0.9, 0.55)).tolist() == [5, 1, 3, 2, 0, 4]
+    assert least_certain_first(logits_of(0.9, 0.6, 0.8, 0.6, 0.9, 0.55)).tolist() == [5, 1, 3, 2, 0, 4]
 
 
 def test_certainty_is_of_the_best_class_whichever_it_is_and_of_its_probability_not_its_logit() -> None:
     by_probability = torch.tensor([[9.0, 8.0, 0.0], [0.0, 0.0, 3.0], [-5.0, -1.0, -5.0]])
-    assert doubtful_first(by_probability).tolist() == [0, 1, 2]
+    assert least_certain_first(by_probability).tolist() == [0, 1, 2]
 
 
 def test_images_whose_probabilities_round_to_one_are_still_told_apart() -> None:
     sure = torch.tensor([[60.0, 0.0], [40.0, 0.0], [50.0, 0.0]])
     assert sure.softmax(1)[:, 0].tolist() == [1, 1, 1]
-    assert doubtful_first(sure).tolist() == [1, 2, 0]
+    assert least_certain_first(sure).tolist() == [1, 2, 0]
 
 
 def test_a_thousand_equal_images_keep_their_order() -> None:
-    assert doubtful_first(torch.zeros(1000, 3)).tolist() == list(range(1000))
+    assert least_certain_first(torch.zeros(1000, 3)).tolist() == list(range(1000))
 
 
 # Cascade
@@ -123,10 +123,10 @@ def test_a_cascades_scores_rank_images_as_their_doubts_do() -> None:
     scores = cascade_outcome(low, high, cascade(low.logits, 2, 4)).scores
     assert scores.shape == (9, 4)
     assert torch.equal(scores.amin(1), scores.amax(1))
-    assert torch.equal(scores[:, 0].argsort(descending=True), doubtful_first(low.logits))
+    assert torch.equal(scores[:, 0].argsort(descending=True), least_certain_first(low.logits))
 
 
-def test_hr_cnn_has_no_word_for_images_read_in_part_nor_for_another_split() -> None:
+def test_hr_cnn_does_not_count_for_images_read_in_part_nor_for_another_split() -> None:
     low, high = outcomes(3)
     some = torch.tensor([[True] * 4, [True, False, False, False], [False] * 4])
     with pytest.raises(UsageError, match="all patches of an image or none"):
@@ -170,34 +170,34 @@ class HearsChoice(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard: list[Tensor] = []
+        self.outputs: list[Tensor] = []
 
     def forward(self, packed: Packed, low: Tensor) -> Tensor:
         bits = torch.zeros(packed.batch, 4)
         bits[packed.image, packed.patch] = 1
-        self.heard.append(bits)
+        self.outputs.append(bits)
         return bits @ torch.tensor([[0.0, 0, 0], [2, 0, 0], [4, 0, 0], [0, 0, 0]])
 
 
 def hearing_model() -> tuple[PatchDrop, list[Tensor]]:
-    """A model with that classifier, and where the choices come that it hears."""
+    """A model with that classifier, and where the choices come that it is given."""
     classifier = HearsChoice()
-    return PatchDrop(Blind(torch.zeros(4)), classifier), classifier.heard
+    return PatchDrop(FixedScores(torch.zeros(4)), classifier), classifier.outputs
 
 
 def test_the_best_fixed_mask_is_found_on_a_split_and_repeats_with_its_generator() -> None:
-    model, heard = hearing_model()
+    model, outputs = hearing_model()
     shape = tiny_settings(grid="2").shape
     split = tiny_split(150, 0)
     split.source.targets.zero_()
     order = fixed_best(model, shape, split, 1.5, seeded(3), CPU)
     assert order[:2].tolist() == [2, 1]
     assert sorted(order.tolist()) == [0, 1, 2, 3]
-    tried = torch.cat(heard).view(plain.ROUNDS, 150, 4)
+    tried = torch.cat(outputs).view(plain.ROUNDS, 150, 4)
     assert set(tried.sum(2).flatten().tolist()) == {1, 2}
     assert len(torch.unique(tried.flatten(1), dim=0)) == plain.ROUNDS
     assert torch.equal(order, fixed_best(model, shape, split, 1.5, seeded(3), CPU))
-    assert torch.equal(torch.cat(heard).view(2, plain.ROUNDS, 150, 4)[1], tried)
+    assert torch.equal(torch.cat(outputs).view(2, plain.ROUNDS, 150, 4)[1], tried)
     with pytest.raises(UsageError, match="use 0 to 4"):
         fixed_best(model, shape, split, 4.5, seeded(3), CPU)
 
@@ -335,15 +335,15 @@ def test_the_least_certain_images_read_their_highest_patches() -> None:
 @pytest.mark.parametrize("mean", [0.0, 1.0, 3.97, 4.0])
 def test_an_activation_choice_matches_the_mean_as_nearly_as_whole_images_allow(mean: float, each: int) -> None:
     n = 321
-    opinion, maps = torch.randn(n, 5, generator=seeded()), torch.rand(n, 16, generator=seeded(1))
-    counts = activation_choice(maps, opinion, mean, each).sum(1)
+    low_logits, maps = torch.randn(n, 5, generator=seeded()), torch.rand(n, 16, generator=seeded(1))
+    counts = activation_choice(maps, low_logits, mean, each).sum(1)
     assert set(counts.tolist()) <= {0, each}
     assert abs(float(counts.double().mean()) - mean) <= each / n / 2 + 1e-12
 
 
 def test_an_activation_choice_of_all_patches_is_the_cascade() -> None:
-    opinion, maps = torch.randn(50, 5, generator=seeded()), torch.rand(50, 16, generator=seeded(1))
-    assert torch.equal(activation_choice(maps, opinion, 5.2, 16), cascade(opinion, 5.2, 16))
+    low_logits, maps = torch.randn(50, 5, generator=seeded()), torch.rand(50, 16, generator=seeded(1))
+    assert torch.equal(activation_choice(maps, low_logits, 5.2, 16), cascade(low_logits, 5.2, 16))
 
 
 @pytest.mark.parametrize(("mean", "each"), [(5.0, 4), (0.0, 0), (3.0, 17)])

@@ -1,4 +1,4 @@
-"""The ranking policy against enumeration: its gradient, its draws, its slopes, its choice at a price, its outlook.
+"""The ranking policy against enumeration: its gradient, its draws, its slopes, its choice at a price, its critic.
 
 `unbiased` is the check of the gradient: the task's own loss on every ordered prefix, weighted by the probability of
 each written out, against autograd through the sum of rewards. The real loss passes it with any baseline; each broken
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from patchdrop.classify.two_stream import Streams, TwoStream
 from patchdrop.data.sets import Batch
 from patchdrop.evaluation.metrics import calibration_error
-from patchdrop.evaluation.settle import Heard, set_outlook_right
+from patchdrop.evaluation.operating_point import Outputs, calibrate_critic
 from patchdrop.grid import Grid
 from patchdrop.models.build import build_stage, copy_matching
-from patchdrop.models.one_look import Advised
+from patchdrop.models.shared_pass import RankingModel
 from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed, gather
 from patchdrop.policy.budget import ALL, NONE, above, at_most
@@ -31,7 +31,7 @@ from patchdrop.policy.choice import greedy, keep_all
 from patchdrop.policy.network import Policy
 from patchdrop.policy.ranking import (
     BELIEF,
-    Outlook,
+    Critic,
     Ranking,
     drawn_order,
     first,
@@ -157,13 +157,13 @@ class World:
 
 
 def task_of(world: World, baseline: int) -> RankingTask:
-    """The real task, whose policy says the world's utilities, and whose outlook has arbitrary weights, in float64."""
+    """The real task, whose policy says the world's utilities, and whose critic has arbitrary weights, in float64."""
     patches = len(world.utilities)
     settings = tiny_settings(**RANKING, grid=f"1x{patches}", augment=())
     model = tiny_model("pt", settings)
-    assert isinstance(model, Advised)
-    outlook = model.policy.outlook.double()
-    for index, parameter in enumerate(outlook.parameters()):
+    assert isinstance(model, RankingModel)
+    critic = model.policy.critic.double()
+    for index, parameter in enumerate(critic.parameters()):
         parameter.data = drawn(*parameter.shape, seed=100 * baseline + index)
     return RankingTask("pt", model, loader_of(settings, FIT, VAL), learning_of(settings))
 
@@ -183,14 +183,14 @@ def bias(world: World, k: int, baseline: int = 0, broken: Broken | None = None) 
     task = task_of(world, baseline)
     leaf = world.utilities.expand(images, -1).clone().requires_grad_()
 
-    def apart(opinion: Tensor, packed: Packed, low: Tensor) -> Streams:
+    def apart(low_logits: Tensor, packed: Packed, low: Tensor) -> Streams:
         choice = torch.zeros(packed.batch, len(world.utilities), dtype=torch.bool)
         choice[packed.image, packed.patch] = True
         right = world.after(choice)
         logits = torch.stack([~right, right], 1).float()
         return Streams(logits, logits, torch.ones(images, dtype=torch.bool))
 
-    task.model.hear = lambda low: (leaf, torch.zeros(images, len(CLASSES), dtype=torch.float64))  # type: ignore[method-assign]
+    task.model.outputs = lambda low: (leaf, torch.zeros(images, len(CLASSES), dtype=torch.float64))  # type: ignore[method-assign]
     task.streams.apart = apart  # type: ignore[method-assign]
     batch = Batch(torch.zeros(images, 3, 16, 16, dtype=torch.uint8), None, torch.ones(images, dtype=torch.int64))
     with pytest.MonkeyPatch.context() as patch:
@@ -233,12 +233,12 @@ def deaf_denominator(utilities: Tensor, order: Tensor, counts: Tensor) -> Tensor
 
 
 def saw_the_sample(task: RankingTask, world: World, orders: Tensor, patch: pytest.MonkeyPatch) -> None:
-    def raw(utilities: Tensor, opinion: Tensor) -> Tensor:
+    def raw(utilities: Tensor, low_logits: Tensor) -> Tensor:
         right = world.after(first(orders, torch.full((len(orders),), 3)))
-        weight = task.policy.outlook.start[0].weight.sum() * 0  # so that it still has a gradient
+        weight = task.policy.critic.start[0].weight.sum() * 0  # so that it still has a gradient
         return torch.where(right, 1.0, -1.0).double().unsqueeze(1).expand(-1, orders.shape[1] + 1) + weight
 
-    patch.setattr(task.policy.outlook, "raw", raw, raising=False)
+    patch.setattr(task.policy.critic, "raw", raw, raising=False)
 
 
 def reads_one_less(task: RankingTask, world: World, orders: Tensor, patch: pytest.MonkeyPatch) -> None:
@@ -318,7 +318,7 @@ def foreseeing(chances: Tensor, log_price: float = 0.0) -> tuple[Ranking, Tensor
     """A policy that foresees these chances of each image, and arbitrary utilities ``(n, P)``."""
     patches = chances.shape[1] - 1
     policy = Ranking(Policy("resnet8-w4", Grid(1, patches), (8, 32), Normalise(torch.zeros(3), torch.ones(3))), 3)
-    policy.outlook.forward = lambda utilities, opinion: chances.float().logit(1e-6)  # type: ignore[method-assign]
+    policy.critic.forward = lambda utilities, low_logits: chances.float().logit(1e-6)  # type: ignore[method-assign]
     policy.log_price.fill_(log_price)
     return policy, drawn(len(chances), patches, seed=3).float()
 
@@ -362,31 +362,31 @@ def test_at_the_lowest_price_everything_is_read_and_at_the_highest_nothing(patch
         assert bool((greedy(scores) == read).all())
 
 
-# --- how many: the outlook
+# --- how many: the critic
 
 
-def outlook_of(patches: int = 16, seed: int = 0) -> Outlook:
+def critic_of(patches: int = 16, seed: int = 0) -> Critic:
     torch.manual_seed(seed)
-    outlook = Outlook(len(CLASSES), patches)
-    unsettle(outlook, seed)
-    return outlook
+    critic = Critic(len(CLASSES), patches)
+    unsettle(critic, seed)
+    return critic
 
 
 def test_as_trained_more_patches_never_make_it_less_hopeful() -> None:
     with torch.no_grad():
-        odds = outlook_of().raw(drawn(200, 16, spread=3).float(), drawn(200, 3, seed=1, spread=3).float())
+        odds = critic_of().raw(drawn(200, 16, spread=3).float(), drawn(200, 3, seed=1, spread=3).float())
     assert odds.shape == (200, 17)
     assert bool((odds[:, 1:] >= odds[:, :-1]).all())
     assert bool(odds.isfinite().all())
 
 
-def test_it_hears_the_utilities_in_their_order_and_not_where_they_are() -> None:
-    outlook, utilities, opinion = outlook_of(), drawn(20, 16).float(), drawn(20, 3, seed=1).float()
+def test_it_takes_the_utilities_in_their_order_and_not_where_they_are() -> None:
+    critic, utilities, low_logits = critic_of(), drawn(20, 16).float(), drawn(20, 3, seed=1).float()
     with torch.no_grad():
-        here = outlook(utilities, opinion)
-        assert torch.equal(outlook(utilities[:, torch.randperm(16)], opinion), here)
-        torch.testing.assert_close(outlook(utilities + 3, opinion), here, rtol=1e-4, atol=1e-4)
-        assert torch.equal(here.float(), outlook.raw(utilities, opinion))  # nothing is set right yet
+        here = critic(utilities, low_logits)
+        assert torch.equal(critic(utilities[:, torch.randperm(16)], low_logits), here)
+        torch.testing.assert_close(critic(utilities + 3, low_logits), here, rtol=1e-4, atol=1e-4)
+        assert torch.equal(here.float(), critic.raw(utilities, low_logits))  # nothing is set right yet
 
 
 def came_true(images: int, counts: Tensor, offset: Tensor, scale: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -401,51 +401,51 @@ def came_true(images: int, counts: Tensor, offset: Tensor, scale: Tensor, seed: 
 COUNTS = torch.tensor([0, 1, 2, 4, 8, 16])
 
 
-def test_from_many_images_the_outlook_learns_how_far_it_was_off() -> None:
+def test_from_many_images_the_critic_learns_how_far_it_was_off() -> None:
     offset, scale = 0.1 * torch.arange(17) - 0.8, torch.tensor([0.3, -0.4])
     odds, right = came_true(20_000, COUNTS, offset, scale)
-    outlook = outlook_of()
-    outlook.fit(odds, COUNTS, right)
-    assert float((outlook.scale - scale).abs().max()) < 0.05
-    assert float((outlook.offset - offset)[COUNTS].abs().max()) < 0.1
+    critic = critic_of()
+    critic.fit(odds, COUNTS, right)
+    assert float((critic.scale - scale).abs().max()) < 0.05
+    assert float((critic.offset - offset)[COUNTS].abs().max()) < 0.1
     # Between the numbers that were tried it is a straight line, as the true one is here.
-    assert float((outlook.offset - offset).abs().max()) < 0.1
+    assert float((critic.offset - offset).abs().max()) < 0.1
 
 
 def test_where_it_was_right_already_nothing_moves_but_for_chance() -> None:
     odds, right = came_true(20_000, COUNTS, torch.zeros(17), torch.zeros(2))
-    outlook = outlook_of()
-    outlook.fit(odds, COUNTS, right)
-    assert float(outlook.scale.abs().max()) < 0.05
-    assert float(outlook.offset.abs().max()) < 0.1
+    critic = critic_of()
+    critic.fit(odds, COUNTS, right)
+    assert float(critic.scale.abs().max()) < 0.05
+    assert float(critic.offset.abs().max()) < 0.1
 
 
 @pytest.mark.parametrize("outcome", [True, False])
 def test_three_images_hardly_move_it_even_where_all_are_right_or_wrong(outcome: bool) -> None:
     """Each image pulls at an offset with a force below 1, and `BELIEF` pulls back."""
     odds, _ = came_true(3, COUNTS, torch.zeros(17), torch.zeros(2))
-    outlook = outlook_of()
-    outlook.fit(odds, COUNTS, torch.full((3, len(COUNTS)), outcome))
-    assert 0 < float(outlook.offset.abs().max()) < 3 / BELIEF
-    assert float(outlook.scale.abs().max()) < 0.5
-    assert bool((outlook.offset > 0).all()) if outcome else bool((outlook.offset < 0).all())
+    critic = critic_of()
+    critic.fit(odds, COUNTS, torch.full((3, len(COUNTS)), outcome))
+    assert 0 < float(critic.offset.abs().max()) < 3 / BELIEF
+    assert float(critic.scale.abs().max()) < 0.5
+    assert bool((critic.offset > 0).all()) if outcome else bool((critic.offset < 0).all())
 
 
 @pytest.mark.parametrize("images", [0, 1, 2, 50])
 @pytest.mark.parametrize("outcome", [True, False])
 def test_chances_stay_finite_whatever_it_is_fitted_to(images: int, outcome: bool) -> None:
     odds = torch.cat([drawn(images, 1, spread=40), drawn(images, 16, seed=1, spread=40)], 1)
-    outlook = outlook_of()
-    outlook.fit(odds, COUNTS, torch.full((images, len(COUNTS)), outcome))
-    assert bool(outlook.offset.isfinite().all()) and bool(outlook.scale.isfinite().all())
+    critic = critic_of()
+    critic.fit(odds, COUNTS, torch.full((images, len(COUNTS)), outcome))
+    assert bool(critic.offset.isfinite().all()) and bool(critic.scale.isfinite().all())
     with torch.no_grad():
-        chances = outlook(drawn(5, 16).float(), drawn(5, 3).float()).sigmoid()
+        chances = critic(drawn(5, 16).float(), drawn(5, 3).float()).sigmoid()
     assert bool(((chances >= 0) & (chances <= 1)).all())
 
 
 def test_a_fit_repeats_to_the_bit_and_forgets_the_one_before() -> None:
     odds, right = came_true(200, COUNTS, torch.full((17,), 0.5), torch.tensor([0.2, 0.2]))
-    ours, again = outlook_of(), outlook_of()
+    ours, again = critic_of(), critic_of()
     ours.fit(odds, COUNTS, right)
     again.fit(*reversed_images(odds, ~right))
     again.fit(odds, COUNTS, right)
@@ -460,10 +460,10 @@ def reversed_images(odds: Tensor, right: Tensor) -> tuple[Tensor, Tensor, Tensor
 # --- LR-CNN and HR-CNN at the ends
 
 
-def advised(start: str) -> Advised:
+def advised(start: str) -> RankingModel:
     """A model of Pt with weights as if it had been trained; where shared, with LR-CNN's in the policy."""
     model = tiny_model("pt", tiny_settings(**RANKING, policy_start=start))
-    assert isinstance(model, Advised)
+    assert isinstance(model, RankingModel)
     if model.shared:
         copy_matching(model.classifier.low, model.policy.utility)
     return model
@@ -548,9 +548,9 @@ def gradients(start: str, chance: Callable[[Tensor, Tensor, Tensor], Tensor]) ->
 
 
 @pytest.mark.parametrize("start", ["lr", "shared"])
-def test_the_outlook_learns_from_what_came_true_alone_and_the_ranking_from_its_own_loss_alone(start: str) -> None:
+def test_the_critic_learns_from_what_came_true_alone_and_the_ranking_from_its_own_loss_alone(start: str) -> None:
     without = gradients(start, lambda u, o, k: u.sum(1) * 0)
-    assert without and all(name.startswith("policy.outlook.") for name in without)
+    assert without and all(name.startswith("policy.critic.") for name in without)
     both = gradients(start, log_probability)
     assert all(torch.equal(both[name], without[name]) for name in without)
     others = both.keys() - without.keys()
@@ -566,25 +566,25 @@ def test_a_shared_network_stays_as_lr_cnn_through_training_and_the_rest_of_the_p
     built = build_stage("pt", config_of(settings)).state_dict()
     for stage in ("pt", "ft2"):
         model = run.load(stage)[0]
-        assert isinstance(model, Advised) and model.shared
+        assert isinstance(model, RankingModel) and model.shared
         assert isinstance(model.classifier, TwoStream)
         assert same_bits(tensors_of(run, stage, "policy.utility.network."), low)
         assert same_bits(tensors_of(run, stage, "classifier.low.network."), low)
         trained = tensors_of(run, stage)
-        for name in ("policy.utility.head.weight", "policy.outlook.start.0.weight", "policy.log_price"):
+        for name in ("policy.utility.head.weight", "policy.critic.start.0.weight", "policy.log_price"):
             assert not torch.equal(trained[name], built[name]), name
 
 
-def test_setting_right_takes_away_what_the_outlook_was_off_on_images_it_was_not_fitted_to() -> None:
+def test_setting_right_takes_away_what_the_critic_was_off_on_images_it_was_not_fitted_to() -> None:
     model = advised("lr")
-    utilities, opinion, counts = drawn(500, 16).float(), drawn(500, 3, seed=1).float(), torch.arange(17)
+    utilities, low_logits, counts = drawn(500, 16).float(), drawn(500, 3, seed=1).float(), torch.arange(17)
     with torch.no_grad():
-        odds = model.policy.outlook.raw(utilities, opinion).double()
+        odds = model.policy.critic.raw(utilities, low_logits).double()
     draw = torch.rand(500, 17, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     off = draw < (odds / 2 - 1).sigmoid()
     before = calibration_error(odds.sigmoid().flatten(), off.flatten())
     # The HR stream alone decides; its class is the right one, 0, where the draw says so.
     high = torch.stack([off.float(), 0.5 * torch.ones(500, 17), torch.zeros(500, 17)], 2)
-    heard = Heard(utilities, torch.zeros_like(opinion), counts, high, torch.zeros(500, dtype=torch.int64))
-    assert torch.equal(heard.right(model.classifier)[:, 1:], off[:, 1:])
-    assert set_outlook_right(model, heard) < 0.02 < 0.1 < before
+    outputs = Outputs(utilities, torch.zeros_like(low_logits), counts, high, torch.zeros(500, dtype=torch.int64))
+    assert torch.equal(outputs.right(model.classifier)[:, 1:], off[:, 1:])
+    assert calibrate_critic(model, outputs) < 0.02 < 0.1 < before

@@ -19,10 +19,10 @@ from patchdrop.classify.high import HighClassifier, Spec
 from patchdrop.classify.low import LowCNN
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.sets import MemorySource, Split
+from patchdrop.evaluation.operating_point import Goal, calibrate_critic, find_price, outputs_on, tried_counts
 from patchdrop.evaluation.outcome import outcome_of
-from patchdrop.evaluation.settle import Goal, find_price, hear, set_outlook_right, tried_counts
 from patchdrop.grid import Grid, Shape, boxes
-from patchdrop.models.one_look import Advised
+from patchdrop.models.shared_pass import RankingModel
 from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import greedy
@@ -117,14 +117,14 @@ TOYS = {
 
 
 def learnt(folder: Path, toy: Toy, seed: int) -> tuple[float, float]:
-    """Accuracy and mean number of patches on fresh images of a policy that was trained and settled."""
+    """Accuracy and mean number of patches on fresh images of a policy that was trained and judged."""
     settings = TrainSettings(
         high=str(SIDE), low=str(SIDE), grid="4", seed=seed, batch=toy.batch, epochs_pt=toy.epochs, augment=(),
         rate_policy=1e-2,
     )  # fmt: skip
     torch.manual_seed(seed)
     policy = Ranking(Policy("resnet8-w4", GRID, (SIDE, SIDE), normalise()), CLASSES)
-    model = Advised(policy, TwoStream(Counts(toy.needed), Word(toy.sure), "learned"), shared=False)
+    model = RankingModel(policy, TwoStream(Counts(toy.needed), Word(toy.sure), "learned"), shared=False)
     fit, val, fresh = (
         marked(count, toy.marks, 3 * seed + part) for part, count in ((1, toy.images), (2, 256), (3, 256))
     )
@@ -133,11 +133,11 @@ def learnt(folder: Path, toy: Toy, seed: int) -> tuple[float, float]:
     model.eval()
     config = config_of(settings, [str(c) for c in range(CLASSES)])
     policy.log_price.fill_(0)
-    heard = hear(model, config.shape.low, val, CPU, tried_counts(GRID.patches))
-    set_outlook_right(model, heard)
+    outputs = outputs_on(model, config.shape.low, val, CPU, tried_counts(GRID.patches))
+    calibrate_critic(model, outputs)
     with torch.no_grad():
-        scores, chances = model.policy.weigh(heard.utilities, heard.opinion)
-    find_price(model, scores, chances, heard, Goal(tolerance=toy.tolerance))
+        scores, chances = model.policy.weigh(outputs.utilities, outputs.low_logits)
+    find_price(model, scores, chances, outputs, Goal(tolerance=toy.tolerance))
     found = outcome_of(model, config.shape, fresh, lambda scores, _: greedy(scores), CPU)
     return float(found.right.double().mean()), float(found.choice.sum(1).double().mean())
 

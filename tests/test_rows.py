@@ -17,10 +17,10 @@ from patchdrop.networks.build import Normalise
 from patchdrop.policy.baselines import stochastic
 from patchdrop.policy.choice import sampled
 from patchdrop.policy.stn import relaxed_top
-from patchdrop.training.choosers import ChooserTask
 from patchdrop.training.couple import CoupledTask
 from patchdrop.training.loop import Task
 from patchdrop.training.objectives import Teacher
+from patchdrop.training.selectors import SelectorTask
 from patchdrop.training.super_resolution import GeneratorTask, SuperResolvedTask
 from patchdrop.training.supervised import ClassifierTask
 from rows import FIT, VAL, bits, same_bits, tiny_model, trained
@@ -46,7 +46,7 @@ def generator() -> Generator:
 def blind() -> Task:
     model = tiny_model("ft2", SETTINGS)
     model.policy = stochastic(Grid(4, 4), 5.5)
-    return ChooserTask("ft2", model, sampled, LOADER, LEARNING)
+    return SelectorTask("ft2", model, sampled, LOADER, LEARNING)
 
 
 ROWS: dict[str, Callable[[], Task]] = {
@@ -58,7 +58,7 @@ ROWS: dict[str, Callable[[], Task]] = {
     "sr-cnn": lambda: SuperResolvedTask(
         "sr-cnn", SuperResolved(generator(), tiny_model("hr", SETTINGS)), LOADER, EPOCHS
     ),
-    "stn": lambda: ChooserTask(
+    "stn": lambda: SelectorTask(
         "ft1", tiny_model("ft1", SETTINGS), partial(relaxed_top, mean_patches=5.5), LOADER, LEARNING
     ),
     "stochastic": blind,

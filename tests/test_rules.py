@@ -10,10 +10,10 @@ from patchdrop.classify.two_stream import TwoStream
 from patchdrop.evaluation.outcome import Outcome, outcome_of
 from patchdrop.evaluation.verdict import CASCADE, EVERYTHING, NOTHING
 from patchdrop.models.build import ModelConfig, build_stage
-from patchdrop.models.one_look import Advised, Ruled
+from patchdrop.models.shared_pass import RankingModel, RuleModel
 from patchdrop.policy.choice import greedy
 from patchdrop.policy.rules import Rule
-from patchdrop.training.settling import References, give_way
+from patchdrop.training.after_stage import References, fall_back
 from rows import CPU, VAL
 from tiny import CLASSES, config_of, tiny_settings, unsettle
 
@@ -70,11 +70,11 @@ def test_a_lower_threshold_reads_what_a_higher_one_reads_and_more() -> None:
 # --- giving way
 
 
-def lost_to(better: str) -> tuple[Advised, ModelConfig, object, ModelConfig]:
+def lost_to(better: str) -> tuple[RankingModel, ModelConfig, object, ModelConfig]:
     config = config_of(SETTINGS)
     torch.manual_seed(0)
     model, high = unsettle(build_stage("pt", config)), unsettle(build_stage("hr", config), 7)
-    assert isinstance(model, Advised)
+    assert isinstance(model, RankingModel)
     n = len(VAL)
     logits = torch.arange(n * len(CLASSES)).float().view(n, -1).sin() * 4
     low = Outcome(torch.zeros(n, 16), torch.zeros(n, 16).bool(), logits, VAL.targets)
@@ -84,7 +84,7 @@ def lost_to(better: str) -> tuple[Advised, ModelConfig, object, ModelConfig]:
         "calibration_error": 0.5,
     }
     model.train()  # as one that was not trained in this process
-    given, described, _ = give_way(model, config, record, References(VAL, low, low, CPU, config.shape.low), high)
+    given, described, _ = fall_back(model, config, record, References(VAL, low, low, CPU, config.shape.low), high)
     if better in (CASCADE, EVERYTHING):
         assert isinstance(given.classifier, TwoStream)
         assert float(given.classifier.weight_at(torch.ones(())).detach()) == 1.0
@@ -97,7 +97,7 @@ def test_a_policy_that_lost_to_nothing_reads_nothing_and_one_that_lost_to_everyt
     low = torch.rand(5, 3, 8, 8) * 255
     for better, count in ((NOTHING, 0), (EVERYTHING, 16)):
         _, config, given, described = lost_to(better)
-        assert isinstance(given, Advised)
+        assert isinstance(given, RankingModel)
         assert described == config
         with torch.no_grad():
             assert greedy(given.look(low).scores).sum(1).tolist() == [count] * 5
@@ -105,7 +105,7 @@ def test_a_policy_that_lost_to_nothing_reads_nothing_and_one_that_lost_to_everyt
 
 def test_a_run_that_reads_everything_says_how_often_hr_cnn_is_right() -> None:
     _, config, given, _ = lost_to(EVERYTHING)
-    assert isinstance(given, Advised)
+    assert isinstance(given, RankingModel)
     everything = outcome_of(given, config.shape, VAL, lambda s, _: greedy(s), CPU)
     assert everything.chances is not None
     measured = float(everything.right.double().mean())
@@ -114,17 +114,17 @@ def test_a_run_that_reads_everything_says_how_often_hr_cnn_is_right() -> None:
 
 def test_a_policy_that_lost_to_a_cascade_becomes_it_with_hr_cnns_weights_and_its_share_of_images() -> None:
     _, _, given, described = lost_to(CASCADE)
-    assert isinstance(given, Ruled)
+    assert isinstance(given, RuleModel)
     assert described.policy == "cascade"
-    opinion = torch.arange(len(VAL) * len(CLASSES)).float().view(len(VAL), -1).sin() * 4
-    read = greedy(given.policy(torch.zeros(len(VAL), 3, 8, 8), opinion, unseen)).sum(1)
+    low_logits = torch.arange(len(VAL) * len(CLASSES)).float().view(len(VAL), -1).sin() * 4
+    read = greedy(given.policy(torch.zeros(len(VAL), 3, 8, 8), low_logits, unseen)).sum(1)
     assert sorted(set(read.tolist())) == [0, 16]
     assert int((read > 0).sum()) == len(VAL) // 4
 
 
 def test_what_is_beaten_by_chance_alone_reads_the_same_patches_everywhere() -> None:
     _, _, given, described = lost_to("random")
-    assert isinstance(given, Ruled)
+    assert isinstance(given, RuleModel)
     assert described.policy == "fixed mask"
     read = greedy(given.policy(torch.zeros(3, 3, 8, 8), torch.zeros(3, 3), unseen))
     assert read.tolist() == [[i < 4 for i in range(16)]] * 3
@@ -136,6 +136,6 @@ def test_a_rule_is_built_and_loaded_by_its_description() -> None:
         described = ModelConfig.from_json({**config.to_json(), "policy": name}, "here")
         described.check()
         model = build_stage("ft2", described).eval()
-        assert isinstance(model, Ruled)
+        assert isinstance(model, RuleModel)
         with torch.inference_mode():
             assert model.look(torch.rand(2, 3, 8, 8) * 255).scores.shape == (2, 16)

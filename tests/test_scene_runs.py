@@ -17,7 +17,7 @@ import pytest
 from patchdrop.errors import DataError, UsageError
 from patchdrop.read import tiled
 from patchdrop.scenes import plan, predict
-from patchdrop.scenes.at_once import SceneBar, at_once
+from patchdrop.scenes.concurrency import SceneBar, concurrently
 from patchdrop.tiff import directory as tiff
 from patchdrop.transport.cache import FILE
 from patchdrop.transport.ranges import Stopped
@@ -133,7 +133,7 @@ def test_data_errors_are_told_in_order_and_any_other_ends_them_all() -> None:
             raise DataError(f"{source} is bad")
         return source
 
-    assert at_once(bad, list("abcde"), 3, told.append, threading.Event()) == ["a", "c", "e"]
+    assert concurrently(bad, list("abcde"), 3, told.append, threading.Event()) == ["a", "c", "e"]
     assert told == ["b is bad", "d is bad"]
     stop, ends = threading.Event(), []
 
@@ -144,7 +144,7 @@ def test_data_errors_are_told_in_order_and_any_other_ends_them_all() -> None:
         raise Stopped
 
     with pytest.raises(UsageError, match="no good"):
-        at_once(worse, list("abcdefgh"), 2, told.append, stop)
+        concurrently(worse, list("abcdefgh"), 2, told.append, stop)
     assert ends == [("a", True)]
 
 

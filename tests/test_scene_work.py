@@ -28,7 +28,7 @@ from patchdrop.classify.low import LowCNN
 from patchdrop.episode import Classify, PatchDrop
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid, Shape
-from patchdrop.models.one_look import Advised
+from patchdrop.models.shared_pass import RankingModel
 from patchdrop.packed import Packed
 from patchdrop.policy import budget
 from patchdrop.policy.choice import greedy
@@ -263,7 +263,7 @@ def ranking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = tiny_settings(high="64", low="16", policy="ranking", low_stream="pt", fusion="learned")
     run = RunFolder(untrained_run(tmp_path_factory.mktemp("ranking"), settings, ("pt",)))
     model, config = run.load("pt")
-    assert isinstance(model, Advised)
+    assert isinstance(model, RankingModel)
     lows = TiledScene(LocalFile(write_cog(run.path / "any.tif", picture(256, 256, seed=3))), SHAPE).look(range(16)).low
     with torch.no_grad():  # half of the patches are worth their price
         model.policy.log_price += model.look(lows).scores.median()
@@ -280,7 +280,7 @@ def test_the_chances_of_cells_are_those_of_images_and_their_means_are_told(
     found = json.loads(out)
     assert code == 0 and found["total"] == planned["total"]
     loaded, _ = RunFolder(ranking).load("pt")
-    assert isinstance(loaded, Advised)
+    assert isinstance(loaded, RankingModel)
     means = []
     for scene, plan in zip(found["scenes"], planned["scenes"], strict=True):
         lines = [line for line in results(tmp_path, scene) if line["label"] is not None]

@@ -37,12 +37,12 @@ LOW = F.adaptive_avg_pool2d(HIGH.float(), (8, 8)).round().to(torch.uint8)
 
 
 def generator(
-    size: tuple[int, int] = (16, 16), low: tuple[int, int] = (8, 8), channels: int = 3, settled: bool = True
+    size: tuple[int, int] = (16, 16), low: tuple[int, int] = (8, 8), channels: int = 3, trained: bool = True
 ) -> Generator:
     torch.manual_seed(0)
     normalise = Normalise(torch.full((channels,), 110.0), torch.full((channels,), 40.0))
     net = Generator(size, low, normalise, channels=channels, width=4, blocks=2)
-    if settled:  # as if it had been trained: it does not start where its last layer is 0
+    if trained:  # as if it had been trained: it does not start where its last layer is 0
         nn.init.normal_(net.exit.weight, 0, 0.1)
     return net
 
@@ -83,7 +83,7 @@ def test_prime_factors(number: int, factors: list[int]) -> None:
 
 
 def test_untrained_it_is_the_bilinear_enlargement() -> None:
-    assert torch.equal(generator(settled=False)(LOW), bilinear(LOW, (16, 16)))
+    assert torch.equal(generator(trained=False)(LOW), bilinear(LOW, (16, 16)))
     assert not torch.allclose(generator()(LOW), bilinear(LOW, (16, 16)))
 
 
@@ -174,7 +174,7 @@ def test_a_perfect_image_has_no_pixel_and_no_feature_loss() -> None:
 
 def test_the_generators_stage_improves_on_bilinear_and_leaves_the_teacher_as_it_was(tmp_path: Path) -> None:
     settings = tiny_settings(rate_finetune=1e-2)
-    model, hr = SuperResolution(generator(settled=False), Discriminator(width=4)), teacher().train()
+    model, hr = SuperResolution(generator(trained=False), Discriminator(width=4)), teacher().train()
     before = bits(hr)
     figures = trained(GeneratorTask("sr", model, hr, loader_of(settings, FIT, VAL), 8), tmp_path)
     assert same_bits(bits(hr), before)

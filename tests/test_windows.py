@@ -23,7 +23,7 @@ from patchdrop.read.source import from_memory
 from patchdrop.read.tiled import TiledScene
 from patchdrop.runs.folder import RunFolder
 from patchdrop.tiff import directory as tiff
-from patchdrop.transport.kept import Kept, open_kept
+from patchdrop.transport.disk_cache import DiskCache, open_cached
 from patchdrop.transport.ranges import LocalFile, Span
 from pyramids import picture, write_cog
 from range_server import RangeServer, range_server
@@ -216,7 +216,7 @@ def test_reading_that_breaks_off_goes_on_without_a_byte_twice(server: RangeServe
 
 def test_what_is_kept_is_read_whatever_was_asked_before(server: RangeServer, tmp_path: Path) -> None:
     content = server.files["b.tif"]
-    transport = open_kept(server.url("b.tif"), tmp_path)
+    transport = open_cached(server.url("b.tif"), tmp_path)
     assert transport.head(50) == content[:50]
     draw = np.random.default_rng(0)
     for _ in range(30):
@@ -228,7 +228,7 @@ def test_what_is_kept_is_read_whatever_was_asked_before(server: RangeServer, tmp
 
 def test_a_cache_of_another_file_or_with_a_flipped_byte_is_refused(server: RangeServer, tmp_path: Path) -> None:
     def again(*spans: Span) -> None:
-        transport = open_kept(server.url("b.tif"), tmp_path)
+        transport = open_cached(server.url("b.tif"), tmp_path)
         try:
             transport.head(100)
             transport.read(spans, "patch")
@@ -250,7 +250,7 @@ def test_a_cache_of_another_file_or_with_a_flipped_byte_is_refused(server: Range
 
 
 def test_files_are_not_copied_into_the_cache(scenes: dict[str, Path], tmp_path: Path) -> None:
-    assert not isinstance(open_kept(str(scenes["a"]), tmp_path), Kept)
+    assert not isinstance(open_cached(str(scenes["a"]), tmp_path), DiskCache)
 
 
 def test_streaming_from_a_network_without_a_cache_is_refused(server: RangeServer, tmp_path: Path) -> None:

@@ -150,6 +150,8 @@ def read_tensors(path: Path, sha256: str) -> dict[str, Tensor]:
     if hashlib.sha256(content).hexdigest() != sha256:
         raise RunError(f"{path}: is damaged, its checksum differs; remove its folder and train that stage again")
     try:
-        return load_bytes(content)
+        tensors = load_bytes(content)
     except SafetensorError as error:
         raise RunError(f"{path}: is no safetensors file ({error})") from error
+    # The policy's critic was called outlook before.
+    return {name.replace("policy.outlook.", "policy.critic."): tensor for name, tensor in tensors.items()}

@@ -19,7 +19,7 @@ from patchdrop.settings.combinations import check_combinations
 from patchdrop.settings.defaults import GRID, networks_for, schedule_for
 from patchdrop.settings.flat import Augmentation, TrainSettings
 from patchdrop.terminal.talk import bars, say
-from patchdrop.training.orientation import CAREFUL, augmentations
+from patchdrop.training.augmentation_trial import CAREFUL, augmentations
 from patchdrop.training.recipe import Recipe, device_of
 from patchdrop.training.work import step_flops
 

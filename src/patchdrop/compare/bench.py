@@ -109,7 +109,7 @@ class Bench:
         return folder.load(stage)[0]
 
     def patches(self, stage: str) -> float:
-        """Return the S that the other choosers are given: as asked for, or PatchDrop's mean on val in that stage.
+        """Return the S that the other selectors are given: as asked for, or PatchDrop's mean on val in that stage.
 
         Raises:
             RunError: the run's stage is not trained.

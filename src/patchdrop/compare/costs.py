@@ -32,7 +32,7 @@ def pixels_read(choice: Tensor, grid: Grid, size: tuple[int, int]) -> float:
 
 
 @dataclass(frozen=True)
-class Player:
+class GivenChoice:
     """A row's model, called with a known choice: ``high (B, C, H, W)``, ``low (B, C, h, w)``, ``choice (B, P)``.
 
     The policy runs, but its scores are ignored; so what is measured is an episode with just that choice.
@@ -54,10 +54,10 @@ class Player:
         return logits
 
 
-def flops(player: Player, high: Tensor, low: Tensor, choice: Tensor) -> float:
+def flops(given: GivenChoice, high: Tensor, low: Tensor, choice: Tensor) -> float:
     """Count the floating-point operations per image while a batch runs; a multiply-add counts as two."""
     with FlopCounterMode(display=False) as counter:
-        player(high, low, choice)
+        given(high, low, choice)
     return float(counter.get_total_flops()) / len(high)
 
 

@@ -51,7 +51,7 @@ def judge(bench: Bench, rows: Sequence[Row], split: Split, advance: Callable[[st
             judged[row.method] = shown
         elif row.own:
             judged[row.method] = dict.fromkeys(stages, own[row.own])
-        elif row.chooser or row.policy:
+        elif row.selector or row.policy:
             judged[row.method] = {stage: _judged(row, bench, stage, split, advance) for stage in stages}
         else:
             judged[row.method] = dict.fromkeys(stages, _judged(row, bench, row.stages[-1], split, advance))
@@ -63,9 +63,9 @@ def _judged(row: Row, bench: Bench, stage: str, split: Split, advance: Callable[
     torch.manual_seed(derived_seed(bench.seed, row.method, stage, "judge"))
 
     def choose(scores: Tensor, start: int) -> Tensor:
-        if row.chooser is None:
+        if row.selector is None:
             return greedy(scores)
-        return row.chooser.chooses(row.chooser.count(bench.patches(stage)))(scores)
+        return row.selector.chooses(row.selector.count(bench.patches(stage)))(scores)
 
     outcome = outcome_of(model, row.config(bench).shape, split, choose, bench.device)
     advance(f"{row.method} {stage}", len(split))
@@ -76,7 +76,7 @@ def judged_model(row: Row, bench: Bench, stage: str) -> nn.Module:
     """Return the model that a row is evaluated with in a stage of the table."""
     if row.own:
         return bench.earlier(row.own if row.own in ("lr", "hr") else stage).to(bench.device)
-    return row.model(bench, stage if row.chooser or row.policy else row.stages[-1]).to(bench.device)
+    return row.model(bench, stage if row.selector or row.policy else row.stages[-1]).to(bench.device)
 
 
 def oracle(bench: Bench, stage: str, split: Split, masks: Mapping[str, Tensor]) -> Oracle:

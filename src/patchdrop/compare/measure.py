@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from patchdrop.compare.bench import Bench
-from patchdrop.compare.costs import BATCHES, SINGLES, Player, flops, pixels_read, times_in_turns
+from patchdrop.compare.costs import BATCHES, SINGLES, GivenChoice, flops, pixels_read, times_in_turns
 from patchdrop.compare.judge import Judged, held, judged_model, spread_over_classes
 from patchdrop.compare.rows import Row
 from patchdrop.data.sets import Split, low_of
@@ -59,24 +59,24 @@ def measured_costs(bench: Bench, rows: Sequence[Row], split: Split, judged: Judg
     batch = next(held(split, positions).in_order(len(positions)))
     high = batch.high.to(bench.device)
     lows: dict[tuple[str, str], Tensor] = {}
-    players: dict[tuple[str, str], Player] = {}
+    given: dict[tuple[str, str], GivenChoice] = {}
     choices = {}
     for row in rows:
         if row.own not in ("", "lr", "hr", "policy"):
             continue
         for stage, outcome in judged[row.method].items():
             if (
-                row.chooser
+                row.selector
                 or row.policy
                 or row.own == "policy"
-                or not any(method == row.method for method, _ in players)
+                or not any(method == row.method for method, _ in given)
             ):
-                players[row.method, stage] = Player(judged_model(row, bench, stage), bench.grid)
+                given[row.method, stage] = GivenChoice(judged_model(row, bench, stage), bench.grid)
                 choices[row.method, stage] = outcome.choice[positions].to(bench.device)
                 sides = row.whole_at(bench) if row.whole_at else bench.data.shape.low
                 lows[row.method, stage] = low_of(batch, sides).to(bench.device)
     costs: Costs = {}
-    for key, player in players.items():
+    for key, player in given.items():
         everything = torch.ones_like(choices[key])
         costs[key] = {
             "flops": flops(player, high, lows[key], choices[key]),
@@ -86,10 +86,10 @@ def measured_costs(bench: Bench, rows: Sequence[Row], split: Split, judged: Judg
     for size in BATCHES:
         starts = torch.linspace(0, len(high) - 1, min(SINGLES, len(high))).long().tolist() if size == 1 else [0]
         parts = [slice(start, start + min(size, len(high))) for start in starts]
-        work = {key: partial(_play, player, high, lows[key], choices[key], parts) for key, player in players.items()}
+        work = {key: partial(_play, player, high, lows[key], choices[key], parts) for key, player in given.items()}
         seconds = times_in_turns(work, bench.device)
         images = sum(part.stop - part.start for part in parts)
-        for key in players:
+        for key in given:
             costs[key][f"ms_batch{size}"] = 1000 * seconds[key] / images
     # A row without a policy is one model, timed once, whatever the stage.
     for row in rows:
@@ -99,6 +99,6 @@ def measured_costs(bench: Bench, rows: Sequence[Row], split: Split, judged: Judg
     return costs
 
 
-def _play(player: Player, high: Tensor, low: Tensor, choice: Tensor, parts: Sequence[slice]) -> None:
+def _play(given: GivenChoice, high: Tensor, low: Tensor, choice: Tensor, parts: Sequence[slice]) -> None:
     for part in parts:
-        player(high[part], low[part], choice[part])
+        given(high[part], low[part], choice[part])

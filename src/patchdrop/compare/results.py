@@ -100,10 +100,10 @@ def seed_rows(bench: Bench, rows: Sequence[Row], split_name: str, price: Price, 
 
 
 def _oracles(bench: Bench, rows: Sequence[Row], split: Split, judged: Judged) -> dict[str, Oracle]:
-    choosers = [row.method for row in rows if row.chooser]
+    selectors = [row.method for row in rows if row.selector]
     found = {}
     for stage, outcome in judged[""].items():
-        masks = {"": outcome.choice, **{name: judged[name][stage].choice for name in choosers}}
+        masks = {"": outcome.choice, **{name: judged[name][stage].choice for name in selectors}}
         found[stage] = oracle(bench, stage, split, masks)
     return found
 
@@ -182,17 +182,17 @@ def foot(
 
 def _matched(bench: Bench, rows: Sequence[Row]) -> str:
     stages = bench.policy_stages
-    choosers = [row for row in rows if row.chooser]
-    if not choosers:
+    selectors = [row for row in rows if row.selector]
+    if not selectors:
         return ""
     source = "as asked" if bench.options.patches is not None else "PatchDrop's mean on val"
     wanted = ", ".join(f"{STAGE_NAMES[s]} {bench.patches(s):.2f}" for s in stages)
-    whole = [row for row in choosers if row.chooser and row.chooser.whole]
+    whole = [row for row in selectors if row.selector and row.selector.whole]
     kept = ""
-    if whole and whole[0].chooser:
-        rounded = ", ".join(f"{whole[0].chooser.count(bench.patches(s)):.0f}" for s in stages)
+    if whole and whole[0].selector:
+        rounded = ", ".join(f"{whole[0].selector.count(bench.patches(s)):.0f}" for s in stages)
         kept = f"; {' and '.join(row.method for row in whole)} keep {rounded}"
-    return f"S of the choosers: {source}, {wanted}{kept}."
+    return f"S of the selectors: {source}, {wanted}{kept}."
 
 
 def _of_rows(bench: Bench, rows: Sequence[Row], shown: Rows) -> list[str]:

@@ -25,12 +25,11 @@ from patchdrop.episode import PatchDrop
 from patchdrop.evaluation.strategies import ACTIVATION, CASCADE, DETAIL, FIXED
 from patchdrop.grid import Grid, Size
 from patchdrop.models.build import ModelConfig, build_stage
-from patchdrop.policy.baselines import Blind, fixed_columns, fixed_rows, stochastic
+from patchdrop.policy.baselines import FixedScores, fixed_columns, fixed_rows, stochastic
 from patchdrop.policy.choice import Choose, greedy, sampled, top
 from patchdrop.policy.stn import relaxed_top
 from patchdrop.runs.folder import RunFolder
 from patchdrop.settings.comparison import share_of
-from patchdrop.training.choosers import ChooserTask
 from patchdrop.training.couple import CoupledTask
 from patchdrop.training.hidden import HiddenTask, Hide, cut_out, policy_masks
 from patchdrop.training.loop import Task
@@ -38,6 +37,7 @@ from patchdrop.training.objectives import Teacher
 from patchdrop.training.policy_stages import keep_weights
 from patchdrop.training.recipe import Recipe
 from patchdrop.training.run import Start, make_task, on_device, starting_model, starts_as_low, teacher_of
+from patchdrop.training.selectors import SelectorTask
 from patchdrop.training.super_resolution import GeneratorTask, SuperResolvedTask
 from patchdrop.training.supervised import ClassifierTask
 
@@ -46,7 +46,7 @@ KD_WEIGHT = 0.7
 
 
 @dataclass(frozen=True)
-class Chooser:
+class Selector:
     """A way to choose S patches that replaces the policy.
 
     Attributes:
@@ -56,13 +56,13 @@ class Chooser:
         whole: whether S is rounded to a whole number.
     """
 
-    policy: Callable[[Grid, float], Blind] | None
+    policy: Callable[[Grid, float], FixedScores] | None
     learns: Callable[[float], Choose]
     chooses: Callable[[float], Choose]
     whole: bool = False
 
     def count(self, patches: float) -> float:
-        """Return S as this chooser keeps it."""
+        """Return S as this selector keeps it."""
         return float(round(patches)) if self.whole else patches
 
 
@@ -75,11 +75,11 @@ class Row:
         about: a line that describes it.
         own: if the run itself has the row: the stage (``lr``, ``hr``), the control or plain strategy (``random``,
             ``shuffled``, ``oracle``, ``cascade``, ...); ``policy`` is PatchDrop.
-        stages: the stages that it trains, in order; the last one is evaluated, or each one for a chooser.
+        stages: the stages that it trains, in order; the last one is evaluated, or each one for a selector.
         task: makes the task that trains a stage.
         build: makes the model that a stage's weights are loaded into.
         recipe: returns the recipe that it is trained by.
-        chooser: if the row chooses patches in another way than PatchDrop.
+        selector: if the row chooses patches in another way than PatchDrop.
         independent: whether it starts from nothing that the run trains.
         policy: whether it has a policy of its own, and so a model for each stage.
         whole_at: if the row reads the whole image at another size than LR's: that size in pixels.
@@ -92,7 +92,7 @@ class Row:
     task: Callable[[Row, Bench, str], Task] | None = None
     build: Callable[[Bench, str, ModelConfig], nn.Module] = lambda bench, stage, config: build_stage(stage, config)
     recipe: Callable[[Bench], Recipe] = lambda bench: bench.recipe
-    chooser: Chooser | None = None
+    selector: Selector | None = None
     independent: bool = False
     policy: bool = False
     whole_at: Callable[[Bench], tuple[int, int]] | None = None
@@ -104,7 +104,7 @@ class Row:
 
     def trains(self, bench: Bench) -> list[str]:
         """List its stages in this comparison."""
-        active = bench.policy_stages if self.chooser or self.policy else self.stages
+        active = bench.policy_stages if self.selector or self.policy else self.stages
         return [stage for stage in self.stages if stage in active]
 
     def config(self, bench: Bench) -> ModelConfig:
@@ -163,17 +163,17 @@ def _hidden(hide: Callable[[Bench], Hide]) -> Callable[[Row, Bench, str], Task]:
 
 
 def _choosing(row: Row, bench: Bench, stage: str) -> Task:
-    """Train as PatchDrop's stage does, with the same start, epochs and rates, but with the chooser as the policy."""
-    assert row.chooser is not None
-    recipe, chooser = row.recipe(bench), row.chooser
-    patches = chooser.count(bench.patches(stage))
+    """Train as PatchDrop's stage does, with the same start, epochs and rates, but with the selector as the policy."""
+    assert row.selector is not None
+    recipe, selector = row.recipe(bench), row.selector
+    patches = selector.count(bench.patches(stage))
     model = _starting_policy(row, bench, stage)
-    if chooser.policy is not None:
-        model = PatchDrop(chooser.policy(bench.grid, patches), model.classifier)
+    if selector.policy is not None:
+        model = PatchDrop(selector.policy(bench.grid, patches), model.classifier)
     _weigh_as_the_run(model, bench, stage)
     on_device(model, bench.device)
     teacher = teacher_of(stage, bench.config(), bench.earlier, bench.device)
-    return ChooserTask(stage, model, chooser.learns(patches), recipe.loader(bench.data), recipe.learning, teacher)
+    return SelectorTask(stage, model, selector.learns(patches), recipe.loader(bench.data), recipe.learning, teacher)
 
 
 def _starting_policy(row: Row, bench: Bench, stage: str) -> PatchDrop:
@@ -239,12 +239,12 @@ def _build_super_resolution(bench: Bench, stage: str, config: ModelConfig) -> nn
     return SuperResolved(model.generator, high)
 
 
-def _build_choosing(chooser: Chooser) -> Callable[[Bench, str, ModelConfig], nn.Module]:
+def _build_choosing(selector: Selector) -> Callable[[Bench, str, ModelConfig], nn.Module]:
     def build(bench: Bench, stage: str, config: ModelConfig) -> nn.Module:
         model = build_stage(stage, config)
         assert isinstance(model, PatchDrop)
-        if chooser.policy is not None:
-            return PatchDrop(Blind(torch.zeros(bench.grid.patches)), model.classifier)
+        if selector.policy is not None:
+            return PatchDrop(FixedScores(torch.zeros(bench.grid.patches)), model.classifier)
         return model
 
     return build
@@ -253,15 +253,15 @@ def _build_choosing(chooser: Chooser) -> Callable[[Bench, str, ModelConfig], nn.
 # --- the rows
 
 
-def _fixed(make: Callable[[Grid, int], Blind]) -> Chooser:
-    return Chooser(lambda grid, s: make(grid, int(s)), lambda s: greedy, lambda s: greedy, whole=True)
+def _fixed(make: Callable[[Grid, int], FixedScores]) -> Selector:
+    return Selector(lambda grid, s: make(grid, int(s)), lambda s: greedy, lambda s: greedy, whole=True)
 
 
 CHOOSERS = {
     "Fixed-H": _fixed(fixed_rows),
     "Fixed-V": _fixed(fixed_columns),
-    "Stochastic": Chooser(stochastic, lambda s: sampled, lambda s: sampled),
-    "STN": Chooser(None, lambda s: partial(relaxed_top, mean_patches=s), lambda s: partial(top, mean_patches=s)),
+    "Stochastic": Selector(stochastic, lambda s: sampled, lambda s: sampled),
+    "STN": Selector(None, lambda s: partial(relaxed_top, mean_patches=s), lambda s: partial(top, mean_patches=s)),
 }
 _ABOUT = {
     "Fixed-H": "the same S patches for every image, row by row, the centre first",
@@ -271,16 +271,16 @@ _ABOUT = {
 }
 
 
-def _chooser_row(method: str) -> Row:
-    chooser = CHOOSERS[method]
+def _selector_row(method: str) -> Row:
+    selector = CHOOSERS[method]
     return Row(
         method,
         _ABOUT[method],
         stages=POLICY_STAGES,
         task=_choosing,
-        build=_build_choosing(chooser),
+        build=_build_choosing(selector),
         recipe=_own_network,
-        chooser=chooser,
+        selector=selector,
     )
 
 
@@ -364,7 +364,7 @@ PLAIN = (
     Row("Detail", "PatchDrop's classifier on the patches where LR varies most", own=DETAIL),
     Row("Cascade", "LR-CNN where it is certain, HR-CNN on all of HR elsewhere", own=CASCADE),
 )
-"""Plain strategies at PatchDrop's S, if its stages were settled against them."""
+"""Plain strategies at PatchDrop's S, if its stages were judged against them."""
 MEDIUM = Row(
     "MR-CNN",
     "HR-CNN's network on the whole image at the resolution that has as many pixels as PatchDrop reads",
@@ -381,7 +381,7 @@ BERNOULLI = Row(
     recipe=_bernoulli_recipe,
     policy=True,
 )
-CHOOSER_ROWS = tuple(_chooser_row(method) for method in CHOOSERS)
+CHOOSER_ROWS = tuple(_selector_row(method) for method in CHOOSERS)
 _LR_BUDGET, _HR_BUDGET = _budget_row("LR-CNN, equal budget", "lr"), _budget_row("HR-CNN, equal budget", "hr")
 
 FULL_ROWS = (

@@ -70,7 +70,7 @@ def train_row(row: Row, bench: Bench, advance: Advance, stop: Stopper) -> None:
             continue
         task = start(row, bench, stage)
         name = f"{row.method} {stage}"
-        more = {"patches": row.chooser.count(bench.patches(stage))} if row.chooser else {}
+        more = {"patches": row.selector.count(bench.patches(stage))} if row.selector else {}
         train_stage(
             task,
             folder,

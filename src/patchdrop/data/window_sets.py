@@ -22,8 +22,8 @@ from patchdrop.data.source import DataSource
 from patchdrop.data.windows import Window
 from patchdrop.errors import DataError, PatchDropError, UsageError
 from patchdrop.grid import Shape
-from patchdrop.read.windows import Seen, Windows
-from patchdrop.transport.kept import open_kept
+from patchdrop.read.windows import WindowBatch, Windows
+from patchdrop.transport.disk_cache import open_cached
 from patchdrop.transport.ledger import PURPOSES, Ledger
 from patchdrop.transport.ranges import Transport, is_url
 
@@ -123,7 +123,7 @@ class _Held:
         self._high = torch.zeros(len(members), shape.channels, *shape.high, dtype=torch.uint8)
         self._low = torch.zeros(len(members), shape.channels, *shape.low, dtype=torch.uint8)
 
-    def put(self, positions: Sequence[int], seen: Seen) -> None:
+    def put(self, positions: Sequence[int], seen: WindowBatch) -> None:
         self._high[positions], self._low[positions] = seen.high, seen.low
 
     def source(self, kept: Sequence[int], windows: Sequence[Window]) -> MemorySource:
@@ -156,7 +156,7 @@ def _visit(
     for positions in by_scene.values():
         source = members[positions[0]].scene
         try:
-            transport = open_kept(source, cache)
+            transport = open_cached(source, cache)
         except (DataError, UsageError) as error:
             _all_bad(positions, error, bad)
             continue
@@ -297,7 +297,7 @@ class _WindowDecoder:
 
     def _scene(self, window: Window) -> Windows:
         if window.address not in self._open:
-            transport = open_kept(window.scene, self._cache)
+            transport = open_cached(window.scene, self._cache)
             try:
                 self._open[window.address] = transport, Windows(transport, self._shape)
             except DataError:

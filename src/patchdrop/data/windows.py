@@ -24,7 +24,7 @@ from typing import NamedTuple
 from patchdrop.data.listing import check_filled, check_labels, csv_files, read_csv
 from patchdrop.errors import DataError
 from patchdrop.tiff.tiles import Box
-from patchdrop.transport.kept import address
+from patchdrop.transport.disk_cache import address
 from patchdrop.transport.ranges import is_url, public_name
 
 

@@ -15,7 +15,7 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError, UsageError
 from patchdrop.files import read_json
 from patchdrop.grid import Size
-from patchdrop.models.one_look import Advised
+from patchdrop.models.shared_pass import RankingModel
 from patchdrop.policy.budget import above, at_most, cut_for_mean, logit_of
 from patchdrop.policy.choice import Choose
 from patchdrop.runs.folder import RunFolder
@@ -103,7 +103,7 @@ def choices_of(
 
 def _cut_at(mistake: float, model: PatchDrop, stage: str) -> float:
     """Return the threshold on logits above which a patch is worth its price, if a wrong answer costs so many images."""
-    if not isinstance(model, Advised):
+    if not isinstance(model, RankingModel):
         raise UsageError(f"--mistake: the policy of stage {stage} predicts no chance of being right; use --mean-budget")
     return -math.log(mistake) - float(model.policy.log_price)
 

@@ -22,8 +22,8 @@ from patchdrop.evaluation.strategies import (
     PLACES,
     RANDOM,
     SHUFFLED,
+    Evaluated,
     Plain,
-    Stand,
     controls,
     from_low_alone,
     plain_outcomes,
@@ -62,20 +62,22 @@ def evaluate(
         outcomes[stage] = outcome_of(model, config.shape, split, lambda scores, _: choose(scores), device)  # noqa: B023
         advance(stage, len(split))
         if isinstance(model, PatchDrop):
-            stand = Stand(model, config, split, outcomes[stage], outcomes.get("lr"), outcomes.get("hr"), seed, device)
-            for name, outcome in _yardsticks(stand, run.stage_config(stage).get("plain")):
+            evaluated = Evaluated(
+                model, config, split, outcomes[stage], outcomes.get("lr"), outcomes.get("hr"), seed, device
+            )
+            for name, outcome in _yardsticks(evaluated, run.stage_config(stage).get("plain")):
                 outcomes[f"{stage}/{name}"] = outcome
                 advance(f"{stage}/{name}", len(split))
     return outcomes
 
 
-def _yardsticks(stand: Stand, plain: Any) -> Iterator[tuple[str, Outcome]]:
+def _yardsticks(evaluated: Evaluated, plain: Any) -> Iterator[tuple[str, Outcome]]:
     """Yield the controls of every policy, and the plain strategies of a stage that was settled against them."""
-    yield from controls(stand).items()
-    if plain is not None and stand.low is not None:
-        yield PLACES, random_places(stand)
-        yield from plain_outcomes(stand, Plain.from_json(plain)).items()
-        yield from from_low_alone(stand).items()
+    yield from controls(evaluated).items()
+    if plain is not None and evaluated.low is not None:
+        yield PLACES, random_places(evaluated)
+        yield from plain_outcomes(evaluated, Plain.from_json(plain)).items()
+        yield from from_low_alone(evaluated).items()
 
 
 def yardstick_names(stage: str, settled: bool) -> list[str]:

@@ -24,7 +24,7 @@ from patchdrop.errors import UsageError
 from patchdrop.evaluation.outcome import BATCH, Outcome, outcome_of
 from patchdrop.grid import Shape, Size
 from patchdrop.policy.choice import random_patches, whole_counts
-from patchdrop.policy.network import doubts
+from patchdrop.policy.network import uncertainty
 from patchdrop.policy.ranking import first, in_order
 from patchdrop.policy.reward import right_probability
 
@@ -34,25 +34,25 @@ LEAST_SHARE = 1e-9
 """Share of the largest eigenvalue below which `patch_worth` treats a combination of patches as never tried."""
 
 
-def doubtful_first(opinion: Tensor) -> Tensor:
+def least_certain_first(low_logits: Tensor) -> Tensor:
     """Sort images from the one that LR-CNN is least certain of to the one it is most certain of.
 
     They are compared by the log odds of its best class, which still differ where probabilities all round to 1.
 
     Args:
-        opinion: LR-CNN's class logits ``(n, K)``.
+        low_logits: LR-CNN's class logits ``(n, K)``.
 
     Returns:
         ``(n,)`` int64.
     """
-    return doubts(opinion.double()).squeeze(1).argsort(descending=True, stable=True)
+    return uncertainty(low_logits.double()).squeeze(1).argsort(descending=True, stable=True)
 
 
-def cascade(opinion: Tensor, mean_patches: float, patches: int) -> Tensor:
+def cascade(low_logits: Tensor, mean_patches: float, patches: int) -> Tensor:
     """Choose all patches of the images that LR-CNN is least certain of, and none of the others.
 
     Args:
-        opinion: LR-CNN's class logits ``(n, K)``.
+        low_logits: LR-CNN's class logits ``(n, K)``.
         mean_patches: mean S to match, 0 to ``patches``.
         patches: P.
 
@@ -62,7 +62,7 @@ def cascade(opinion: Tensor, mean_patches: float, patches: int) -> Tensor:
     Raises:
         UsageError: a mean S out of its range.
     """
-    return (_counts(opinion, mean_patches, patches, patches) > 0).unsqueeze(1).expand(-1, patches).clone()
+    return (_counts(low_logits, mean_patches, patches, patches) > 0).unsqueeze(1).expand(-1, patches).clone()
 
 
 def cascade_outcome(low: Outcome, high: Outcome, choice: Tensor) -> Outcome:
@@ -74,18 +74,18 @@ def cascade_outcome(low: Outcome, high: Outcome, choice: Tensor) -> Outcome:
         choice: ``(n, P)`` bool, all or none of each image's patches.
 
     Returns:
-        The outcome; its scores are LR-CNN's doubts, the same for every patch of an image.
+        The outcome; its scores are LR-CNN's uncertainty, the same for every patch of an image.
 
     Raises:
         UsageError: an image of which only some patches were read, or outcomes on different splits.
     """
     read = choice.all(1)
     if not torch.equal(read, choice.any(1)):
-        raise UsageError("a cascade reads all patches of an image or none: HR-CNN has no word for some of them")
+        raise UsageError("a cascade reads all patches of an image or none: HR-CNN cannot classify some of them")
     if not torch.equal(low.target, high.target):
         raise UsageError("a cascade of LR-CNN and HR-CNN needs the outcomes of both on the same split")
     logits = torch.where(read.unsqueeze(1), high.logits, low.logits)
-    return Outcome(doubts(low.logits).expand(-1, choice.shape[1]), choice, logits, low.target)
+    return Outcome(uncertainty(low.logits).expand(-1, choice.shape[1]), choice, logits, low.target)
 
 
 def patch_worth(masks: Tensor, probability: Tensor) -> Tensor:
@@ -162,7 +162,7 @@ def top_of(order: Tensor, mean_patches: float, images: int, generator: torch.Gen
     return first(order.expand(images, -1), whole_counts(images, mean_patches, generator).squeeze(1))
 
 
-def activation_choice(maps: Tensor, opinion: Tensor, mean_patches: float, each: int) -> Tensor:
+def activation_choice(maps: Tensor, low_logits: Tensor, mean_patches: float, each: int) -> Tensor:
     """Choose the highest patches of the images that LR-CNN is least certain of, and none of the others.
 
     Published for the tokens of vision transformers as TinyDrop (Wang et al. 2025, arXiv 2509.03379): the confidence of
@@ -171,7 +171,7 @@ def activation_choice(maps: Tensor, opinion: Tensor, mean_patches: float, each: 
 
     Args:
         maps: scores ``(n, P)``, as of `activation_maps`.
-        opinion: LR-CNN's class logits ``(n, K)``.
+        low_logits: LR-CNN's class logits ``(n, K)``.
         mean_patches: mean S to match, 0 to ``each``.
         each: patches of an image that is read, 1 to P; see `candidates`.
 
@@ -181,7 +181,7 @@ def activation_choice(maps: Tensor, opinion: Tensor, mean_patches: float, each: 
     Raises:
         UsageError: a mean S or a number of patches out of its range.
     """
-    return first(in_order(maps), _counts(opinion, mean_patches, each, maps.shape[1]))
+    return first(in_order(maps), _counts(low_logits, mean_patches, each, maps.shape[1]))
 
 
 def candidates(patches: int, mean_patches: float) -> tuple[int, ...]:
@@ -210,7 +210,7 @@ def given(choice: Tensor) -> Callable[[Tensor, int], Tensor]:
     return lambda scores, start: choice[start : start + len(scores)]
 
 
-def _counts(opinion: Tensor, mean_patches: float, each: int, patches: int) -> Tensor:
+def _counts(low_logits: Tensor, mean_patches: float, each: int, patches: int) -> Tensor:
     """Return ``each`` for as many of the least certain images as match the mean, 0 for the others: ``(n,)`` int64."""
     _check(mean_patches, patches)
     if not 1 <= each <= patches or each < mean_patches:
@@ -218,8 +218,8 @@ def _counts(opinion: Tensor, mean_patches: float, each: int, patches: int) -> Te
             f"{each} patches of an image that is read do not give a mean of {mean_patches:g} of {patches}: "
             f"use {max(1.0, mean_patches):g} to {patches}"
         )
-    counts = torch.zeros(len(opinion), dtype=torch.int64, device=opinion.device)
-    counts[doubtful_first(opinion)[: round(len(opinion) * mean_patches / each)]] = each
+    counts = torch.zeros(len(low_logits), dtype=torch.int64, device=low_logits.device)
+    counts[least_certain_first(low_logits)[: round(len(low_logits) * mean_patches / each)]] = each
     return counts
 
 

@@ -29,10 +29,10 @@ from patchdrop.evaluation.plain import (
 )
 from patchdrop.grid import Grid
 from patchdrop.models.build import ModelConfig
-from patchdrop.models.one_look import SharedLook
+from patchdrop.models.shared_pass import SharedPass
 from patchdrop.policy.choice import random_patches, shuffled, top
 from patchdrop.policy.ranking import first
-from patchdrop.policy.sights import activation_maps, detail
+from patchdrop.policy.saliency import activation_maps, detail
 
 RANDOM, SHUFFLED, PLACES = "random", "shuffled", "random places"
 FIXED, ACTIVATION, DETAIL, CASCADE = "fixed mask", "activation map", "detail", "cascade"
@@ -61,7 +61,7 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class Stand:
+class Evaluated:
     """A policy's outcome on a split, with LR-CNN's and HR-CNN's, for baselines to be run beside it."""
 
     model: PatchDrop
@@ -85,7 +85,7 @@ class Stand:
         return float(self.ours.choice.sum(1).double().mean())
 
     @property
-    def opinion(self) -> Tensor:
+    def low_logits(self) -> Tensor:
         """LR-CNN's class logits ``(n, K)``."""
         assert self.low is not None
         return self.low.logits
@@ -99,70 +99,86 @@ class Stand:
         return outcome_of(self.model, self.config.shape, self.split, given(choice), self.device)
 
 
-def controls(stand: Stand) -> dict[str, Outcome]:
+def controls(evaluated: Evaluated) -> dict[str, Outcome]:
     """Run two controls: as many patches at random, and the policy's own masks dealt to other images."""
-    generator = stand.generator()
-    ours = stand.ours.choice
-    at_random = random_patches(ours.float(), stand.mean_patches, generator)
+    generator = evaluated.generator()
+    ours = evaluated.ours.choice
+    at_random = random_patches(ours.float(), evaluated.mean_patches, generator)
     return {
-        RANDOM: stand.with_choice(at_random),
-        SHUFFLED: stand.with_choice(shuffled(ours, generator)),
+        RANDOM: evaluated.with_choice(at_random),
+        SHUFFLED: evaluated.with_choice(shuffled(ours, generator)),
     }
 
 
-def random_places(stand: Stand) -> Outcome:
+def random_places(evaluated: Evaluated) -> Outcome:
     """Read as many patches of each image as the policy, at random places: shows what *where* is worth."""
-    ours = stand.ours.choice
-    order = torch.rand(ours.shape, generator=stand.generator()).argsort(1)
-    return stand.with_choice(first(order, ours.sum(1)))
+    ours = evaluated.ours.choice
+    order = torch.rand(ours.shape, generator=evaluated.generator()).argsort(1)
+    return evaluated.with_choice(first(order, ours.sum(1)))
 
 
-def chosen_on(stand: Stand) -> tuple[Plain, dict[str, Outcome]]:
+def chosen_on(evaluated: Evaluated) -> tuple[Plain, dict[str, Outcome]]:
     """Find the settings of plain strategies on a validation split, and the outcomes there of those that need them."""
     order = fixed_best(
-        stand.model, stand.config.shape, stand.split, stand.mean_patches, stand.generator(), stand.device
+        evaluated.model,
+        evaluated.config.shape,
+        evaluated.split,
+        evaluated.mean_patches,
+        evaluated.generator(),
+        evaluated.device,
     )
-    found = {FIXED: stand.with_choice(top_of(order, stand.mean_patches, len(stand.split), stand.generator()))}
-    each, maps = stand.grid.patches, _maps(stand)
+    found = {
+        FIXED: evaluated.with_choice(top_of(order, evaluated.mean_patches, len(evaluated.split), evaluated.generator()))
+    }
+    each, maps = evaluated.grid.patches, _maps(evaluated)
     if maps is not None:
         tried = {
-            count: stand.with_choice(activation_choice(maps, stand.opinion, stand.mean_patches, count))
-            for count in candidates(stand.grid.patches, stand.mean_patches)
+            count: evaluated.with_choice(activation_choice(maps, evaluated.low_logits, evaluated.mean_patches, count))
+            for count in candidates(evaluated.grid.patches, evaluated.mean_patches)
         }
         each = max(tried, key=lambda count: (int(tried[count].right.sum()), -count))
         found[ACTIVATION] = tried[each]
     return Plain(tuple(order.tolist()), each), found
 
 
-def plain_outcomes(stand: Stand, plain: Plain) -> dict[str, Outcome]:
+def plain_outcomes(evaluated: Evaluated, plain: Plain) -> dict[str, Outcome]:
     """Run the strategies that need settings from validation images, on another split."""
     order = torch.tensor(plain.fixed)
-    found = {FIXED: stand.with_choice(top_of(order, stand.mean_patches, len(stand.split), stand.generator()))}
-    maps = _maps(stand)
+    found = {
+        FIXED: evaluated.with_choice(top_of(order, evaluated.mean_patches, len(evaluated.split), evaluated.generator()))
+    }
+    maps = _maps(evaluated)
     if maps is not None:
-        each = max(plain.each, *candidates(stand.grid.patches, stand.mean_patches)[:1])
-        found[ACTIVATION] = stand.with_choice(activation_choice(maps, stand.opinion, stand.mean_patches, each))
+        each = max(plain.each, *candidates(evaluated.grid.patches, evaluated.mean_patches)[:1])
+        found[ACTIVATION] = evaluated.with_choice(
+            activation_choice(maps, evaluated.low_logits, evaluated.mean_patches, each)
+        )
     return found
 
 
-def from_low_alone(stand: Stand) -> dict[str, Outcome]:
+def from_low_alone(evaluated: Evaluated) -> dict[str, Outcome]:
     """Run the strategies that need no settings from validation images: where LR varies most, and a cascade."""
-    spread = scores_on(stand.split, stand.config.shape.low, lambda low: detail(low, stand.grid), stand.device)
-    found = {DETAIL: stand.with_choice(top(spread, stand.mean_patches, stand.generator()))}
-    if stand.low is not None and stand.high is not None:
-        whole = cascade(stand.opinion, stand.mean_patches, stand.grid.patches)
-        found[CASCADE] = cascade_outcome(stand.low, stand.high, whole)
+    spread = scores_on(
+        evaluated.split, evaluated.config.shape.low, lambda low: detail(low, evaluated.grid), evaluated.device
+    )
+    found = {DETAIL: evaluated.with_choice(top(spread, evaluated.mean_patches, evaluated.generator()))}
+    if evaluated.low is not None and evaluated.high is not None:
+        whole = cascade(evaluated.low_logits, evaluated.mean_patches, evaluated.grid.patches)
+        found[CASCADE] = cascade_outcome(evaluated.low, evaluated.high, whole)
     return found
 
 
-def _maps(stand: Stand) -> Tensor | None:
+def _maps(evaluated: Evaluated) -> Tensor | None:
     """Return LR-CNN's activation maps; None if it has no feature map, or is not at hand."""
-    if not isinstance(stand.model, SharedLook):
+    if not isinstance(evaluated.model, SharedPass):
         return None
-    low_cnn = stand.model.classifier.low
+    low_cnn = evaluated.model.classifier.low
     try:
         return scores_on(
-            stand.split, stand.config.shape.low, lambda low: activation_maps(low_cnn, low, stand.grid), stand.device
+            evaluated.split,
+            evaluated.config.shape.low,
+            lambda low: activation_maps(low_cnn, low, evaluated.grid),
+            evaluated.device,
         )
     except UsageError:
         return None

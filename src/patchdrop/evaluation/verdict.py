@@ -30,7 +30,7 @@ Kind = Literal["policy", "nothing", "everything", "certainty", "loses"]
 
 
 @dataclass(frozen=True)
-class Played:
+class StrategyResult:
     """The results of a way of choosing on n images."""
 
     right: Tensor
@@ -63,7 +63,9 @@ def surplus(theirs: Tensor, ours: Tensor) -> float:
     return float(difference.sum()) / math.sqrt(variance)
 
 
-def verdict(ours: Played, plain: Mapping[str, Played], price: float, patches: int, tolerance: float) -> dict[str, Any]:
+def verdict(
+    ours: StrategyResult, plain: Mapping[str, StrategyResult], price: float, patches: int, tolerance: float
+) -> dict[str, Any]:
     """Compare a policy with plain strategies, and return plain values.
 
     Args:
@@ -79,14 +81,14 @@ def verdict(ours: Played, plain: Mapping[str, Played], price: float, patches: in
     """
     worth = ours.worth(price, patches)
     rows = {}
-    for name, played in plain.items():
-        theirs = played.worth(price, patches)
+    for name, result in plain.items():
+        theirs = result.worth(price, patches)
         rows[name] = {
-            "accuracy": played.accuracy,
-            "mean_patches": played.mean_patches,
+            "accuracy": result.accuracy,
+            "mean_patches": result.mean_patches,
             "reward": float(theirs.mean()),
             "surplus": surplus(theirs, worth),
-            "p_value": mcnemar(ours.right, played.right),
+            "p_value": mcnemar(ours.right, result.right),
         }
     rivals = {name: row for name, row in rows.items() if row["surplus"] > SURE}
     better = max(rivals, key=lambda name: rivals[name]["reward"]) if rivals else None
@@ -138,7 +140,9 @@ def low_is_enough(low: Tensor, high: Tensor, tolerance: float) -> bool:
     return gain <= tolerance / 100 + 1e-9  # 2 of 400 must count as half a point in spite of rounding
 
 
-def _kind(ours: Played, plain: Mapping[str, Played], better: str | None, patches: int, tolerance: float) -> Kind:
+def _kind(
+    ours: StrategyResult, plain: Mapping[str, StrategyResult], better: str | None, patches: int, tolerance: float
+) -> Kind:
     if low_is_enough(plain[NOTHING].right, plain[EVERYTHING].right, tolerance) and ours.mean_patches < 0.5:
         return "nothing"
     if ours.mean_patches > NEARLY_ALL * patches and better in (None, EVERYTHING):
@@ -151,7 +155,9 @@ def _kind(ours: Played, plain: Mapping[str, Played], better: str | None, patches
     return "policy"
 
 
-def _sentence(kind: Kind, ours: Played, plain: Mapping[str, Played], better: str | None, patches: int) -> str:
+def _sentence(
+    kind: Kind, ours: StrategyResult, plain: Mapping[str, StrategyResult], better: str | None, patches: int
+) -> str:
     low, high = plain[NOTHING], plain[EVERYTHING]
     both = f"LR-CNN alone is right on {_percent(low)}, HR-CNN on {_percent(high)}"
     mine = f"the policy is right on {_percent(ours)} with {_share(ours, patches)} of HR"
@@ -193,9 +199,9 @@ def _caution(images: int) -> str:
     )
 
 
-def _percent(played: Played) -> str:
-    return f"{100 * played.accuracy:.1f} %"
+def _percent(result: StrategyResult) -> str:
+    return f"{100 * result.accuracy:.1f} %"
 
 
-def _share(played: Played, patches: int) -> str:
-    return f"{100 * played.mean_patches / patches:.0f} %"
+def _share(result: StrategyResult, patches: int) -> str:
+    return f"{100 * result.mean_patches / patches:.0f} %"

@@ -21,7 +21,7 @@ from patchdrop.data.load import Statistics
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError, UsageError
 from patchdrop.grid import Shape, shape_of, size_text
-from patchdrop.models.one_look import Advised, OneLook, Ruled
+from patchdrop.models.shared_pass import RankingModel, RuleModel, SharedBackbone
 from patchdrop.networks.build import Normalise
 from patchdrop.policy.network import Policy
 from patchdrop.policy.ranking import Ranking
@@ -114,7 +114,7 @@ def build_stage(
         streams = TwoStream(
             _build_high(config, statistics, False), _build_low(config, statistics, False), config.fusion
         )
-        return Ruled(Rule(config.policy, config.shape.grid.patches), streams)
+        return RuleModel(Rule(config.policy, config.shape.grid.patches), streams)
     ranks, shared = config.policy == "ranking", config.policy_start == "shared"
     policy = Policy(
         config.policy_network,
@@ -132,8 +132,8 @@ def build_stage(
         return PatchDrop(policy, high)
     streams = TwoStream(high, _build_low(config, statistics, False), config.fusion)
     if ranks:
-        return Advised(Ranking(policy, len(config.classes)), streams, shared)
-    return OneLook(policy, streams) if shared else PatchDrop(policy, streams)
+        return RankingModel(Ranking(policy, len(config.classes)), streams, shared)
+    return SharedBackbone(policy, streams) if shared else PatchDrop(policy, streams)
 
 
 def _build_low(config: ModelConfig, statistics: Statistics | None, pretrained: bool, features: bool = False) -> LowCNN:

@@ -1,4 +1,4 @@
-"""Choosers that do not look at the image: their patch logits are the same for every image.
+"""Selectors that do not look at the image: their patch logits are the same for every image.
 
 Each is a module with the policy's signature, ``(B, C, h, w)`` LR to ``(B, P)`` logits, so it can replace the policy in
 an episode without any other change. `fixed_rows` and `fixed_columns` are used with `greedy`, `stochastic` with
@@ -19,8 +19,8 @@ SURE = 30.0
 """Logit of a patch that is always kept; its probability is 1 in float32."""
 
 
-class Blind(nn.Module):
-    """A chooser with the same logits ``(P,)`` for every image."""
+class FixedScores(nn.Module):
+    """A selector with the same logits ``(P,)`` for every image."""
 
     logits: Tensor
 
@@ -33,7 +33,7 @@ class Blind(nn.Module):
         return self.logits.expand(len(low), -1)
 
 
-def fixed_rows(grid: Grid, count: int) -> Blind:
+def fixed_rows(grid: Grid, count: int) -> FixedScores:
     """Build Fixed-H: keep ``count`` patches row by row, rows and the patches in a row from the centre out.
 
     The paper does not say where it starts; the centre is the strongest reading, since objects lie there.
@@ -42,13 +42,13 @@ def fixed_rows(grid: Grid, count: int) -> Blind:
     return _keep(grid, order[: _checked(grid, count)])
 
 
-def fixed_columns(grid: Grid, count: int) -> Blind:
+def fixed_columns(grid: Grid, count: int) -> FixedScores:
     """Build Fixed-V: as `fixed_rows`, but column by column."""
     order = [row * grid.cols + col for col in centre_first(grid.cols) for row in centre_first(grid.rows)]
     return _keep(grid, order[: _checked(grid, count)])
 
 
-def stochastic(grid: Grid, mean_patches: float) -> Blind:
+def stochastic(grid: Grid, mean_patches: float) -> FixedScores:
     """Build Stochastic: keep a patch with a probability that falls with its distance from the image's centre.
 
     Probabilities are ``min(1, c exp(-d^2 / 2))`` with d the distance in quarters of the image's side and c such that
@@ -60,7 +60,7 @@ def stochastic(grid: Grid, mean_patches: float) -> Blind:
     for _ in range(100):  # bisection: the mean rises with c
         c = (low + high) / 2
         low, high = (c, high) if float((c * fall).clamp(max=1).sum()) < mean_patches else (low, c)
-    return Blind(torch.logit((high * fall).clamp(max=1).float(), eps=1e-12).clamp(-SURE, SURE))
+    return FixedScores(torch.logit((high * fall).clamp(max=1).float(), eps=1e-12).clamp(-SURE, SURE))
 
 
 def centre_first(length: int) -> list[int]:
@@ -76,10 +76,10 @@ def _distances(grid: Grid) -> Tensor:
     return torch.hypot(ys[:, None].expand(-1, grid.cols), xs[None, :].expand(grid.rows, -1)).flatten()
 
 
-def _keep(grid: Grid, patches: list[int]) -> Blind:
+def _keep(grid: Grid, patches: list[int]) -> FixedScores:
     logits = torch.full((grid.patches,), -SURE)
     logits[patches] = SURE
-    return Blind(logits)
+    return FixedScores(logits)
 
 
 def _checked(grid: Grid, count: float) -> int:

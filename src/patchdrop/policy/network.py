@@ -65,7 +65,7 @@ class Policy(nn.Module):
             logits: Tensor = self.network(enlarged(self.normalise(low), self.enlarge))
             return logits.float()
         maps = self.look(low)
-        return self.decide(self.places(maps), None if self.doubt is None else self.opinion(maps))
+        return self.decide(self.places(maps), None if self.doubt is None else self.low_logits(maps))
 
     def look(self, low: Tensor) -> list[Tensor]:
         """Return feature maps ``(B, F, h', w')`` of LR images, from the first that the head reads to the last."""
@@ -74,7 +74,7 @@ class Policy(nn.Module):
             return [feature_map(self.network, images)]
         return feature_maps(self.network, images)[-self.maps_read :]
 
-    def opinion(self, maps: list[Tensor]) -> Tensor:
+    def low_logits(self, maps: list[Tensor]) -> Tensor:
         """Return class logits ``(B, K)`` from the maps of `look`, by the network's own head."""
         logits: Tensor = self.network.forward_head(maps[-1])  # type: ignore[operator]
         return logits
@@ -84,14 +84,14 @@ class Policy(nn.Module):
         size = (self.grid.rows, self.grid.cols)
         return torch.cat([F.adaptive_avg_pool2d(found, size).flatten(2) for found in maps], 1).transpose(1, 2)
 
-    def decide(self, places: Tensor, opinion: Tensor | None) -> Tensor:
-        """Return patch logits ``(B, P)`` from `places` and, for ``certainty``, `opinion`."""
+    def decide(self, places: Tensor, low_logits: Tensor | None) -> Tensor:
+        """Return patch logits ``(B, P)`` from `places` and, for ``certainty``, `low_logits`."""
         last = places[..., self.features - self.head.in_features :]
         whole = last.mean(1, keepdim=True).expand_as(last)
         patch_logits: Tensor = self.head(torch.cat([places, whole], 2)).squeeze(2)
         if self.doubt is not None:
-            assert opinion is not None
-            patch_logits = patch_logits + self.doubt * doubts(opinion)
+            assert low_logits is not None
+            patch_logits = patch_logits + self.doubt * uncertainty(low_logits)
         return patch_logits.float()
 
 
@@ -117,7 +117,7 @@ def _maps_needed(shapes: list[tuple[int, ...]], grid: Grid, network: str, size: 
     )
 
 
-def doubts(class_logits: Tensor) -> Tensor:
+def uncertainty(class_logits: Tensor) -> Tensor:
     """Return the log odds that the best class is wrong, by the class probabilities: ``(B, K)`` to ``(B, 1)``.
 
     A single class cannot be wrong; its log odds have no finite value, and 0 leaves all to the rest of the head.

@@ -4,7 +4,7 @@ Beyond the paper, whose policy decides each patch by itself (`patchdrop.policy.n
 
 * **which**: a utility for each patch. In training patches are drawn without replacement, each in proportion to
   ``exp(utility)`` (Plackett 1975, Luce 1959); at use they are sorted by their utilities.
-* **how many**: `Outlook`, the chance that the class is right after the first k patches of that order, k = 0..P.
+* **how many**: `Critic`, the chance that the class is right after the first k patches of that order, k = 0..P.
 
 A patch is read if its gain in that chance is worth its price; the price of all patches is counted in wrong answers. A
 patch may be worth something only together with those after it, so its gain is the best average gain of a run of
@@ -22,15 +22,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from patchdrop.policy.network import Policy, doubts
+from patchdrop.policy.network import Policy, uncertainty
 
-WORDS = 5
-"""Number of LR-CNN's best classes whose log-probabilities are the outlook's inputs."""
+BEST_CLASSES = 5
+"""Number of LR-CNN's best classes whose log-probabilities are the critic's inputs."""
 HIDDEN = 32
 REACH = 8.0
-"""Log odds that all patches add in an untrained outlook, times ``softplus(0)``."""
+"""Log odds that all patches add in an untrained critic, times ``softplus(0)``."""
 BELIEF = 4.0
-"""Weight, in images, of an outlook as it was trained."""
+"""Weight, in images, of a critic as it was trained."""
 LEAST_SLOPE = 1e-8
 """Above the lowest price, e^-20, so that even a single patch without any gain is read at that price."""
 TIE = 1e-5
@@ -122,13 +122,13 @@ def _running_max(values: Tensor) -> Tensor:
     return values
 
 
-class Outlook(nn.Module):
+class Critic(nn.Module):
     """The critic: predicts the log odds of being right after the first k patches of a ranking, k = 0..P.
 
     Its only inputs are LR-CNN's log-probabilities of its best classes and the sorted utilities, so that it cannot tell
     one training image from another. As trained it never falls in k. `fit` corrects it on images that no network was
     trained on, as a few patches may be worse than none there; then its weights learn on
-    (`patchdrop.evaluation.settle`).
+    (`patchdrop.evaluation.operating_point`).
 
     Attributes:
         offset: added to the log odds after k patches, ``(P + 1,)``.
@@ -140,40 +140,41 @@ class Outlook(nn.Module):
 
     def __init__(self, classes: int, patches: int) -> None:
         super().__init__()
-        self.words = min(WORDS, classes)
-        heard = self.words + 1
-        self.start = nn.Sequential(nn.Linear(heard, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, 1))
-        self.gain = nn.Sequential(nn.Linear(heard + 3, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, 1))
+        self.best_classes = min(BEST_CLASSES, classes)
+        inputs = self.best_classes + 1
+        self.start = nn.Sequential(nn.Linear(inputs, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, 1))
+        self.gain = nn.Sequential(nn.Linear(inputs + 3, HIDDEN), nn.ReLU(inplace=True), nn.Linear(HIDDEN, 1))
         self.register_buffer("offset", torch.zeros(patches + 1))
         self.register_buffer("scale", torch.zeros(2))
 
-    def forward(self, utilities: Tensor, opinion: Tensor) -> Tensor:
+    def forward(self, utilities: Tensor, low_logits: Tensor) -> Tensor:
         """Map utilities ``(B, P)`` and LR-CNN's class logits ``(B, K)`` to corrected log odds ``(B, P + 1)``.
 
         They are float64, because one patch may add no more than the last digits of a float32.
         """
-        return _set_right(self._odds(utilities, opinion), self.offset, self.scale)
+        return _corrected(self._odds(utilities, low_logits), self.offset, self.scale)
 
-    def raw(self, utilities: Tensor, opinion: Tensor) -> Tensor:
+    def raw(self, utilities: Tensor, low_logits: Tensor) -> Tensor:
         """Return the log odds without offset and scale, as in training, in the type of the utilities."""
-        return self._odds(utilities, opinion).to(utilities.dtype)
+        return self._odds(utilities, low_logits).to(utilities.dtype)
 
-    def _odds(self, utilities: Tensor, opinion: Tensor) -> Tensor:
-        words = torch.cat([opinion.log_softmax(1).topk(self.words, 1).values, -doubts(opinion)], 1) / 4
+    def _odds(self, utilities: Tensor, low_logits: Tensor) -> Tensor:
+        best = low_logits.log_softmax(1).topk(self.best_classes, 1).values
+        certainty = torch.cat([best, -uncertainty(low_logits)], 1) / 4
         ranked = _sorted(utilities)[0].log_softmax(1)
         patches = ranked.shape[1]
         taken = ranked.exp().cumsum(1) - ranked.exp()
         place = torch.arange(patches, device=ranked.device, dtype=ranked.dtype).expand_as(ranked) / patches
         of_rank = torch.stack([(ranked + math.log(patches)) / 4, taken, place], 2)
-        gains = self.gain(torch.cat([words.unsqueeze(1).expand(-1, patches, -1), of_rank], 2)).squeeze(2)
-        start = self.start(words).double()
+        gains = self.gain(torch.cat([certainty.unsqueeze(1).expand(-1, patches, -1), of_rank], 2)).squeeze(2)
+        start = self.start(certainty).double()
         return torch.cat([start, start + (F.softplus(gains) * (REACH / patches)).double().cumsum(1)], 1)
 
     @torch.no_grad()
     def fit(self, odds: Tensor, counts: Tensor, right: Tensor) -> None:
         """Set `offset` and `scale` by how often the class was right.
 
-        By the largest penalised likelihood. The penalty is worth `BELIEF` images that agree with the outlook as it was
+        By the largest penalised likelihood. The penalty is worth `BELIEF` images that agree with the critic as it was
         trained, so that a handful of images hardly moves it.
 
         Args:
@@ -188,7 +189,7 @@ class Outlook(nn.Module):
 
         def loss() -> Tensor:
             search.zero_grad()
-            found = _set_right(tried, F.pad(offset, (1, 0)), scale)[:, 1:]
+            found = _corrected(tried, F.pad(offset, (1, 0)), scale)[:, 1:]
             wrong = F.binary_cross_entropy_with_logits(found, truth, reduction="sum") / len(counts)
             value = wrong + BELIEF * (offset.square().mean() + scale.square().sum()) / 2
             value.backward()  # type: ignore[no-untyped-call]
@@ -202,12 +203,12 @@ class Outlook(nn.Module):
         self.scale.copy_(scale.detach())
 
 
-def _set_right(odds: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
+def _corrected(odds: Tensor, offset: Tensor, scale: Tensor) -> Tensor:
     start = odds[:, :1]
     return offset + scale[0].exp() * start + scale[1].exp() * (odds - start)
 
 
-class Seen(NamedTuple):
+class RankingOutput(NamedTuple):
     """The outputs of a ranking policy for LR images."""
 
     scores: Tensor
@@ -229,17 +230,17 @@ class Ranking(nn.Module):
     def __init__(self, utility: Policy, classes: int) -> None:
         super().__init__()
         self.utility = utility
-        self.outlook = Outlook(classes, utility.grid.patches)
+        self.critic = Critic(classes, utility.grid.patches)
         self.register_buffer("log_price", torch.tensor(-3.0))
 
-    def forward(self, low: Tensor, opinion: Tensor) -> Seen:
+    def forward(self, low: Tensor, low_logits: Tensor) -> RankingOutput:
         """Map LR ``(B, C, h, w)`` and LR-CNN's class logits ``(B, K)`` to patch logits and chances."""
-        return self.weigh(self.utility(low), opinion)
+        return self.weigh(self.utility(low), low_logits)
 
-    def weigh(self, utilities: Tensor, opinion: Tensor) -> Seen:
+    def weigh(self, utilities: Tensor, low_logits: Tensor) -> RankingOutput:
         """Do the same from utilities ``(B, P)``."""
-        chances = self.outlook(utilities, opinion.float()).sigmoid()
+        chances = self.critic(utilities, low_logits.float()).sigmoid()
         worth = (slopes(chances).clamp(min=LEAST_SLOPE) * utilities.shape[1]).log()
         falling = worth - TIE * torch.arange(worth.shape[1], device=worth.device, dtype=worth.dtype)
         rank = in_order(utilities).argsort(1)
-        return Seen((falling.gather(1, rank) - self.log_price).float(), chances.float())
+        return RankingOutput((falling.gather(1, rank) - self.log_price).float(), chances.float())

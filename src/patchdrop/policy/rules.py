@@ -18,7 +18,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from patchdrop.policy.network import doubts
+from patchdrop.policy.network import uncertainty
 from patchdrop.policy.ranking import in_order
 
 RULES = ("cascade", "activation map", "detail", "fixed mask")
@@ -48,12 +48,12 @@ class Rule(nn.Module):
         self.register_buffer("cut", torch.zeros(()))
         self.register_buffer("each", torch.tensor(float(patches)))
 
-    def forward(self, low: Tensor, opinion: Tensor, see: Callable[[Tensor], Tensor]) -> Tensor:
+    def forward(self, low: Tensor, low_logits: Tensor, see: Callable[[Tensor], Tensor]) -> Tensor:
         """Return patch logits ``(B, P)``.
 
         Args:
             low: LR ``(B, C, h, w)``.
-            opinion: LR-CNN's class logits ``(B, K)``.
+            low_logits: LR-CNN's class logits ``(B, K)``.
             see: maps LR to the scores ``(B, P)`` by which ``activation map`` or ``detail`` ranks.
         """
         blind = self.name in ("cascade", "fixed mask")
@@ -61,5 +61,5 @@ class Rule(nn.Module):
         rank = in_order(worth).argsort(1).float()
         if not self.asks_when:
             return self.each - 0.5 - rank
-        wanted = doubts(opinion.float()) - self.cut - TIE * rank
+        wanted = uncertainty(low_logits.float()) - self.cut - TIE * rank
         return torch.where(rank < self.each, wanted, NEVER - rank)

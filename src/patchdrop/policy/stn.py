@@ -1,4 +1,4 @@
-"""STN, a differentiable saliency chooser: the S patches with the highest scores, learnt through a relaxation.
+"""STN, a differentiable saliency selector: the S patches with the highest scores, learnt through a relaxation.
 
 A baseline after Jaderberg et al. 2015 (spatial transformer networks) and Recasens et al. 2018 (saliency sampler).
 Departures: both warp the image, so that every pixel is still read and S has no meaning; here a policy network's

@@ -47,14 +47,14 @@ class ImageFiles:
             zoomed = choice.any(1)
             high = torch.zeros(len(self.paths), self.channels, *self.size, dtype=torch.uint8)
             positions = zoomed.nonzero().flatten().tolist()
-            for position, pixels in zip(positions, at_once(self.high, positions), strict=True):
+            for position, pixels in zip(positions, concurrently(self.high, positions), strict=True):
                 high[position] = pixels
             return gather(high, choice.cpu(), grid).to(choice.device)
 
         return read
 
 
-def at_once(decode: Callable[[Item], Tensor], items: Iterable[Item]) -> list[Tensor]:
+def concurrently(decode: Callable[[Item], Tensor], items: Iterable[Item]) -> list[Tensor]:
     """Decode images side by side, and return them in order; raises the error of the first that cannot be read."""
     with ThreadPoolExecutor(DECODERS) as threads:
         return list(threads.map(decode, items))

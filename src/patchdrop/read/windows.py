@@ -22,7 +22,7 @@ from patchdrop.tiff.tiles import Box, Tiles
 from patchdrop.transport.ranges import Transport
 
 
-class Seen(NamedTuple):
+class WindowBatch(NamedTuple):
     """A batch of windows as read."""
 
     high: Tensor
@@ -88,7 +88,7 @@ class Windows:
         if self._low is not None:
             look_at(self._low, self._full, where, self._transport, self._shape.low)
 
-    def read(self, where: Sequence[Box]) -> Seen:
+    def read(self, where: Sequence[Box]) -> WindowBatch:
         """Read HR and LR of some boxes.
 
         Raises:
@@ -98,11 +98,11 @@ class Windows:
         windows = self._high.windows(where, self._transport.name)
         high = torch.from_numpy(np.stack([window.values for window in windows]))
         if self._low is not None:
-            return Seen(high, *look_at(self._low, self._full, where, self._transport, self._shape.low))
+            return WindowBatch(high, *look_at(self._low, self._full, where, self._transport, self._shape.low))
         around = (0, 0, *self._shape.high)
         low = [area_resampled(w.values, tuple(map(float, around)), around, self._shape.low) for w in windows]  # type: ignore[arg-type]
         seen = [w.seen is None or bool(w.seen.any()) for w in windows]
-        return Seen(high, torch.from_numpy(np.stack(low)), torch.tensor(seen, dtype=torch.bool))
+        return WindowBatch(high, torch.from_numpy(np.stack(low)), torch.tensor(seen, dtype=torch.bool))
 
     def release(self) -> None:
         """Drop all tiles."""

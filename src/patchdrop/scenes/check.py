@@ -18,7 +18,7 @@ from patchdrop.grid import shape_of as parsed
 from patchdrop.read.slide import slide_instead, slide_level, slide_misfit
 from patchdrop.read.tiled import low_level, low_misfit, misfit
 from patchdrop.runs.folder import RunFolder
-from patchdrop.scenes.at_once import SceneBar, at_once
+from patchdrop.scenes.concurrency import SceneBar, concurrently
 from patchdrop.scenes.listing import Source
 from patchdrop.tiff.decode import unreadable
 from patchdrop.tiff.directory import COMPRESSIONS, Header, HeaderError, Level, read_header
@@ -68,7 +68,7 @@ def check(
         finally:
             bar.advance(1)
 
-    found = at_once(one, sources, jobs, failed, stop, "headers")
+    found = concurrently(one, sources, jobs, failed, stop, "headers")
     for one_found in found:
         if "size" not in one_found:
             failed(one_found["reasons"][0])

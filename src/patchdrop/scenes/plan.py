@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.files import read_json, write_json, writing
-from patchdrop.scenes.at_once import SceneBar, at_once
 from patchdrop.scenes.bill import DISK, NETWORK, Link, Priced
 from patchdrop.scenes.chances import Expected, over_scenes
+from patchdrop.scenes.concurrency import SceneBar, concurrently
 from patchdrop.scenes.costs import bill_of, billed, check_price, cost_of_everything, seconds_of, total_of, with_total
 from patchdrop.scenes.listing import Source
 from patchdrop.scenes.model import Choosing, Model, load_model
@@ -65,7 +65,7 @@ def plan(
     def one(source: Source, bar: SceneBar) -> dict[str, Any]:
         return _plan_scene(model, source, out, reading, terms, bar)
 
-    planned = at_once(one, each_once(sources), reading.jobs, failed, model.stop)
+    planned = concurrently(one, each_once(sources), reading.jobs, failed, model.stop)
     how = {"choice": model.choice, "gap": reading.gap, "cell_metres": reading.cell_metres}
     total = {**total_of(planned), **over_scenes(planned)}
     document = {"run": model.run, **model.identity, **how, "scenes": planned, "total": total}

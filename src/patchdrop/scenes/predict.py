@@ -15,9 +15,9 @@ from torch import Tensor
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.files import read_json, write_json
 from patchdrop.policy.choice import Choose
-from patchdrop.scenes.at_once import SceneBar, at_once
 from patchdrop.scenes.bill import total_bill
 from patchdrop.scenes.chances import Expected, over_scenes
+from patchdrop.scenes.concurrency import SceneBar, concurrently
 from patchdrop.scenes.costs import bill_of, billed, check_price, cost_of_everything, mapping, total_of
 from patchdrop.scenes.formats import DEFAULT, Format
 from patchdrop.scenes.listing import Source
@@ -101,7 +101,7 @@ def predict(
             raise DataError(f"{name}: is not in {plan_file}; plan it first")
         return _predict_scene(work, source, planned.scenes[name], bar)
 
-    finished = at_once(one, each_once(sources), reading.jobs, failed, model.stop)
+    finished = concurrently(one, each_once(sources), reading.jobs, failed, model.stop)
     total = {**total_of(finished), **over_scenes(finished)}
     document = {"run": model.run, **model.identity, "scenes": finished, "total": total}
     return document | billed(finished, tariff)

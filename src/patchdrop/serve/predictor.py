@@ -30,7 +30,7 @@ from patchdrop.evaluation.dial import policy_stage
 from patchdrop.packed import scatter
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.policy.ranking import forecast
-from patchdrop.read.image_file import ImageFiles, at_once
+from patchdrop.read.image_file import ImageFiles, concurrently
 from patchdrop.read.images import read_image
 from patchdrop.report.gallery import GalleryItem
 from patchdrop.runs.folder import RunFolder
@@ -124,7 +124,7 @@ class Predictor:
         files, lows = self._open(images, low)
         episode = self._play(files, lows)
         predictions = self._predictions(files, episode)
-        highs = torch.stack(at_once(files.high, range(len(files.paths))))
+        highs = torch.stack(concurrently(files.high, range(len(files.paths))))
         items = gallery_items(
             self.model,
             episode,
@@ -149,14 +149,14 @@ class Predictor:
             raise UsageError("LR images were given, and are also to be made from HR; do one of the two")
         if low is None and self.scaled_low:
             size, channels = self.config.shape.low, self.config.shape.channels
-            return files, torch.stack(at_once(lambda p: read_image(p, size, channels, gap=1), paths))
+            return files, torch.stack(concurrently(lambda p: read_image(p, size, channels, gap=1), paths))
         if low is None:
-            highs = torch.stack(at_once(files.high, range(len(paths))))
+            highs = torch.stack(concurrently(files.high, range(len(paths))))
             return files, area_average(highs, self.config.shape.low)
         if len(low) != len(paths):
             raise UsageError(f"{len(paths)} images and {len(low)} LR images were given, one each is needed")
         size, channels = self.config.shape.low, self.config.shape.channels
-        return files, torch.stack(at_once(lambda p: read_image(Path(p), size, channels), low))
+        return files, torch.stack(concurrently(lambda p: read_image(Path(p), size, channels), low))
 
     def _play(self, files: ImageFiles, lows: Tensor) -> Episode:
         with torch.inference_mode():

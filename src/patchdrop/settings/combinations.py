@@ -58,14 +58,14 @@ COMBINATIONS = (
         "`policy: ranking` has `low_stream: pt`",
         lambda s: s.policy == "ranking" and s.low_stream != "pt",
         lambda s: (
-            f"low_stream: policy ranking hears LR-CNN from Pt on, not from {s.low_stream}; use --low-stream pt, "
+            f"low_stream: policy ranking uses LR-CNN from Pt on, not from {s.low_stream}; use --low-stream pt, "
             "or --policy bernoulli"
         ),
     ),
     Combination(
         "`policy_head: certainty` has `policy: bernoulli`",
         lambda s: s.policy_head == "certainty" and s.policy == "ranking",
-        lambda s: "policy_head: certainty is for --policy bernoulli, policy ranking has LR-CNN's word anyway",
+        lambda s: "policy_head: certainty is for --policy bernoulli, policy ranking uses LR-CNN's prediction anyway",
     ),
     Combination(
         "`policy_start: shared` has one network for policy and LR-CNN",

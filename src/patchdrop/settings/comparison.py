@@ -67,7 +67,7 @@ class CompareOptions:
     rows: tuple[str, ...] = ()
     """Methods to train and show; none is all of the table's."""
     patches: float | None = None
-    """S of the other choosers in every stage; without it, PatchDrop's own mean of each stage on val."""
+    """S of the other selectors in every stage; without it, PatchDrop's own mean of each stage on val."""
     jobs: int = 1
     """Rows trained side by side, each in a process of its own with its share of the threads."""
 

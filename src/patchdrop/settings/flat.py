@@ -79,7 +79,7 @@ class TrainSettings:
     """Share of train carved out for validation, stratified, where there is no ``val`` split."""
     augment: tuple[Augmentation, ...] = ("auto",)
     """Augmentations of a training batch, drawn anew for each image; ``auto`` shifts, and flips and turns where images
-    look the same all ways round (`patchdrop.training.orientation`)."""
+    look the same all ways round (`patchdrop.training.augmentation_trial`)."""
     memory_gb: float = 4.0
     """Data sets up to this many GiB of 8-bit pixels are held in memory; larger ones are streamed."""
     workers: int = 2
@@ -130,7 +130,7 @@ class TrainSettings:
     patches (``vit``). ``bagnet`` takes ``mean`` only."""
     low_stream: Literal["ft2", "ft1", "pt"] = "pt"
     """The stage from which on LR-CNN is the classifier's second stream; the paper's is ``ft2``. From ``pt`` on, a
-    classifier that knows nothing of an image without a patch (``canvas``, ``patch-set``, ``vit``) has LR-CNN's word."""
+    classifier that knows nothing of an image without a patch (``canvas``, ``patch-set``, ``vit``) says as LR-CNN."""
     fusion: Literal["share", "learned", "capped"] = "capped"
     """Two streams: weight HR by S/P (the paper), by ``1 - (1 - S/P)^k``, or by that times a cap, so that LR-CNN has its
     say where every patch is read too. With ``policy: ranking`` k and the cap are set on validation images, before Pt

@@ -94,7 +94,7 @@ def expected(total: dict[str, Any]) -> str:
         return ""
     read = "" if after is None else f", on {100 * after:.0f} % after reading what was chosen"
     after_all = f", on {100 * everything:.0f} % after reading everything"
-    return f"Right, by the policy's own word, on {100 * now:.0f} % of cells now{read}{after_all}."
+    return f"By the policy's prediction, right on {100 * now:.0f} % of cells now{read}{after_all}."
 
 
 def _chances(scene: dict[str, Any]) -> str:

@@ -228,7 +228,7 @@ def predictions_table(document: dict[str, Any]) -> RenderableType:
     said = any(p["chance_now"] is not None for p in found)
     if said:
         table.add_column("chance of being right")
-        table.caption = "chance of being right: by the policy's word, without HR and after the patches"
+        table.caption = "chance of being right: as the policy predicts it, without HR and after the patches"
     for p in found:
         patches = " ".join(map(str, p["patches"])) or "none"
         decided = (escape(p["label"]), f"{p['probability']:.3f}", f"{100 * p['hr_fraction']:.1f}", patches)

@@ -34,7 +34,7 @@ from patchdrop.data.sets import Batch
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import CollapsedPolicyWarning
 from patchdrop.evaluation.metrics import entropy, same_mask, spread
-from patchdrop.models.one_look import Advised, OneLook
+from patchdrop.models.shared_pass import RankingModel, SharedBackbone
 from patchdrop.networks.build import folded
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import greedy, shuffled
@@ -103,9 +103,9 @@ class PolicyTask:
         self.judge = model.classifier if self.trains_classifier else folded(model.classifier)
         if isinstance(model.classifier, TwoStream):
             freeze(model.classifier.low, True)
-        if isinstance(model, OneLook):
+        if isinstance(model, SharedBackbone):
             freeze(model.policy.network, True)
-        if isinstance(model, Advised) and model.shared:
+        if isinstance(model, RankingModel) and model.shared:
             freeze(model.policy.utility.network, True)
 
     @property

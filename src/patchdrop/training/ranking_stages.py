@@ -3,12 +3,12 @@
 Actor and critic. For each image a number of patches k, few more often than many, and an order of the patches are drawn,
 the order from the ranking; the classifier reads the first k. Then
 
-* the critic, `patchdrop.policy.ranking.Outlook`, learns by cross-entropy whether the class was right;
+* the critic, `patchdrop.policy.ranking.Critic`, learns by cross-entropy whether the class was right;
 * the ranking learns by REINFORCE with the critic as its baseline: ``(right - chance_k) grad log P(order) / k``. The
   division by k keeps an image of which much is read from weighing more than another;
 * in Ft-1 and Ft-2 the classifier learns from the patches read: the fused streams by cross-entropy, and the HR stream by
   its own cross-entropy and by distillation from HR-CNN, which sees the whole image. The weight of each stream is not
-  learnt here, it is set on validation images (`patchdrop.evaluation.settle`).
+  learnt here, it is set on validation images (`patchdrop.evaluation.operating_point`).
 
 None of these losses has a price or a penalty for patches: what reading is worth is decided at use, from the chances, so
 one policy has every operating point. Batch-norm statistics stay those of the supervised stages (`policy_stages`).
@@ -23,7 +23,7 @@ from torch import Tensor
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.sets import Batch
 from patchdrop.evaluation.metrics import spread
-from patchdrop.models.one_look import Advised
+from patchdrop.models.shared_pass import RankingModel
 from patchdrop.policy.budget import above, cut_for_mean
 from patchdrop.policy.choice import shuffled
 from patchdrop.policy.ranking import Ranking, drawn_order, first, log_probability
@@ -39,7 +39,7 @@ SHARE = 0.25
 """Share of all patches read on validation images if no number of patches is asked for."""
 WHOLE = 8
 OUTLOOK_RATE = 1e-2
-"""Peak learning rate of the outlook, which has some hundred weights on a dozen inputs."""
+"""Peak learning rate of the critic, which has some hundred weights on a dozen inputs."""
 
 
 def drawn_counts(images: int, patches: int) -> Tensor:
@@ -54,10 +54,10 @@ def drawn_counts(images: int, patches: int) -> Tensor:
 class RankingTask(PolicyTask):
     """One of the stages ``pt``, ``ft1``, ``ft2`` of a ranking policy."""
 
-    model: Advised
+    model: RankingModel
 
     def __init__(
-        self, stage: str, model: Advised, loader: Loader, learning: Learning, teacher: Teacher | None = None
+        self, stage: str, model: RankingModel, loader: Loader, learning: Learning, teacher: Teacher | None = None
     ) -> None:
         super().__init__(stage, model, loader, learning)
         self.teacher = teacher
@@ -75,26 +75,26 @@ class RankingTask(PolicyTask):
         return self.model.policy
 
     def groups(self) -> list[Group]:
-        """Return the ranking, its outlook, and in Ft the classifier."""
+        """Return the ranking, its critic, and in Ft the classifier."""
         ranking, *classifier = super().groups()
-        outlook = list(self.policy.outlook.parameters())
-        theirs = {id(p) for p in outlook}
+        critic = list(self.policy.critic.parameters())
+        theirs = {id(p) for p in critic}
         rest = [p for p in ranking.parameters if id(p) not in theirs]
-        return [Group(rest, ranking.rate), Group(outlook, OUTLOOK_RATE), *classifier]
+        return [Group(rest, ranking.rate), Group(critic, OUTLOOK_RATE), *classifier]
 
     def loss(self, batch: Batch, progress: float) -> tuple[Tensor, dict[str, float]]:
-        """Compute the losses of ranking and outlook, and in Ft add the classifier's loss on the patches read."""
+        """Compute the losses of ranking and critic, and in Ft add the classifier's loss on the patches read."""
         views = self.loader.training_views(batch)
-        utilities, opinion = self.model.hear(views.low)
+        utilities, low_logits = self.model.outputs(views.low)
         order = drawn_order(utilities.detach())
         counts = drawn_counts(*order.shape).to(order.device)
         packed = from_memory(views.high, self.grid)(first(order, counts))
         with torch.set_grad_enabled(self.trains_classifier):
-            said = self.streams.apart(opinion, packed, views.low)
+            said = self.streams.apart(low_logits, packed, views.low)
         right = said.fused.argmax(1) == views.target
-        odds = self.policy.outlook.raw(utilities.detach(), opinion)
+        odds = self.policy.critic.raw(utilities.detach(), low_logits)
         at_count = odds.gather(1, counts.unsqueeze(1)).squeeze(1)
-        low_right = opinion.argmax(1) == views.target
+        low_right = low_logits.argmax(1) == views.target
         learnt = F.binary_cross_entropy_with_logits(at_count, right.float())
         learnt = (learnt + F.binary_cross_entropy_with_logits(odds[:, 0], low_right.float())) / 2
         advantage = right.float() - at_count.detach().sigmoid()
@@ -103,7 +103,7 @@ class RankingTask(PolicyTask):
         figures = {
             "reward": float(right.float().mean()),
             "patches": float(counts.float().mean()),
-            "outlook_loss": float(learnt.detach()),
+            "critic_loss": float(learnt.detach()),
         }
         if self.trains_classifier:
             loss = loss + streams_loss(said, views, self.schedule.label_smoothing, self.teacher)

@@ -10,7 +10,7 @@ import torch
 from patchdrop.data.load import Data
 from patchdrop.data.source import DataSource
 from patchdrop.errors import RunError, UsageError
-from patchdrop.evaluation.settle import Goal
+from patchdrop.evaluation.operating_point import Goal
 from patchdrop.models.build import ModelConfig
 from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.batches import Loader

@@ -19,9 +19,21 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError
 from patchdrop.files import write_json
 from patchdrop.models.build import ModelConfig, build_stage, copy_matching
-from patchdrop.models.one_look import Advised
+from patchdrop.models.shared_pass import RankingModel
 from patchdrop.runs.folder import RunFolder
 from patchdrop.terminal.talk import warnings_told
+from patchdrop.training.after_stage import (
+    TRIES,
+    References,
+    before_last,
+    best_of,
+    fall_back,
+    judge_stage,
+    no_more_tries,
+    read_nothing,
+    references,
+    weigh_streams,
+)
 from patchdrop.training.attempts import Attempts
 from patchdrop.training.batches import Loader
 from patchdrop.training.loop import Task, clear_state, saved_step, train
@@ -30,18 +42,6 @@ from patchdrop.training.policy_stages import Learning, PolicyTask
 from patchdrop.training.ranking_stages import RankingTask
 from patchdrop.training.recipe import Recipe
 from patchdrop.training.seeds import derived_seed
-from patchdrop.training.settling import (
-    TRIES,
-    References,
-    before_last,
-    best_of,
-    give_way,
-    read_nothing,
-    references,
-    settle,
-    settled,
-    weigh_streams,
-)
 from patchdrop.training.supervised import ClassifierTask
 
 TAUGHT = 0.5
@@ -84,7 +84,7 @@ class Training:
 
         start = Start(schedule.stages, self.recipe.pretrained, starts_as_low(self.config, number))
         model = on_device(starting_model(stage, start, self.config, self.statistics, earlier), self.device)
-        if stage == "pt" and isinstance(model, Advised) and not self.low_is_enough:
+        if stage == "pt" and isinstance(model, RankingModel) and not self.low_is_enough:
             weigh_streams(model, self.references)
         teacher = teacher_of(stage, self.config, earlier, self.device)
         loader = Loader(self.data, schedule, self.device)
@@ -126,7 +126,7 @@ def train_stages(recipe: Recipe, data: Data, run: RunFolder, advance: Advance, s
 
 
 def train_ranking(task: RankingTask, training: Training, advance: Callable[[int], None], stop: Stopper) -> None:
-    """Train and settle a ranking policy's stage; if it loses to a plain strategy, try again, and keep the best try.
+    """Train a ranking policy's stage and judge it; if it loses to a plain strategy, try again, and keep the best try.
 
     Args:
         task: the task of the first try, at its start.
@@ -138,12 +138,12 @@ def train_ranking(task: RankingTask, training: Training, advance: Callable[[int]
     tries = Attempts(run.stage(task.stage))
     last = task.stage == training.recipe.schedule.stages[-1]
     goal = training.recipe.goal if last else before_last(training.recipe.goal)
-    while not settled(tries.finished()):
+    while not no_more_tries(tries.finished()):
         number = len(tries.finished())
         again = task if number == 0 else training.task(task.stage, number)
         assert isinstance(again, RankingTask)
         outcome = train_to_end(again, run, advance, stop)
-        said = settle(again.model, config, judged, goal, training.recipe.schedule.seed)
+        said = judge_stage(again.model, config, judged, goal, training.recipe.schedule.seed)
         tries.add(again.model, {**outcome, **said})
     records = tries.finished()
     best = best_of(records)
@@ -152,7 +152,7 @@ def train_ranking(task: RankingTask, training: Training, advance: Callable[[int]
     model: nn.Module = task.model
     if last and kept["verdict"]["kind"] == "loses":
         high_cnn = _earlier(run, "hr", task.stage)
-        model, config, kept["calibration_error"] = give_way(task.model, config, kept, judged, high_cnn)
+        model, config, kept["calibration_error"] = fall_back(task.model, config, kept, judged, high_cnn)
     run.finish(task.stage, model, config, {**kept, "tries": [record["verdict"] for record in records]})
     tries.clear()
 
@@ -197,7 +197,7 @@ def make_task(stage: str, model: nn.Module, loader: Loader, learning: Learning, 
     if stage in ("lr", "hr", "patches"):
         return ClassifierTask(stage, model, loader, teacher=teacher)
     assert isinstance(model, PatchDrop)
-    if isinstance(model, Advised):
+    if isinstance(model, RankingModel):
         return RankingTask(stage, model, loader, learning, teacher)
     return PolicyTask(stage, model, loader, learning)
 
@@ -245,7 +245,7 @@ def starting_model(stage: str, start: Start, config: ModelConfig, found: Statist
                 _join_low(high, earlier)
             copy_matching(earlier(classifier), high)
             if start.as_low:
-                policy = model.policy.utility if isinstance(model, Advised) else model.policy
+                policy = model.policy.utility if isinstance(model, RankingModel) else model.policy
                 copy_matching(earlier("lr").network, policy.network)  # type: ignore[arg-type]
         else:
             before = earlier("ft1" if stage == "ft2" and "ft1" in start.stages else "pt")

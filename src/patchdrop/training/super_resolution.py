@@ -1,7 +1,7 @@
 """SRGAN's two stages: the generator against its discriminator, then the classifier on generated images.
 
 Both start from the frozen HR-CNN: the first compares features by it, the second goes on training a copy of it. One
-loss and one optimizer train both players (`classify.super_resolution` has how, and the departures from the paper).
+loss and one optimizer train both given (`classify.super_resolution` has how, and the departures from the paper).
 """
 
 from __future__ import annotations

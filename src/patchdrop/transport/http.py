@@ -33,7 +33,7 @@ from urllib3.exceptions import ConnectTimeoutError, HTTPError, LocationValueErro
 from patchdrop.errors import DataError
 from patchdrop.transport.ledger import Purpose
 from patchdrop.transport.ranges import Span, Stopped, public_name, replaced
-from patchdrop.transport.remote import FIRST_PAUSE, IN_FLIGHT, LIMIT, Again, RemoteFile, Unchanged, Version
+from patchdrop.transport.remote import FIRST_PAUSE, IN_FLIGHT, LIMIT, NotModified, RemoteFile, Retryable, Version
 from patchdrop.version import VERSION
 
 REDIRECTS = 5
@@ -91,7 +91,7 @@ class HttpFile(RemoteFile):
                 if response.status not in _REDIRECTED:
                     if place != self._named and response.status in (401, 403):
                         self._place = self._named  # a signed address has run out; ask for a new one
-                        raise Again(f"the place it redirects to answers {response.status}")
+                        raise Retryable(f"the place it redirects to answers {response.status}")
                     body = self._body(response, span, deadline, purpose)
                     self._place = place
                     return body
@@ -147,26 +147,26 @@ class HttpFile(RemoteFile):
         except HTTPError as error:
             if not isinstance(error, (NewConnectionError, ConnectTimeoutError)):
                 self.ledger.add(purpose, 1, 0)  # it was sent
-            raise Again(f"no answer ({_reason(error)})") from error
+            raise Retryable(f"no answer ({_reason(error)})") from error
         self.ledger.add(purpose, 1, 0)
         return response
 
     def _body(self, response: urllib3.BaseHTTPResponse, span: Span, deadline: float, purpose: Purpose) -> bytes:
         if response.status in _RETRIED:
             self._take(response, _PIECE, deadline, purpose)
-            raise Again(f"the server answers {response.status}")
+            raise Retryable(f"the server answers {response.status}")
         if response.status == 412:
             self._take(response, _PIECE, deadline, purpose)
             raise replaced(self.name)
         if response.status == 304 and self._known is not None:
             self._take(response, 1, deadline, purpose)  # reads nothing, but gives the connection back
-            raise Unchanged
+            raise NotModified
         if response.status != 206:
             raise DataError(f"{self.name}: {_STATUS.get(response.status, f'the server answers {response.status}')}")
         expected = self._check(response, span)
         body = self._take(response, expected + 1, deadline, purpose)
         if len(body) < expected:
-            raise Again(f"the server sends {len(body)} of {expected} bytes")
+            raise Retryable(f"the server sends {len(body)} of {expected} bytes")
         if len(body) > expected:
             raise DataError(f"{self.name}: the server sends more than the range asked for; it cannot be read in parts")
         return body
@@ -201,7 +201,7 @@ class HttpFile(RemoteFile):
             if self._stop.is_set():
                 raise Stopped
             if time.monotonic() >= deadline:
-                raise Again(f"{got} bytes so far")
+                raise Retryable(f"{got} bytes so far")
             try:
                 part = response.read1(min(_PIECE, most - got))
             except HTTPError:

@@ -40,11 +40,11 @@ class Version(NamedTuple):
         return f"{self.size} bytes, {self.etag or self.modified or 'no version'}"
 
 
-class Again(Exception):
+class Retryable(Exception):
     """The reason why a request failed that may succeed when repeated."""
 
 
-class Unchanged(Exception):
+class NotModified(Exception):
     """The server says that the file is still the known one."""
 
 
@@ -97,7 +97,7 @@ class RemoteFile:
         self._known = known
         try:
             return self.head(length)
-        except Unchanged:
+        except NotModified:
             self.found = known
             return None
         finally:
@@ -146,7 +146,7 @@ class RemoteFile:
                 break
             try:
                 return self._attempt(span, purpose, deadline)
-            except Again as why:
+            except Retryable as why:
                 reason = str(why)
         else:
             raise DataError(f"{self.name}: {reason}, {ATTEMPTS} times in a row; try again later")
@@ -159,8 +159,8 @@ class RemoteFile:
         """Ask once.
 
         Raises:
-            Again: it may help to repeat it.
-            Unchanged: only at the first read, if the file is the known one.
+            Retryable: it may help to repeat it.
+            NotModified: only at the first read, if the file is the known one.
             DataError: it would not help.
         """
         raise NotImplementedError

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from patchdrop.errors import DataError, UsageError
 from patchdrop.transport.ledger import Purpose
 from patchdrop.transport.ranges import Span, Stopped, public_name, replaced
-from patchdrop.transport.remote import FIRST_PAUSE, IN_FLIGHT, LIMIT, Again, RemoteFile, Unchanged, Version
+from patchdrop.transport.remote import FIRST_PAUSE, IN_FLIGHT, LIMIT, NotModified, RemoteFile, Retryable, Version
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -102,9 +102,9 @@ class StoreFile(RemoteFile):
                 if self._stop.is_set():
                     raise Stopped
                 if time.monotonic() > deadline:
-                    raise Again(f"{sum(map(len, parts))} bytes so far")
+                    raise Retryable(f"{sum(map(len, parts))} bytes so far")
         except self._errors.NotModifiedError:
-            raise Unchanged from None
+            raise NotModified from None
         except self._errors.PreconditionError:
             raise replaced(self.name) from None
         except FileNotFoundError:
@@ -115,7 +115,7 @@ class StoreFile(RemoteFile):
         stop = min(span.stop, meta["size"])
         body = b"".join(parts)
         if tuple(answer.range) != (span.start, stop) or len(body) != stop - span.start:
-            raise Again(f"the store sends {len(body)} of {stop - span.start} bytes")
+            raise Retryable(f"the store sends {len(body)} of {stop - span.start} bytes")
         return body
 
     def _reason(self, error: Exception) -> Exception:
@@ -133,4 +133,4 @@ class StoreFile(RemoteFile):
             return DataError(f"{self.name}: the store ignores ranges; it cannot be read in parts")
         if status and status != 429 and status < 500:
             return DataError(f"{self.name}: the store answers {status}; check address, region and endpoint")
-        return Again(f"the store answers {status}" if status else "no answer from the store, or a broken one")
+        return Retryable(f"the store answers {status}" if status else "no answer from the store, or a broken one")

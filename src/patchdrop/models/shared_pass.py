@@ -1,9 +1,9 @@
 """Models whose policy and classifier share LR-CNN's outputs, so that no network looks at LR twice.
 
-`Advised`: the policy is a `patchdrop.policy.ranking.Ranking`, which takes LR-CNN's logits; they are also the
-classifier's second stream. `OneLook`: the policy's network is LR-CNN as it was trained, and the policy learns its head
-on it. LR-CNN and a policy network of its own cost as much as each other and, beside a small HR network, together a good
-part of the time that patches left unread can save.
+`RankingModel`: the policy is a `patchdrop.policy.ranking.Ranking`, which takes LR-CNN's logits; they are also the
+classifier's second stream. `SharedBackbone`: the policy's network is LR-CNN as it was trained, and the policy learns
+its head on it. LR-CNN and a policy network of its own cost as much as each other and, beside a small HR network,
+together a good part of the time that patches left unread can save.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from patchdrop.episode import Look, PatchDrop
 from patchdrop.policy.network import Policy
 from patchdrop.policy.ranking import Ranking
 from patchdrop.policy.rules import Rule
-from patchdrop.policy.sights import activation_maps, detail
+from patchdrop.policy.saliency import activation_maps, detail
 
 
-class SharedLook(PatchDrop):
+class SharedPass(PatchDrop):
     """A model whose policy and second stream share LR-CNN's logits."""
 
     classifier: TwoStream
@@ -29,7 +29,7 @@ class SharedLook(PatchDrop):
         super().__init__(policy, classifier)
 
 
-class Advised(SharedLook):
+class RankingModel(SharedPass):
     """A model with a ranking policy beside LR-CNN.
 
     Args:
@@ -42,37 +42,37 @@ class Advised(SharedLook):
         super().__init__(policy, classifier)
         self.shared = shared
 
-    def hear(self, low: Tensor) -> tuple[Tensor, Tensor]:
+    def outputs(self, low: Tensor) -> tuple[Tensor, Tensor]:
         """Return utilities ``(B, P)``, and LR-CNN's class logits ``(B, K)``, through which no gradient flows."""
         utility = self.policy.utility
         if not self.shared:
             return utility(low), self.classifier.low(low).detach()
         maps = utility.look(low)
-        return utility.decide(utility.places(maps), None), utility.opinion(maps).detach()
+        return utility.decide(utility.places(maps), None), utility.low_logits(maps).detach()
 
     def look(self, low: Tensor) -> Look:
         """Decide from LR images; LR-CNN runs once."""
-        utilities, opinion = self.hear(low)
-        scores, chances = self.policy.weigh(utilities, opinion)
-        return Look(scores, chances, partial(self.classifier.join, opinion))
+        utilities, low_logits = self.outputs(low)
+        scores, chances = self.policy.weigh(utilities, low_logits)
+        return Look(scores, chances, partial(self.classifier.join, low_logits))
 
 
-class Ruled(SharedLook):
+class RuleModel(SharedPass):
     """A model with a rule, which uses LR-CNN's logits, instead of a policy."""
 
     policy: Rule
 
     def look(self, low: Tensor) -> Look:
         """Decide from LR images."""
-        opinion = self.classifier.low(low)
-        return Look(self.policy(low, opinion, self._see), None, partial(self.classifier.join, opinion))
+        low_logits = self.classifier.low(low)
+        return Look(self.policy(low, low_logits, self._see), None, partial(self.classifier.join, low_logits))
 
     def _see(self, low: Tensor) -> Tensor:
         grid = self.classifier.high.grid
         return detail(low, grid) if self.policy.name == "detail" else activation_maps(self.classifier.low, low, grid)
 
 
-class OneLook(SharedLook):
+class SharedBackbone(SharedPass):
     """A model with a policy of independent patches on LR-CNN's network, which no stage of the policy trains."""
 
     policy: Policy
@@ -80,6 +80,6 @@ class OneLook(SharedLook):
     def look(self, low: Tensor) -> Look:
         """Decide from LR images, whose features are computed once."""
         maps = self.policy.look(low)
-        opinion = self.policy.opinion(maps)
-        scores = self.policy.decide(self.policy.places(maps), opinion)
-        return Look(scores, None, partial(self.classifier.join, opinion))
+        low_logits = self.policy.low_logits(maps)
+        scores = self.policy.decide(self.policy.places(maps), low_logits)
+        return Look(scores, None, partial(self.classifier.join, low_logits))

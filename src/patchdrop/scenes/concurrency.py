@@ -55,7 +55,7 @@ class SceneBar:
         self.advance(0)
 
 
-def at_once(
+def concurrently(
     work: Callable[[S, SceneBar], T],
     sources: Sequence[S],
     jobs: int,

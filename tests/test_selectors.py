@@ -1,4 +1,4 @@
-"""Choosers with a given S: STN's relaxation by hand, and what Pt, Ft-1 and Ft-2 train of a chooser."""
+"""Selectors with a given S: STN's relaxation by hand, and what Pt, Ft-1 and Ft-2 train of a selector."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from torch import Tensor
 
 from patchdrop.episode import PatchDrop
 from patchdrop.grid import Grid
-from patchdrop.policy.baselines import Blind, fixed_rows, stochastic
+from patchdrop.policy.baselines import FixedScores, fixed_rows, stochastic
 from patchdrop.policy.choice import greedy, sampled, top
 from patchdrop.policy.stn import relaxed_top, threshold
-from patchdrop.training.choosers import ChooserTask
 from patchdrop.training.policy_stages import PolicyTask
+from patchdrop.training.selectors import SelectorTask
 from rows import FIT, VAL, bits, same_bits, tiny_model, trained
 from tiny import learning_of, loader_of, tiny_settings
 
 SETTINGS = tiny_settings()
 GRID = Grid(4, 4)
 STN = partial(relaxed_top, mean_patches=5)
-BLIND: dict[str, tuple[Callable[[], Blind], Callable[[Tensor], Tensor]]] = {
+BLIND: dict[str, tuple[Callable[[], FixedScores], Callable[[Tensor], Tensor]]] = {
     "fixed": (lambda: fixed_rows(GRID, 5), greedy),
     "stochastic": (lambda: stochastic(GRID, 5.0), sampled),
 }
 
 
-def chooser(stage: str, name: str = "stn") -> ChooserTask:
+def selector(stage: str, name: str = "stn") -> SelectorTask:
     model = tiny_model(stage, SETTINGS)
     assert isinstance(model, PatchDrop)
     if name == "stn":
-        return ChooserTask(stage, model, STN, loader_of(SETTINGS, FIT, VAL), learning_of(SETTINGS))
+        return SelectorTask(stage, model, STN, loader_of(SETTINGS, FIT, VAL), learning_of(SETTINGS))
     make, choose = BLIND[name]
-    return ChooserTask(
+    return SelectorTask(
         stage, PatchDrop(make(), model.classifier), choose, loader_of(SETTINGS, FIT, VAL), learning_of(SETTINGS)
     )
 
@@ -72,7 +72,7 @@ def test_the_border_lies_between_in_and_out_and_on_the_outermost_score_where_the
 
 @pytest.mark.parametrize("stage", ["pt", "ft1", "ft2"])
 def test_stns_gradient_reaches_its_whole_network_in_every_stage(stage: str) -> None:
-    task = chooser(stage)
+    task = selector(stage)
     task.train_mode()
     torch.manual_seed(0)
     loss, figures = task.loss(next(task.batches(0, 0)), 0.0)
@@ -82,7 +82,7 @@ def test_stns_gradient_reaches_its_whole_network_in_every_stage(stage: str) -> N
 
 
 def test_in_pt_stn_learns_and_the_classifier_stays_as_it_was_weights_and_statistics(tmp_path: Path) -> None:
-    task = chooser("pt")
+    task = selector("pt")
     policy, classifier = bits(task.model.policy), bits(task.model.classifier)
     figures = trained(task, tmp_path)
     assert same_bits(bits(task.model.classifier), classifier)
@@ -93,7 +93,7 @@ def test_in_pt_stn_learns_and_the_classifier_stays_as_it_was_weights_and_statist
 
 @pytest.mark.parametrize("name", BLIND)
 def test_a_blind_chooser_has_nothing_to_train_and_its_pt_no_step(tmp_path: Path, name: str) -> None:
-    task = chooser("pt", name)
+    task = selector("pt", name)
     assert list(task.model.policy.parameters()) == []
     before = bits(task.model)
     assert (task.epochs, trained(task, tmp_path)) == (0, {})
@@ -105,7 +105,7 @@ def test_a_blind_chooser_has_nothing_to_train_and_its_pt_no_step(tmp_path: Path,
 def test_ft_trains_the_hr_classifier_and_neither_statistics_nor_the_lr_classifier(
     tmp_path: Path, stage: str, name: str
 ) -> None:
-    task = chooser(stage, name)
+    task = selector(stage, name)
     before = bits(task.model)
     figures = trained(task, tmp_path)
     moved = {key for key, tensor in task.model.state_dict().items() if not torch.equal(tensor, before[key])}
@@ -118,7 +118,7 @@ def test_ft_trains_the_hr_classifier_and_neither_statistics_nor_the_lr_classifie
 
 @pytest.mark.parametrize("stage", ["pt", "ft1", "ft2"])
 def test_a_chooser_trains_what_patchdrop_trains_at_the_same_rates_for_as_long(stage: str) -> None:
-    ours = chooser(stage)
+    ours = selector(stage)
     theirs = PolicyTask(stage, tiny_model(stage, SETTINGS), loader_of(SETTINGS, FIT, VAL), learning_of(SETTINGS))
     described = [
         (task.epochs, task.steps_per_epoch, [(len(g.parameters), g.rate, g.weight_decay) for g in task.groups()])
@@ -131,7 +131,7 @@ def test_a_chooser_trains_what_patchdrop_trains_at_the_same_rates_for_as_long(st
 
 def test_with_no_patch_ft_2_has_nothing_to_learn_from_and_goes_on() -> None:
     model = tiny_model("ft2", SETTINGS)
-    task = ChooserTask(
+    task = SelectorTask(
         "ft2",
         PatchDrop(fixed_rows(GRID, 0), model.classifier),
         greedy,

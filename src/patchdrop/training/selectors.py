@@ -1,9 +1,9 @@
-"""Pt, Ft-1 and Ft-2 for the choosers that PatchDrop is compared with: there is no reward, and S is given.
+"""Pt, Ft-1 and Ft-2 for the selectors that PatchDrop is compared with: there is no reward, and S is given.
 
 Only the loss differs from `PolicyTask`, which sets the trained weights, rates, epochs, augmentation and frozen
-batch-norm statistics: here it is the classifier's loss on the chooser's own masks, as in the run's stage. A blind
-chooser (`policy.baselines`) has nothing to learn, so its Pt has no steps, and Ft-1 and Ft-2 train the classifier alone.
-STN (`policy.stn`) learns from the same loss through its relaxation, in Pt too.
+batch-norm statistics: here it is the classifier's loss on the selector's own masks, as in the run's stage. A
+selector with fixed scores (`policy.baselines`) has nothing to learn, so its Pt has no steps, and Ft-1 and Ft-2 train
+the classifier alone. STN (`policy.stn`) learns from the same loss through its relaxation, in Pt too.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from patchdrop.training.objectives import Teacher, cross_entropy, streams_loss
 from patchdrop.training.policy_stages import Learning, PolicyTask, keep_weights
 
 
-class ChooserTask(PolicyTask):
-    """One of the stages ``pt``, ``ft1``, ``ft2`` of a chooser.
+class SelectorTask(PolicyTask):
+    """One of the stages ``pt``, ``ft1``, ``ft2`` of a selector.
 
     Args:
         choose: turns the policy's scores ``(B, P)`` into a choice: bool (`greedy`, `sampled`, `top`), or float with a

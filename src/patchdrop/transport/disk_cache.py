@@ -37,10 +37,10 @@ def address(source: str) -> str:
     return parts._replace(netloc=parts.netloc.rpartition("@")[2], fragment="").geturl()
 
 
-def open_kept(source: str, cache: Path | None) -> Transport:
+def open_cached(source: str, cache: Path | None) -> Transport:
     """Do as `open_transport`, and keep what comes over a network in ``cache``, if there is one."""
     transport = open_transport(source)
-    return transport if cache is None or not is_url(source) else Kept(transport, _folder(cache, source))
+    return transport if cache is None or not is_url(source) else DiskCache(transport, _folder(cache, source))
 
 
 def _folder(cache: Path, source: str) -> Path:
@@ -56,7 +56,7 @@ class _Piece(NamedTuple):
     path: Path
 
 
-class Kept:
+class DiskCache:
     """A transport that reads from a folder and fetches what is missing there from another transport.
 
     Its ledger is that transport's: it counts what came over the network.

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from patchdrop.data.sets import MemorySource, Split
-from patchdrop.training import orientation
-from patchdrop.training.orientation import CAREFUL, augmentations
+from patchdrop.training import augmentation_trial
+from patchdrop.training.augmentation_trial import CAREFUL, augmentations
 from tiny import config_of, loader_of, tiny_settings
 
 
@@ -43,7 +43,7 @@ def found(kind: str, val: int = 120) -> tuple[str, ...]:
 def test_images_may_lie_the_ways_that_leave_their_classes_alone(
     monkeypatch: pytest.MonkeyPatch, kind: str, chosen: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(orientation, "STEPS", 40)
+    monkeypatch.setattr(augmentation_trial, "STEPS", 40)
     assert found(kind) == chosen
 
 
@@ -51,12 +51,12 @@ def test_a_few_images_are_not_asked() -> None:
     assert found("side", val=99) == CAREFUL
 
 
-def test_a_network_that_has_learnt_nothing_has_no_word(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orientation, "LEARNT", 2.5)
-    monkeypatch.setattr(orientation, "STEPS", 10)
+def test_a_network_that_has_learnt_nothing_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augmentation_trial, "LEARNT", 2.5)
+    monkeypatch.setattr(augmentation_trial, "STEPS", 10)
     assert found("side") == CAREFUL
 
 
 def test_the_trial_is_the_same_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(orientation, "STEPS", 10)
+    monkeypatch.setattr(augmentation_trial, "STEPS", 10)
     assert on_trial("side") == on_trial("side")

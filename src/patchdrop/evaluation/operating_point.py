@@ -1,4 +1,4 @@
-"""After a stage of a ranking policy is trained, fit its fusion and outlook, and find its operating point.
+"""After a stage of a ranking policy is trained, fit its fusion and critic, and find its operating point.
 
 All on validation images, which no network was trained on. Classifiers that remember their training images are right on
 them after fewer patches than they will be on others, so *how many* patches is learnt too hopefully there, and LR-CNN's
@@ -27,20 +27,20 @@ from patchdrop.data.sets import Split, low_of
 from patchdrop.evaluation.calibrate import cuts_on
 from patchdrop.evaluation.metrics import calibration_error
 from patchdrop.grid import Size
-from patchdrop.models.one_look import Advised
+from patchdrop.models.shared_pass import RankingModel
 from patchdrop.packed import gather
 from patchdrop.policy.budget import cut_for_mean
-from patchdrop.policy.ranking import Outlook, first, in_order
+from patchdrop.policy.ranking import Critic, first, in_order
 
 BATCH = 64
 TRIED = 17
 """Numbers of patches, from none to all, after which the class is checked."""
 FOLDS = 5
 STEPS = (0, 5, 10, 20, 40, 80, 160)
-"""Numbers of steps for which an outlook may learn on; cross-validation picks one."""
+"""Numbers of steps for which a critic may learn on; cross-validation picks one."""
 RATE = 1e-2
 ROWS = 8192
-"""Patches per step that an outlook learns from, over all of the step's images."""
+"""Patches per step that a critic learns from, over all of the step's images."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +59,12 @@ class Goal:
 
 
 @dataclass(frozen=True)
-class Heard:
+class Outputs:
     """The outputs of policy and classifier on every image of a split, after several numbers of patches."""
 
     utilities: Tensor
     """Utilities ``(n, P)``."""
-    opinion: Tensor
+    low_logits: Tensor
     """LR-CNN's class logits ``(n, K)``."""
     counts: Tensor
     """Numbers of patches tried, rising: ``(M,)`` int64."""
@@ -76,7 +76,7 @@ class Heard:
     def right(self, streams: TwoStream) -> Tensor:
         """Return whether the fused class is right after each number of patches: ``(n, M)`` bool."""
         weight = streams.weight_at(self.counts / streams.high.grid.patches).detach().cpu().unsqueeze(1)
-        fused = weight * self.high + (1 - weight) * self.opinion.unsqueeze(1)
+        fused = weight * self.high + (1 - weight) * self.low_logits.unsqueeze(1)
         return fused.argmax(2) == self.target.unsqueeze(1)
 
 
@@ -93,54 +93,56 @@ def few_counts(patches: int) -> Tensor:
 
 
 @torch.no_grad()
-def hear(model: Advised, low_size: Size, split: Split, device: torch.device, counts: Tensor) -> Heard:
+def outputs_on(model: RankingModel, low_size: Size, split: Split, device: torch.device, counts: Tensor) -> Outputs:
     """Run a ranking policy on a split, and classify after each of ``counts (M,)`` patches of its ranking, rising."""
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     for batch in split.in_order(BATCH):
         low, high = low_of(batch, low_size).to(device), batch.high.to(device)
-        utilities, opinion = model.hear(low)
+        utilities, low_logits = model.outputs(low)
         order = in_order(utilities)
         found = []
         for count in counts.tolist():
             choice = first(order, torch.full((len(low),), count, device=device))
             packed = gather(high, choice, model.policy.utility.grid)
-            found.append(model.classifier.high(packed, low) if count else torch.zeros_like(opinion))
+            found.append(model.classifier.high(packed, low) if count else torch.zeros_like(low_logits))
         logits = torch.stack(found, 1).float().cpu()
-        parts.append((utilities.float().cpu(), opinion.float().cpu(), logits, batch.target))
-    utilities, opinion, logits, target = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Heard(utilities, opinion, counts, logits, target)
+        parts.append((utilities.float().cpu(), low_logits.float().cpu(), logits, batch.target))
+    utilities, low_logits, logits, target = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Outputs(utilities, low_logits, counts, logits, target)
 
 
-def set_fusion_right(streams: TwoStream, heard: Heard) -> None:
+def fit_fusion(streams: TwoStream, outputs: Outputs) -> None:
     """Fit the weights of the two streams to validation images (`TwoStream.fit`)."""
-    read = heard.counts > 0
-    share = heard.counts[read] / streams.high.grid.patches
+    read = outputs.counts > 0
+    share = outputs.counts[read] / streams.high.grid.patches
     device = next(streams.parameters()).device
-    streams.fit(share.to(device), heard.high[:, read].to(device), heard.opinion.to(device), heard.target.to(device))
+    streams.fit(
+        share.to(device), outputs.high[:, read].to(device), outputs.low_logits.to(device), outputs.target.to(device)
+    )
 
 
-def set_outlook_right(model: Advised, heard: Heard) -> float:
-    """Fit the outlook to validation images; return its calibration error on images it was not fitted to.
+def calibrate_critic(model: RankingModel, outputs: Outputs) -> float:
+    """Fit the critic to validation images; return its calibration error on images it was not fitted to.
 
-    `Outlook.fit`, then some steps of all weights from where training left them; cross-validation decides how many. The
+    `Critic.fit`, then some steps of all weights from where training left them; cross-validation decides how many. The
     error is the mean distance between the chances that a fit to the other folds predicts and how often they came true
     (`calibration_error`).
     """
-    outlook = model.policy.outlook
-    device = outlook.offset.device
-    right = heard.right(model.classifier)
+    critic = model.policy.critic
+    device = critic.offset.device
+    right = outputs.right(model.classifier)
     part = torch.arange(len(right)) % FOLDS
     learns = torch.stack([*(part != fold for fold in range(min(FOLDS, len(right)))), part >= 0])
     unseen = ~learns[:-1]
-    fits = [_fitted(outlook, heard, right, images) for images in learns]
+    fits = [_fitted(critic, outputs, right, images) for images in learns]
     weights, buffers = stack_module_state(fits)
-    utilities, opinion = heard.utilities.to(device), heard.opinion.to(device)
-    counts, truth, learns = heard.counts.to(device), right.double().to(device), learns.to(device)
+    utilities, low_logits = outputs.utilities.to(device), outputs.low_logits.to(device)
+    counts, truth, learns = outputs.counts.to(device), right.double().to(device), learns.to(device)
 
     def wrong(images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the log odds of some images by each fit ``(folds + 1, n, M)``, and their cross-entropy."""
-        inputs = (utilities[images], opinion[images])
-        odds = torch.vmap(lambda w, b: functional_call(outlook, (w, b), inputs))(weights, buffers)[:, :, counts]
+        inputs = (utilities[images], low_logits[images])
+        odds = torch.vmap(lambda w, b: functional_call(critic, (w, b), inputs))(weights, buffers)[:, :, counts]
         came_true = truth[images].expand(len(fits), -1, -1)
         return odds, F.binary_cross_entropy_with_logits(odds, came_true, reduction="none")
 
@@ -163,21 +165,21 @@ def set_outlook_right(model: Advised, heard: Heard) -> float:
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-    outlook.load_state_dict({**fits[-1].state_dict(), **best})
+    critic.load_state_dict({**fits[-1].state_dict(), **best})
     return error
 
 
 @torch.no_grad()
-def _fitted(outlook: Outlook, heard: Heard, right: Tensor, images: Tensor) -> Outlook:
-    """Copy an outlook, and fit the copy's offset and scale to some of the images."""
-    device = outlook.offset.device
-    found = copy.deepcopy(outlook)
-    odds = outlook.raw(heard.utilities[images].to(device), heard.opinion[images].to(device))
-    found.fit(odds.cpu(), heard.counts, right[images])
+def _fitted(critic: Critic, outputs: Outputs, right: Tensor, images: Tensor) -> Critic:
+    """Copy a critic, and fit the copy's offset and scale to some of the images."""
+    device = critic.offset.device
+    found = copy.deepcopy(critic)
+    odds = critic.raw(outputs.utilities[images].to(device), outputs.low_logits[images].to(device))
+    found.fit(odds.cpu(), outputs.counts, right[images])
     return found
 
 
-def find_price(model: Advised, scores: Tensor, chances: Tensor, heard: Heard, goal: Goal) -> None:
+def find_price(model: RankingModel, scores: Tensor, chances: Tensor, outputs: Outputs, goal: Goal) -> None:
     """Set the policy's price so that its greedy choice meets a goal on a split.
 
     Args:
@@ -192,7 +194,7 @@ def find_price(model: Advised, scores: Tensor, chances: Tensor, heard: Heard, go
     else:
         cuts = cuts_on(scores)
         counts = [(scores >= cut).sum(1) for cut in cuts]
-        found = likely_accuracy(counts, chances, heard.counts, heard.right(model.classifier))
+        found = likely_accuracy(counts, chances, outputs.counts, outputs.right(model.classifier))
         price += cuts[cheapest_within(found, goal.tolerance / 100)]
     price.clamp_(-20, 20)
 

@@ -1,4 +1,4 @@
-"""Settle a trained ranking policy's stage: set its operating point, give a verdict, and decide on another try.
+"""Judge a trained ranking policy's stage: set its operating point, give a verdict, and decide on another try.
 
 A stage that loses to a plain strategy beyond chance is trained again, first from another seed, then from a policy that
 does not start as LR-CNN; the best of the tries is kept. Each finished try stays in the stage's folder until the stage
@@ -15,34 +15,34 @@ import torch
 from torch import Tensor, nn
 
 from patchdrop.data.sets import Split
-from patchdrop.evaluation.outcome import Outcome, outcome_of
-from patchdrop.evaluation.settle import (
+from patchdrop.evaluation.operating_point import (
     Goal,
-    Heard,
+    Outputs,
+    calibrate_critic,
     few_counts,
     find_price,
-    hear,
-    set_fusion_right,
-    set_outlook_right,
+    fit_fusion,
+    outputs_on,
     tried_counts,
 )
+from patchdrop.evaluation.outcome import Outcome, outcome_of
 from patchdrop.evaluation.strategies import (
     ACTIVATION,
     FIXED,
+    Evaluated,
     Plain,
-    Stand,
     chosen_on,
     controls,
     from_low_alone,
     random_places,
 )
-from patchdrop.evaluation.verdict import CASCADE, EVERYTHING, NOTHING, PLACES, Played, low_is_enough, verdict
+from patchdrop.evaluation.verdict import CASCADE, EVERYTHING, NOTHING, PLACES, StrategyResult, low_is_enough, verdict
 from patchdrop.grid import Size
 from patchdrop.models.build import ModelConfig, copy_matching
-from patchdrop.models.one_look import Advised, Ruled, SharedLook
+from patchdrop.models.shared_pass import RankingModel, RuleModel, SharedPass
 from patchdrop.policy.budget import cut_for_mean
 from patchdrop.policy.choice import greedy
-from patchdrop.policy.network import doubts
+from patchdrop.policy.network import uncertainty
 from patchdrop.policy.rules import RULES, Rule
 from patchdrop.runs.folder import RunFolder
 
@@ -52,12 +52,12 @@ CERTAIN = 30.0
 MISTAKE = 10.0
 """Cost of a wrong answer before the last stage, in prices of all of an image's HR."""
 JUDGED = 2500
-"""Most validation images by which a stage is settled."""
+"""Most validation images by which a stage is judged."""
 
 
 @dataclass(frozen=True)
 class References:
-    """LR-CNN and HR-CNN on the images by which policies are settled."""
+    """LR-CNN and HR-CNN on the images by which policies are judged."""
 
     split: Split
     low: Outcome
@@ -66,9 +66,9 @@ class References:
 
     low_size: Size
 
-    def hear(self, model: Advised, counts: Tensor) -> Heard:
+    def outputs(self, model: RankingModel, counts: Tensor) -> Outputs:
         """Run the policy on these images, reading each of ``counts`` patches of its ranking."""
-        return hear(model, self.low_size, self.split, self.device, counts)
+        return outputs_on(model, self.low_size, self.split, self.device, counts)
 
     def low_is_enough(self, tolerance: float) -> bool:
         """Check whether HR-CNN is at most ``tolerance`` points better than LR-CNN."""
@@ -96,7 +96,7 @@ def before_last(goal: Goal) -> Goal:
     return goal if goal.target_patches or goal.mistake else replace(goal, mistake=MISTAKE)
 
 
-def settled(records: Sequence[Mapping[str, Any]]) -> bool:
+def no_more_tries(records: Sequence[Mapping[str, Any]]) -> bool:
     """Check whether no other try is needed, or none is left."""
     return len(records) >= TRIES or any(record["verdict"]["kind"] != "loses" for record in records)
 
@@ -109,21 +109,21 @@ def best_of(records: Sequence[Mapping[str, Any]]) -> int:
     return max(range(len(records)), key=lambda number: records[number]["verdict"]["reward"])
 
 
-def read_nothing(model: Advised, run: RunFolder, config: ModelConfig, found: References, seed: int) -> None:
+def read_nothing(model: RankingModel, run: RunFolder, config: ModelConfig, found: References, seed: int) -> None:
     """Finish Pt without training: its policy reads nothing, so the run predicts as LR-CNN does."""
-    said = settle(model, config, found, Goal(tolerance=100.0), seed)
+    said = judge_stage(model, config, found, Goal(tolerance=100.0), seed)
     run.finish("pt", model, config, {"figures": {"mean_patches": 0.0}, "seconds": 0.0, **said, "tries": []})
 
 
-def weigh_streams(model: Advised, found: References) -> None:
+def weigh_streams(model: RankingModel, found: References) -> None:
     """Set the fusion weights before training, because a policy is trained for the fused prediction of both streams."""
     model.eval()
     counts = few_counts(model.policy.utility.grid.patches)
-    set_fusion_right(model.classifier, found.hear(model, counts))
+    fit_fusion(model.classifier, found.outputs(model, counts))
 
 
-def settle(model: Advised, config: ModelConfig, found: References, goal: Goal, seed: int) -> dict[str, Any]:
-    """Set fusion, outlook and price of a trained policy, and compare it with strategies that need no policy.
+def judge_stage(model: RankingModel, config: ModelConfig, found: References, goal: Goal, seed: int) -> dict[str, Any]:
+    """Set fusion, critic and price of a trained policy, and compare it with strategies that need no policy.
 
     Returns:
         Entries of the stage's ``config.json``: ``calibration_error``, ``verdict``, ``plain`` (what the plain
@@ -132,36 +132,36 @@ def settle(model: Advised, config: ModelConfig, found: References, goal: Goal, s
     model.eval()
     model.policy.log_price.fill_(0)
     grid, device = config.shape.grid, found.device
-    heard = found.hear(model, tried_counts(grid.patches))
-    set_fusion_right(model.classifier, heard)
-    error = set_outlook_right(model, heard)
+    outputs = found.outputs(model, tried_counts(grid.patches))
+    fit_fusion(model.classifier, outputs)
+    error = calibrate_critic(model, outputs)
     with torch.inference_mode():
-        scores, chances = model.policy.weigh(heard.utilities.to(device), heard.opinion.to(device))
-    find_price(model, scores.cpu(), chances.cpu(), heard, goal)
+        scores, chances = model.policy.weigh(outputs.utilities.to(device), outputs.low_logits.to(device))
+    find_price(model, scores.cpu(), chances.cpu(), outputs, goal)
     ours = outcome_of(model, config.shape, found.split, lambda s, _: greedy(s), device)
-    stand = Stand(model, config, found.split, ours, found.low, found.high, seed, device)
-    plain, rivals = chosen_on(stand)
-    rivals |= {NOTHING: found.low, EVERYTHING: found.high, PLACES: random_places(stand)}
-    rivals |= {**controls(stand), **from_low_alone(stand)}
+    evaluated = Evaluated(model, config, found.split, ours, found.low, found.high, seed, device)
+    plain, rivals = chosen_on(evaluated)
+    rivals |= {NOTHING: found.low, EVERYTHING: found.high, PLACES: random_places(evaluated)}
+    rivals |= {**controls(evaluated), **from_low_alone(evaluated)}
     # At any price above P nothing is read: no patch brings more than one right answer.
     price = min(float(model.policy.log_price.double().exp()), grid.patches)
-    said = verdict(played(ours), {n: played(o) for n, o in rivals.items()}, price, grid.patches, goal.tolerance)
+    said = verdict(result_of(ours), {n: result_of(o) for n, o in rivals.items()}, price, grid.patches, goal.tolerance)
     weights = [float(parameter.detach()) for parameter in model.classifier.learnable]
     return {"calibration_error": error, "stream_weights": weights, "verdict": said, "plain": plain.to_json()}
 
 
-def played(outcome: Outcome) -> Played:
+def result_of(outcome: Outcome) -> StrategyResult:
     """Reduce an outcome to right or wrong, and the number of patches, of each image."""
-    return Played(outcome.right, outcome.choice.sum(1))
+    return StrategyResult(outcome.right, outcome.choice.sum(1))
 
 
-def give_way(
-    model: Advised, config: ModelConfig, record: Mapping[str, Any], found: References, high_cnn: nn.Module
-) -> tuple[SharedLook, ModelConfig, float]:
+def fall_back(
+    model: RankingModel, config: ModelConfig, record: Mapping[str, Any], found: References, high_cnn: nn.Module
+) -> tuple[SharedPass, ModelConfig, float]:
     """Return the model of the plain strategy that beat the policy, for the run to fall back to.
 
     Args:
-        record: what `settle` returned; its verdict names the strategy.
+        record: what `judge_stage` returned; its verdict names the strategy.
         high_cnn: HR-CNN, which classifies where whole images are read.
 
     Returns:
@@ -178,7 +178,7 @@ def give_way(
         model.policy.log_price.fill_(CERTAIN if better == NOTHING else -CERTAIN)
         if better == EVERYTHING:  # another classifier has other chances of being right
             counts = tried_counts(config.shape.grid.patches)
-            error = set_outlook_right(model, found.hear(model, counts))
+            error = calibrate_critic(model, found.outputs(model, counts))
         return model, config, error
     mean_patches = float(record["verdict"]["mean_patches"])
     plain = Plain.from_json(record["plain"])
@@ -189,6 +189,6 @@ def give_way(
     rule.each.fill_(each)
     rule.places[torch.tensor(plain.fixed)] = torch.arange(patches, 0, -1, dtype=torch.float32)
     if rule.asks_when:
-        rule.cut.fill_(cut_for_mean(doubts(found.low.logits.float()), min(1.0, mean_patches / each)))
-    ruled = Ruled(rule.to(found.device), model.classifier)
+        rule.cut.fill_(cut_for_mean(uncertainty(found.low.logits.float()), min(1.0, mean_patches / each)))
+    ruled = RuleModel(rule.to(found.device), model.classifier)
     return ruled.eval(), replace(config, policy=rule.name), error

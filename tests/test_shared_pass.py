@@ -13,7 +13,7 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import UsageError
 from patchdrop.grid import Grid
 from patchdrop.models.build import build_stage, copy_matching
-from patchdrop.models.one_look import OneLook
+from patchdrop.models.shared_pass import SharedBackbone
 from patchdrop.policy.choice import greedy
 from patchdrop.read.source import from_memory
 from patchdrop.settings.combinations import check_combinations
@@ -32,16 +32,16 @@ SHARED: dict[str, Any] = {
 
 
 @pytest.fixture
-def model() -> OneLook:
+def model() -> SharedBackbone:
     config = config_of(tiny_settings(**SHARED))
     torch.manual_seed(0)
     built = unsettle(build_stage("pt", config))
-    assert isinstance(built, OneLook)
+    assert isinstance(built, SharedBackbone)
     copy_matching(built.classifier.low, built.policy)
     return built
 
 
-def test_one_look_answers_as_two_would_to_the_bit(model: OneLook) -> None:
+def test_one_look_answers_as_two_would_to_the_bit(model: SharedBackbone) -> None:
     high = tiny_images(12, seed=0)[0]
     low = torch.nn.functional.avg_pool2d(high.float(), 2)
     read = from_memory(high, Grid(4, 4))
@@ -54,7 +54,7 @@ def test_one_look_answers_as_two_would_to_the_bit(model: OneLook) -> None:
     assert torch.equal(once.logits, twice.logits)
 
 
-def test_lr_passes_through_one_network_once(model: OneLook) -> None:
+def test_lr_passes_through_one_network_once(model: SharedBackbone) -> None:
     runs = {"policy": 0, "low": 0}
 
     def count(name: str) -> Any:
@@ -76,7 +76,7 @@ def test_no_stage_moves_the_network_that_is_shared_and_each_moves_the_head(tmp_p
     low = tensors_of(run, "lr", "network.")
     heads = []
     for stage in ("pt", "ft2"):
-        assert isinstance(run.load(stage)[0], OneLook)
+        assert isinstance(run.load(stage)[0], SharedBackbone)
         assert same_bits(tensors_of(run, stage, "policy.network."), low)
         assert same_bits(tensors_of(run, stage, "classifier.low.network."), low)
         heads.append(tensors_of(run, stage, "policy.head."))

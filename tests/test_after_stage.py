@@ -24,22 +24,30 @@ from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.load import Data
 from patchdrop.data.sets import MemorySource, Split
 from patchdrop.errors import Interrupted, RunError, UsageError
+from patchdrop.evaluation.operating_point import TRIED, Goal, cheapest_within, find_price, likely_accuracy, tried_counts
 from patchdrop.evaluation.outcome import outcome_of
-from patchdrop.evaluation.settle import TRIED, Goal, cheapest_within, find_price, likely_accuracy, tried_counts
 from patchdrop.files import read_json
-from patchdrop.models.one_look import Advised
+from patchdrop.models.shared_pass import RankingModel
 from patchdrop.policy.choice import greedy
 from patchdrop.policy.network import Policy
 from patchdrop.policy.ranking import Ranking
 from patchdrop.runs.folder import RunFolder
 from patchdrop.settings.combinations import check_combinations
-from patchdrop.training import ranking_stages, settling
+from patchdrop.training import after_stage, ranking_stages
 from patchdrop.training import run as run_module
+from patchdrop.training.after_stage import (
+    MISTAKE,
+    References,
+    before_last,
+    best_of,
+    judge_stage,
+    no_more_tries,
+    references,
+)
 from patchdrop.training.attempts import Attempts
 from patchdrop.training.batches import Loader
 from patchdrop.training.ranking_stages import RankingTask
 from patchdrop.training.run import Training, starts_as_low, train_ranking
-from patchdrop.training.settling import MISTAKE, References, before_last, best_of, references, settle, settled
 from test_ranking import RANKING
 from test_ranking_learns import CLASSES as TOY_CLASSES
 from test_ranking_learns import GRID, SIDE, Counts, Word, marked, normalise
@@ -72,14 +80,14 @@ def copied(classifiers: Path, folder: Path) -> Path:
 
 
 class Verdicts:
-    """`settle` with another verdict for each try, which keeps the tries' weights."""
+    """`judge_stage` with another verdict for each try, which keeps the tries' weights."""
 
     def __init__(self, folder: Path, *said: dict[str, Any]) -> None:
         self.folder, self.said = folder, said
         self.weights: list[dict[str, Tensor]] = []
 
     def __call__(self, model: nn.Module, *rest: Any) -> dict[str, Any]:
-        found = settle(model, *rest)  # type: ignore[arg-type]
+        found = judge_stage(model, *rest)  # type: ignore[arg-type]
         self.weights.append({name: tensor.clone() for name, tensor in model.state_dict().items()})
         number = len(list(self.folder.glob("pt/try-*.json")))
         return {**found, "verdict": {**found["verdict"], **self.said[number]}}
@@ -109,10 +117,10 @@ def test_a_policy_that_loses_is_trained_again_at_most_twice_and_the_best_is_kept
 ) -> None:
     folder = copied(classifiers, tmp_path / "run")
     verdicts = Verdicts(folder, *said)
-    monkeypatch.setattr(run_module, "settle", verdicts)
+    monkeypatch.setattr(run_module, "judge_stage", verdicts)
     # A last stage gives way to what beat it; here the policies are to be seen.
     monkeypatch.setattr(
-        run_module, "give_way", lambda model, config, record, *_: (model, config, record["calibration_error"])
+        run_module, "fall_back", lambda model, config, record, *_: (model, config, record["calibration_error"])
     )
     run = run_stages(folder, ranking_settings(epochs_pt=1))
     config = run.stage_config("pt")
@@ -161,8 +169,14 @@ def test_which_try_is_kept_and_when_it_is_enough() -> None:
         paid = rewards or (0.0,) * len(kinds)
         return [{"verdict": {"kind": k, "reward": r}} for k, r in zip(kinds, paid, strict=True)]
 
-    assert not settled([]) and not settled(records("loses")) and not settled(records("loses", "loses"))
-    assert settled(records("loses", "loses", "loses")) and settled(records("nothing")) and settled(records("policy"))
+    assert (
+        not no_more_tries([]) and not no_more_tries(records("loses")) and not no_more_tries(records("loses", "loses"))
+    )
+    assert (
+        no_more_tries(records("loses", "loses", "loses"))
+        and no_more_tries(records("nothing"))
+        and no_more_tries(records("policy"))
+    )
     assert best_of(records("loses", "policy", rewards=(0.9, 0.1))) == 1
     assert best_of(records("loses", "loses", "loses", rewards=(0.1, 0.3, 0.2))) == 1
 
@@ -186,7 +200,7 @@ def toy(folder: Path, monkeypatch: pytest.MonkeyPatch, broken_tries: int) -> tup
 
     log_probability = ranking_stages.log_probability
     monkeypatch.setattr(ranking_stages, "log_probability", turned)
-    monkeypatch.setattr("patchdrop.evaluation.strategies._maps", lambda stand: None)  # `Word` has no feature map
+    monkeypatch.setattr("patchdrop.evaluation.strategies._maps", lambda evaluated: None)  # `Word` has no feature map
 
     class Toy(Training):
         def task(self, stage: str, number: int = 0) -> RankingTask:
@@ -194,7 +208,7 @@ def toy(folder: Path, monkeypatch: pytest.MonkeyPatch, broken_tries: int) -> tup
             schedule = self.recipe.schedule.again(number)
             torch.manual_seed(schedule.seed)
             policy = Ranking(Policy("resnet8-w4", GRID, (SIDE, SIDE), normalise()), TOY_CLASSES)
-            model = Advised(policy, TwoStream(Counts(1), Word(False), "learned"), shared=False)
+            model = RankingModel(policy, TwoStream(Counts(1), Word(False), "learned"), shared=False)
             return RankingTask(stage, model, Loader(self.data, schedule, CPU), self.recipe.learning)
 
     data = replace(data_of(settings, fit, val), classes=tuple(str(c) for c in range(TOY_CLASSES)))
@@ -225,7 +239,7 @@ def test_a_policy_trained_the_wrong_way_round_loses_and_the_next_try_is_kept(
 
 def twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the first try of a run's Pt lose."""
-    monkeypatch.setattr(run_module, "settle", Verdicts(folder, loses(), POLICY))
+    monkeypatch.setattr(run_module, "judge_stage", Verdicts(folder, loses(), POLICY))
 
 
 @pytest.fixture(scope="module")
@@ -262,17 +276,17 @@ def test_a_run_stopped_in_a_try_goes_on_to_the_same_bits(
 
 def test_the_price_does_not_depend_on_the_stages_that_one_call_trains(tmp_path: Path, classifiers: Path) -> None:
     settings = ranking_settings(epochs_ft2=1, epochs_pt=1)
-    at_once = run_stages(copied(classifiers, tmp_path / "once"), settings)
+    concurrently = run_stages(copied(classifiers, tmp_path / "once"), settings)
     apart = copied(classifiers, tmp_path / "apart")
     run_stages(apart, replace(settings, stages=("pt",)))
     run = run_stages(apart, settings)
     for stage in ("pt", "ft2"):
-        assert run.stage_config(stage)["sha256"] == at_once.stage_config(stage)["sha256"]
+        assert run.stage_config(stage)["sha256"] == concurrently.stage_config(stage)["sha256"]
     assert float(tensors_of(run, "pt")["policy.log_price"]) == pytest.approx(-math.log(MISTAKE))
 
 
-def crash_after_settling(folder: Path, operation: int, try_number: int, patch: pytest.MonkeyPatch) -> bool:
-    """Train, crashing at one file operation, counted from where a try is settled; False where there are not so many."""
+def crash_after_judging(folder: Path, operation: int, try_number: int, patch: pytest.MonkeyPatch) -> bool:
+    """Train, crashing at one file operation, counted from where a try is judged; False where there are not so many."""
     left = [10**9]
 
     def crashing(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -286,12 +300,12 @@ def crash_after_settling(folder: Path, operation: int, try_number: int, patch: p
 
     verdicts = Verdicts(folder, loses(), POLICY)
 
-    def settling_then_counting(*arguments: Any) -> dict[str, Any]:
+    def judging_then_counting(*arguments: Any) -> dict[str, Any]:
         found = verdicts(*arguments)
         left[0] = operation if len(verdicts.weights) == try_number + 1 else 10**9
         return found
 
-    patch.setattr(run_module, "settle", settling_then_counting)
+    patch.setattr(run_module, "judge_stage", judging_then_counting)
     patch.setattr(os, "fsync", crashing(os.fsync))
     patch.setattr(os, "replace", crashing(os.replace))
     patch.setattr(Path, "unlink", crashing(Path.unlink))
@@ -305,7 +319,7 @@ def crash_after_settling(folder: Path, operation: int, try_number: int, patch: p
 def crash_and_go_on(classifiers: Path, folder: Path, unbroken: RunFolder, operation: int, try_number: int) -> bool:
     copied(classifiers, folder)
     with pytest.MonkeyPatch.context() as patch:
-        crashed = crash_after_settling(folder, operation, try_number, patch)
+        crashed = crash_after_judging(folder, operation, try_number, patch)
     with pytest.MonkeyPatch.context() as patch:
         twice(folder, patch)
         run = run_stages(folder, ranking_settings())
@@ -472,9 +486,9 @@ def priced(goal: Goal, start: float = 0.0) -> tuple[float, Tensor]:
     fraction = torch.linspace(0.5, 1, 17)
     chances = fraction.repeat(50, 1)
     right = torch.arange(50).unsqueeze(1) < 50 * fraction
-    heard: Any = SimpleNamespace(counts=torch.arange(17), right=lambda streams: right)
+    outputs: Any = SimpleNamespace(counts=torch.arange(17), right=lambda streams: right)
     model: Any = SimpleNamespace(policy=SimpleNamespace(log_price=torch.tensor(start)), classifier=None)
-    find_price(model, scores, chances, heard, goal)
+    find_price(model, scores, chances, outputs, goal)
     found = float(model.policy.log_price)
     return found, scores + start - found
 
@@ -540,7 +554,7 @@ def test_numbers_of_patches_that_are_tried_rise_from_none_to_all() -> None:
         assert int(tried.diff()[0]) == 1
 
 
-# --- what policies are settled by
+# --- what policies are judged by
 
 
 def test_policies_are_settled_by_images_evenly_spread_over_validation(
@@ -555,7 +569,7 @@ def test_policies_are_settled_by_images_evenly_spread_over_validation(
     for model, outcome in ((low, found.low), (high, found.high)):
         alone = outcome_of(model, config.shape, val, lambda scores, _: scores >= 0, CPU)
         assert torch.equal(outcome.logits, alone.logits)
-    monkeypatch.setattr(settling, "JUDGED", 5)
+    monkeypatch.setattr(after_stage, "JUDGED", 5)
     assert references(run, config, val, CPU).split.index.tolist() == [0, 2, 4, 7, 9]
 
 
