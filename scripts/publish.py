@@ -20,9 +20,13 @@ from typing import Any
 from patchdrop.compare.results import markdown_table
 from patchdrop.files import read_json
 from patchdrop.report.words import brief
+from patchdrop.terminal import columns
+from patchdrop.terminal.columns import Column
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 FIGURES = ("accuracy.png", "forecast.png", "training-pt.png", "training-ft1.png", "training-ft2.png")
+SHORT = tuple(c for c in columns.RESULTS if c not in (columns.SPREAD, columns.MASKS, columns.REWARD))
+"""The columns of a table in README.md."""
 COMPARISON = ("results.json", "compare.yaml", "table.csv", "accuracy.png")
 
 
@@ -65,27 +69,14 @@ def of_run(run: Path, out: Path, document: dict[str, Any], gallery: bool) -> Non
             shutil.copy(run / "figures" / name, out / name)
     verdict = document.get("verdict")
     said = "" if verdict is None else f"{verdict['sentence']} (Judged on {verdict['images']} validation images.)\n\n"
-    table = markdown(document, document["rows"])
+    table = markdown(document["rows"])
     (out / "README.md").write_text(f"# {out.name}\n\n{said}{table}\n{origin(document)}", encoding="utf-8")
-    into_readme(f"results/{out.name}", markdown(document, brief(document["rows"])))
+    into_readme(f"results/{out.name}", markdown(brief(document["rows"]), SHORT))
 
 
-def markdown(document: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def markdown(rows: list[dict[str, Any]], shown: tuple[Column, ...] = columns.RESULTS) -> str:
     """The table of some rows of a results document."""
-    lines = [
-        "| method | stage | accuracy % | 95 % interval | S of "
-        f"{document['patches']} | HR read % | distinct masks | p | p HR-CNN |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        low, high = row["ci95"]
-        name = f"**{row['method']}**" if row["method"] == "PatchDrop" else row["method"]
-        p, p_high = ("" if v is None else f"{v:.1g}" for v in (row["p_value"], row.get("p_value_hr_cnn")))
-        lines.append(
-            f"| {name} | {row['stage']} | {100 * row['accuracy']:.1f} | {100 * low:.1f} - {100 * high:.1f} "
-            f"| {row['mean_patches']:.2f} | {100 * row['hr_fraction']:.1f} | {row['distinct_masks']} | {p} | {p_high} |"
-        )
-    return "\n".join(lines) + "\n"
+    return markdown_table([c.name for c in shown], [[c.text(row) for c in shown] for row in rows]) + "\n"
 
 
 def origin(document: dict[str, Any]) -> str:
@@ -94,7 +85,8 @@ def origin(document: dict[str, Any]) -> str:
     seconds = ", ".join(f"{stage} {s:.0f} s" for stage, s in where.get("seconds", {}).items() if s is not None)
     return (
         "\np: exact McNemar test of the stage's PatchDrop against that row; p HR-CNN: of that row against HR-CNN; "
-        f"n = {document['rows'][0]['n']} {document['split']} images of {document['data']}.\n\n"
+        f"P = {document['patches']}; n = {document['rows'][0]['n']} {document['split']} images of {document['data']}."
+        "\n\n"
         f"* evaluated by `{where['command']}` at {where['commit']} on {where['machine']}\n{_trained(where)}"
         f"* seed {where['seed']}; time: {seconds}\n* {_versions(where)}\n* settings: `settings.yaml`\n"
     )

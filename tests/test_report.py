@@ -18,6 +18,7 @@ from patchdrop.report import theme
 from patchdrop.report.figures import apart, training
 from patchdrop.report.gallery import DIM, VEIL, GalleryItem, dimmed, heat_panel, overlay, rgb
 from patchdrop.report.page import card_side, draw_card, write_report
+from patchdrop.terminal import columns
 
 NASTY = '<b>&"x'
 CLASSES = ["beach", NASTY, "cost $5 or $6"]
@@ -304,11 +305,11 @@ def test_the_verdict_heads_the_page_whatever_it_is_and_has_its_figures(tmp_path:
     assert look in [attrs.get("class") for attrs in page.of("p")]
     table = [cells for cells in page.rows if len(cells) == 6]
     assert table[:3] == [
-        ["Method", "Accuracy", "S", "Of HR", "Worth", "p"],
-        ["Policy", "88.0 %", "4.50", "28 %", "0.850", "–"],
-        ["Fixed mask", "87.0 %", "5.00", "31 %", "0.840", "0.61"],
+        ["Method", *(column.name for column in columns.VERDICT[1:])],
+        ["Policy", "88.0", "4.50", "28.1", "0.850", "–"],
+        ["Fixed mask", "87.0", "5.00", "31.2", "0.840", "0.61"],
     ]
-    assert table[3][:5] == ["Random", "75.0 %", "5.00", "31 %", "0.700"] and table[3][5].startswith("< 0.001")
+    assert table[3] == ["Random", "75.0", "5.00", "31.2", "0.700", "0.0004"]
     assert ("a rule predicts in its place" in page.text) == (kind == "loses")
     assert "on 502 validation images" in page.text and "costs 0.095 wrong answers" in page.text
     assert {attrs["href"][1:] for attrs in page.of("a")} == {attrs["id"] for _, attrs in page.tags if "id" in attrs}
@@ -492,10 +493,13 @@ def test_names_are_moved_apart_only_where_they_would_meet() -> None:
         (theme.percent(float("nan")), "–"),
         (theme.number(-1234.5), "−1,234.50"),
         (theme.number(None), "–"),
-        (theme.p_value(0.0004), "< 0.001"),
-        (theme.p_value(0.0312), "0.031"),
-        (theme.p_value(0.42), "0.42"),
-        (theme.interval([0.861, 0.8912]), "86.1 – 89.1"),
+        (columns.p_value(0.00042), "0.00042"),
+        (columns.p_value(3.14e-9), "3.1e-09"),
+        (columns.p_value(None), ""),
+        (columns.interval([0.861, 0.8912]), "86.1 - 89.1"),
+        (columns.interval(None), ""),
+        (columns.percent(float("nan")), ""),
+        (columns.number(1364, 0), "1,364"),
         (theme.duration(59.4), "59 s"),
         (theme.duration(7500), "2 h 5 min"),
         (theme.shorten("dense residential", 6), "dense…"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from patchdrop.compare.table import Form
+from patchdrop.terminal.columns import interval, number, p_value, percent
 
 STAGE_NAMES = {"pt": "Pt", "ft1": "Ft-1", "ft2": "Ft-2"}
 Lines = list[list[str]]
@@ -43,22 +44,21 @@ def details(rows: Sequence[Mapping[str, Any]], priced: bool) -> tuple[list[str],
     ]  # fmt: skip
     lines = []
     for row in rows:
-        low, high = row["ci95"]
         lines.append(
             [
                 row["method"],
                 STAGE_NAMES[row["stage"]],
                 accuracy(row),
-                f"{100 * low:.1f} - {100 * high:.1f}",
+                interval(row["ci95"]),
                 patches(row, 2),
-                f"{100 * row['hr_pixel_fraction']:.1f}",
+                percent(row["hr_pixel_fraction"]),
                 number(row["hr_bytes"] / 1000, 1),
                 number(_millions(row.get("flops")), 1),
                 number(_millions(row.get("flops_dense")), 1),
                 number(row.get("ms_batch1"), 2),
                 number(row.get("ms_batch64"), 2),
                 *([number(row["price"], 4)] if priced else []),
-                "" if row["p_value"] is None else f"{row['p_value']:.2g}",
+                p_value(row["p_value"]),
             ]
         )
     return header, lines
@@ -69,18 +69,13 @@ def accuracy(row: Mapping[str, Any]) -> str:
     if "seeds" in row:
         found = row["seeds"]["accuracy"]
         return f"{100 * found['mean']:.1f} ± {100 * found['sd']:.1f}"
-    return f"{100 * row['accuracy']:.1f}"
+    return percent(row["accuracy"])
 
 
 def patches(row: Mapping[str, Any], digits: int = 1) -> str:
     """Format S: a whole number, or with decimals; the mean over seeds if there are several."""
     value = row["seeds"]["mean_patches"]["mean"] if "seeds" in row else row["mean_patches"]
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.{digits}f}"
-
-
-def number(value: float | None, digits: int) -> str:
-    """Format a number with separated thousands; nothing for None."""
-    return "" if value is None else f"{value:,.{digits}f}"
 
 
 def _millions(value: float | None) -> float | None:

@@ -16,6 +16,7 @@ from PIL import Image
 from patchdrop.grid import Grid
 from patchdrop.report import figures, theme, words
 from patchdrop.report.gallery import GalleryItem, contact_sheet, fit, heat_panel, panels, rgb
+from patchdrop.terminal import columns
 
 SHEET_ITEMS = 8
 """Number of images on ``figures/gallery.png``."""
@@ -221,8 +222,6 @@ def render(
         "percent": theme.percent,
         "whole_percent": theme.whole_percent,
         "number": theme.number,
-        "interval": theme.interval,
-        "p_value": theme.p_value,
         "stage_name": theme.stage_name,
         "mark": theme.mark,
     }
@@ -231,7 +230,9 @@ def render(
         headline=words.headline(results),
         comparison=words.comparison(results),
         verdict=results.get("verdict"),
-        judged=words.judged(results),
+        judged=list(columns.judged(results)),
+        verdict_columns=[c for c in columns.VERDICT if c is not columns.METHOD],
+        result_columns=[c for c in columns.RESULTS if c not in (columns.METHOD, columns.STAGE)],
         forecast=words.last_forecast(results),
         tiles=words.tiles(results),
         groups=words.groups(results),

@@ -105,22 +105,6 @@ def number(value: float | None, digits: int = 2) -> str:
     return f"{value:,.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
-def interval(pair: list[float] | None) -> str:
-    """Format a 95 % interval of shares, in percent: ``86.6 – 89.4``."""
-    if not pair or not all(finite(v) for v in pair):
-        return NOTHING
-    return f"{100 * pair[0]:.1f}{SPACE}–{SPACE}{100 * pair[1]:.1f}"
-
-
-def p_value(p: float | None) -> str:
-    """Format p with two significant places, never ``0.000``."""
-    if p is None or not finite(p):
-        return NOTHING
-    if p < 0.001:
-        return f"<{SPACE}0.001"
-    return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
-
-
 def duration(seconds: float) -> str:
     """Format a time: ``41 s``, ``3 min 20 s`` or ``2 h 5 min``."""
     whole = round(seconds)

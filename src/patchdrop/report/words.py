@@ -6,6 +6,7 @@ from typing import Any
 
 from patchdrop.report import theme
 from patchdrop.report.theme import Row
+from patchdrop.terminal.columns import interval
 
 ALWAYS = ("PatchDrop", "Random", "Cascade")
 """Methods of each policy stage that are always in the accuracy chart and in short tables."""
@@ -125,7 +126,7 @@ def chosen(calibration: dict[str, Any]) -> str:
     return (
         f"Chosen: {why}. It reads every patch with a probability of at least {point['threshold']:.3f}, which is "
         f"{theme.whole_percent(point['hr_fraction'])} of high resolution, and is right on "
-        f"{theme.percent(point['accuracy'])} of the calibration images ({theme.interval(point['ci95'])})."
+        f"{theme.percent(point['accuracy'])} of the calibration images ({interval(point['ci95'])}{theme.SPACE}%)."
     )
 
 
@@ -193,16 +194,6 @@ def charted(rows: list[Row]) -> list[Row]:
     """Return the main chart's rows: of `brief`, PatchDrop's stages, the classifiers, and the last stage's baselines."""
     last = next((row["stage"] for row in reversed(rows) if row["method"] == "PatchDrop"), None)
     return [row for row in brief(rows) if row["method"] in theme.OWN or row["stage"] == last]
-
-
-def judged(results: dict[str, Any]) -> list[Row]:
-    """Return the figures behind the verdict: the policy's, then those of the plain strategies, best first."""
-    verdict, patches = results.get("verdict"), results["patches"]
-    if not verdict:
-        return []
-    plain = sorted(verdict["plain"].items(), key=lambda pair: -pair[1]["reward"])
-    rows = [("Policy", verdict), *((name.capitalize(), row) for name, row in plain)]
-    return [{**row, "method": name, "hr_fraction": row["mean_patches"] / patches} for name, row in rows]
 
 
 def last_forecast(results: dict[str, Any]) -> tuple[str, dict[str, Any]] | None:

@@ -10,62 +10,51 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from patchdrop.terminal import columns
+from patchdrop.terminal.columns import Column, Row
 from patchdrop.terminal.scene_tables import cells_table, scenes_table
 
 
 def results_table(document: dict[str, Any]) -> RenderableType:
     """Build the table of a ``results.json``, below its verdict if there is one and the policy itself chose."""
     verdict = document.get("verdict")
-    heads = [] if verdict is None or "dial" in document else [verdict_table(verdict, document["patches"])]
+    heads = [] if verdict is None or "dial" in document else [_verdict_table(document)]
     return Group(*heads, _rows_table(document))
 
 
-def verdict_table(verdict: dict[str, Any], patches: int) -> RenderableType:
-    """Build the verdict's sentence and its figures: those of the policy, then of plain strategies, best first."""
+def _verdict_table(document: dict[str, Any]) -> RenderableType:
+    verdict = document["verdict"]
     table = Table(title=f"stage {verdict['stage']} on {verdict['images']} validation images", title_justify="left")
-    table.add_column("method")
-    for name in ("accuracy %", "S", "HR read %", "worth", "p"):
-        table.add_column(name, justify="right")
-    table.add_row("Policy", *_judged(verdict, patches), style="bold")
-    for name, row in sorted(verdict["plain"].items(), key=lambda pair: -pair[1]["reward"]):
-        table.add_row(name.capitalize(), *_judged(row, patches))
+    _add_columns(table, columns.VERDICT)
+    for number, row in enumerate(columns.judged(document)):
+        table.add_row(*_cells(columns.VERDICT, row), style=None if number else "bold")
     table.caption = f"worth: share right less {verdict['price']:.2g} S/P; p: McNemar test against the policy"
     return Group(Text(verdict["sentence"], style="bold"), table)
 
 
-def _judged(row: dict[str, Any], patches: int) -> list[str]:
-    accuracy, count, p_value = row["accuracy"], row["mean_patches"], row.get("p_value")
-    numbers = [f"{100 * accuracy:.1f}", f"{count:.2f}", f"{100 * count / patches:.1f}", f"{row['reward']:.3f}"]
-    return [*numbers, "" if p_value is None else f"{p_value:.2g}"]
-
-
 def _rows_table(document: dict[str, Any]) -> Table:
-    patches = document["patches"]
     dial = f", {document['dial']}" if "dial" in document else ""
-    title = f"{escape(document['data'])}, {document['split']} split, P = {patches}{dial}"
+    title = f"{escape(document['data'])}, {document['split']} split, P = {document['patches']}{dial}"
     table = Table(title=title, title_justify="left")
-    table.add_column("method")
-    table.add_column("stage")
-    for name in ("accuracy %", "95 % interval", "S", "sd of S", "HR read %", "masks", "reward", "p"):
-        table.add_column(name, justify="right")
+    _add_columns(table, columns.RESULTS)
     for row in document["rows"]:
-        low, high = row["ci95"]
         if row["method"] == "PatchDrop":
             table.add_section()
-        table.add_row(
-            row["method"],
-            row["stage"],
-            f"{100 * row['accuracy']:.1f}",
-            f"{100 * low:.1f} - {100 * high:.1f}",
-            f"{row['mean_patches']:.2f}",
-            f"{row['patches_sd']:.2f}",
-            f"{100 * row['hr_fraction']:.1f}",
-            str(row["distinct_masks"]),
-            f"{row['reward']:.3f}",
-            "" if row["p_value"] is None else f"{row['p_value']:.2g}",
-        )
-    table.caption = "p: exact McNemar test of the stage's PatchDrop against that row"
+        table.add_row(*_cells(columns.RESULTS, row))
+    table.caption = (
+        "p: exact McNemar test of the stage's PatchDrop against that row; p HR-CNN: of that row against HR-CNN"
+    )
     return table
+
+
+def _add_columns(table: Table, shown: Sequence[Column]) -> None:
+    """Add columns: words to the left, figures to the right."""
+    for column in shown:
+        table.add_column(column.name, justify="left" if column in (columns.METHOD, columns.STAGE) else "right")
+
+
+def _cells(shown: Sequence[Column], row: Row) -> list[str]:
+    return [escape(column.text(row)) for column in shown]
 
 
 def plan_table(document: dict[str, Any]) -> RenderableType:
@@ -107,20 +96,10 @@ def calibration_table(document: dict[str, Any]) -> RenderableType:
         f"{escape(images['data'])}, {images['split']} split"
     )
     table = Table(title=title, title_justify="left")
-    for name in ("", "threshold", "S", "HR read %", "accuracy %", "95 % interval", "HR bytes", "reward"):
-        table.add_column(name, justify="right")
+    table.add_column("")
+    _add_columns(table, columns.CALIBRATION)
     for number, point in enumerate(document["points"]):
-        low, high = point["ci95"]
-        table.add_row(
-            "->" if chosen and chosen["point"] == number else "",
-            f"{point['threshold']:.4f}",
-            f"{point['mean_patches']:.2f}",
-            f"{100 * point['hr_fraction']:.1f}",
-            f"{100 * point['accuracy']:.1f}",
-            f"{100 * low:.1f} - {100 * high:.1f}",
-            f"{point['bytes']:,.0f}",
-            f"{point['reward']:.3f}",
-        )
+        table.add_row("->" if chosen and chosen["point"] == number else "", *_cells(columns.CALIBRATION, point))
     table.caption = _why_chosen(document)
     return table
 
