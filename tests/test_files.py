@@ -6,11 +6,14 @@ import ast
 import errno
 import os
 import random
+import re
 import resource
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +25,16 @@ from torch import Tensor
 import patchdrop
 from patchdrop import files
 from patchdrop.errors import RunError
-from patchdrop.files import read_json, read_tensors, write_bytes, write_json, write_tensors, writing
+from patchdrop.files import (
+    claimed,
+    read_json,
+    read_tensors,
+    remove_unfinished,
+    write_bytes,
+    write_json,
+    write_tensors,
+    writing,
+)
 from patchdrop.models.build import build_stage, fill_weights
 from patchdrop.runs.folder import RunFolder
 from tiny import config_of, tiny_settings
@@ -118,7 +130,9 @@ def test_a_file_is_written_beside_flushed_renamed_and_its_folder_flushed(
     monkeypatch.setattr(os, "replace", recorded("rename", os.replace, lambda source, target: str(target)))
     folder = tmp_path / "folder"
     write_bytes(folder / "file", b"content")
-    assert calls == [("flush", "file.tmp"), ("rename", "file"), ("flush", "folder")]
+    (_, other), *rest = calls
+    assert re.fullmatch(r"\.file\.[0-9a-f]{16}\.tmp", other)
+    assert rest == [("rename", "file"), ("flush", "folder")] and calls[0][0] == "flush"
     assert [p.name for p in folder.iterdir()] == ["file"]
     assert (folder / "file").read_bytes() == b"content"
 
@@ -181,7 +195,7 @@ def test_a_disk_that_fills_up_while_a_file_grows_says_what_is_free(
         assert message.endswith(" bytes free; make room and run the same again")
 
 
-@pytest.mark.parametrize("where", ["file/a.json", "file/below/a.json", "n" * 252])
+@pytest.mark.parametrize("where", ["file/a.json", "file/below/a.json", "n" * 256])
 def test_what_cannot_even_be_begun_is_one_of_our_errors(tmp_path: Path, where: str) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="cannot be written") as caught:
@@ -479,3 +493,75 @@ def test_a_pickle_in_place_of_the_weights_does_not_run(run: RunFolder, tmp_path:
     with pytest.raises(patchdrop.errors.UsageError):
         run.settings()
     assert not (tmp_path / "exploded").exists()
+
+
+# --- one writer at a time
+
+
+def test_a_claim_is_for_one_at_a_time_and_ends_with_its_block(tmp_path: Path) -> None:
+    path = tmp_path / "folder" / "work"
+    with claimed(path) as mine:
+        assert mine
+        with claimed(path) as theirs:
+            assert not theirs
+        assert path.exists()
+    assert not path.exists()
+    with claimed(path) as again:
+        assert again
+
+
+def test_whoever_opened_a_claim_that_was_removed_meanwhile_does_not_have_it(tmp_path: Path) -> None:
+    path = tmp_path / "work"
+    with claimed(path):
+        late = os.open(path, os.O_RDWR)
+    with claimed(path) as mine:
+        assert mine and not files._locked(late, path)
+    assert not files._locked(late, path)
+    os.close(late)
+
+
+def test_the_claim_of_a_killed_process_is_free(tmp_path: Path) -> None:
+    path = tmp_path / "work"
+    code = f"""
+from pathlib import Path
+from patchdrop.files import claimed
+with claimed(Path({str(path)!r})) as mine:
+    print(mine, flush=True)
+    input()
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "True\n"
+    with claimed(path) as mine:
+        assert not mine
+    process.kill()
+    process.wait()
+    with claimed(path) as mine:
+        assert mine
+
+
+def test_a_link_planted_in_the_folder_is_never_written_through(tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_text("precious")
+    (tmp_path / "claim").symlink_to(target)
+    with pytest.raises(RunError, match="cannot be written"), claimed(tmp_path / "claim"):
+        pass
+    (tmp_path / "file").symlink_to(target)
+    write_bytes(tmp_path / "file", b"new")
+    assert target.read_text() == "precious" and (tmp_path / "file").read_bytes() == b"new"
+
+
+def test_many_writers_of_one_file_leave_one_whole_file_and_nothing_else(tmp_path: Path) -> None:
+    contents = [bytes([65 + i]) * 100_000 for i in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda content: [write_bytes(tmp_path / "file", content) for _ in range(20)], contents))
+    assert (tmp_path / "file").read_bytes() in contents
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    for name in (".a.0123456789abcdef.tmp.json", ".b.0123456789abcdef.tmp", "a.json", "mine.tmp"):
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path, "a")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.0123456789abcdef.tmp", "a.json", "mine.tmp"]
+    remove_unfinished(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.json", "mine.tmp"]

@@ -6,13 +6,17 @@ Tensors are safetensors, the rest is JSON; nothing here can run code on loading.
 from __future__ import annotations
 
 import errno
+import fcntl
+import glob
 import hashlib
+import io
 import json
 import os
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from safetensors import SafetensorError
 from safetensors.torch import load as load_bytes
@@ -21,6 +25,9 @@ from torch import Tensor
 
 from patchdrop.errors import RunError
 
+UNFINISHED = ".tmp"
+"""Marks the name of a file that is being written."""
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file so that a crash leaves the old one or the new one, never a part.
@@ -28,18 +35,8 @@ def write_bytes(path: Path, content: bytes) -> None:
     Raises:
         RunError: the disk is full or the folder cannot be written.
     """
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        _remove(beside)
-        raise RunError(_why_not(path, len(content), error)) from error
+    with _beside(path, len(content)) as other, _created(other) as file:
+        file.write(content)
 
 
 @contextmanager
@@ -49,24 +46,10 @@ def writing(path: Path) -> Iterator[TextIO]:
     Raises:
         RunError: the disk is full or the folder cannot be written.
     """
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(beside, "w", encoding="utf-8", newline="\n") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(beside, path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise RunError(_why_not(path, None, error)) from error
-    finally:
-        _remove(beside)
-
-
-def _remove(path: Path) -> None:
-    with suppress(OSError):  # if it could not be made, for example below a file, it cannot be removed either
-        path.unlink()
+    with _beside(path) as other, _created(other) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+        yield text
+        text.detach()
 
 
 @contextmanager
@@ -76,19 +59,89 @@ def beside(path: Path) -> Iterator[Path]:
     Raises:
         RunError: the disk is full or the folder cannot be written.
     """
-    other = path.with_name(f"{path.stem}.tmp{path.suffix}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        other.unlink(missing_ok=True)
+    with _beside(path) as other:
         yield other
         with open(other, "rb") as file:
             os.fsync(file.fileno())
+
+
+@contextmanager
+def _beside(path: Path, size: int | None = None) -> Iterator[Path]:
+    """Yield a name beside a file that nobody can guess, and rename it to the file's own at the end.
+
+    Two processes that write the same file never write to the same name, and a link planted there is not followed.
+    """
+    other = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}{UNFINISHED}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield other
         os.replace(other, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise RunError(_why_not(path, None, error)) from error
+        raise RunError(_why_not(path, size, error)) from error
     finally:
-        other.unlink(missing_ok=True)
+        with suppress(OSError):  # if it could not be made, for example below a file, it cannot be removed either
+            other.unlink()
+
+
+@contextmanager
+def _created(path: Path) -> Iterator[BinaryIO]:
+    """Yield a new file to write to, which is flushed to the disk at the end."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+    with open(handle, "wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def remove_unfinished(folder: Path, stem: str = "") -> None:
+    """Remove what writers that were killed have left in a folder of files whose names begin with ``stem``.
+
+    Only whoever is the one writer of these files may call it.
+    """
+    for leftover in folder.glob(f".{glob.escape(stem[:40])}*{UNFINISHED}*"):
+        leftover.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[bool]:
+    """Claim a piece of work for this thread, by a lock on a file; yield False if someone else is at it.
+
+    The system drops the claim of a process that dies, on this machine or, over a shared file system with locks, on
+    another. The file is gone when the claim ends.
+
+    Args:
+        path: names the piece of work; the file is made there.
+
+    Raises:
+        RunError: the folder cannot be written, or its file system has no locks.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
+    except OSError as error:
+        raise RunError(_why_not(path, None, error)) from error
+    mine = False
+    try:
+        mine = _locked(handle, path)
+        yield mine
+    finally:
+        if mine:
+            path.unlink(missing_ok=True)
+        os.close(handle)
+
+
+def _locked(handle: int, path: Path) -> bool:
+    """Lock an open file; False if it is locked, or if whoever had it has removed it meanwhile."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    except OSError as error:
+        raise RunError(
+            f"{path.parent}: cannot be shared, its file system has no locks ({error.strerror}); use another folder"
+        ) from error
 
 
 def _why_not(path: Path, size: int | None, error: OSError) -> str:

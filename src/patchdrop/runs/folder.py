@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from patchdrop.errors import RunError, UsageError
-from patchdrop.files import read_json, read_tensors, write_bytes, write_json, write_tensors
+from patchdrop.files import read_json, read_tensors, remove_unfinished, write_bytes, write_json, write_tensors
 from patchdrop.models.build import ModelConfig, build_stage, fill_weights
 from patchdrop.settings.flat import EARLIER_NAME, FREE_SETTINGS, MARKERS, STAGES, TrainSettings, read_settings, to_yaml
 
@@ -229,6 +229,7 @@ class RunFolder:
                 f"{self.path}: another training or evaluation is using it; wait for it, or choose another folder"
             ) from error
         else:
+            remove_unfinished(self.path)
             yield
         finally:
             os.close(handle)

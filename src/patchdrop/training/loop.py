@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from patchdrop.data.sets import Batch
 from patchdrop.errors import Interrupted, RunError, TrainingError
-from patchdrop.files import read_json, read_tensors, write_json, write_tensors
+from patchdrop.files import read_json, read_tensors, remove_unfinished, write_json, write_tensors
 from patchdrop.models.build import fill_weights
 from patchdrop.training.optimizer import Muon
 from patchdrop.training.schedule import Schedule
@@ -226,13 +226,13 @@ def _save(folder: Path, task: Task, optimizer: torch.optim.Optimizer, state: _St
 def clear_state(folder: Path) -> None:
     """Remove the files that only an unfinished stage needs: its training state and leftovers of broken writes."""
     (folder / "state.json").unlink(missing_ok=True)
-    for old in [*folder.glob("state-*.safetensors"), *folder.glob("*.tmp")]:
+    remove_unfinished(folder)
+    for old in folder.glob("state-*.safetensors"):
         old.unlink()
 
 
 def _resume(folder: Path, task: Task, optimizer: torch.optim.Optimizer) -> _State:
-    for leftover in folder.glob("*.tmp"):
-        leftover.unlink()
+    remove_unfinished(folder)
     manifest_path = folder / "state.json"
     if not manifest_path.exists():
         return _State()
