@@ -27,7 +27,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("commands", "scenes"),
     ("compare",),
     ("training", "serve"),
-    ("evaluation", "report", "costs"),
+    ("evaluation", "report", "costs", "cluster"),
     ("runs",),
     ("models",),
     ("episode",),

@@ -20,6 +20,7 @@ from patchdrop.settings.comparison import CompareOptions, Price
 from patchdrop.settings.config_file import defaults
 from patchdrop.settings.dial import Dial, Target
 from patchdrop.settings.flat import TrainSettings, from_mapping, read_profile
+from patchdrop.settings.spread import Spread
 from patchdrop.version import VERSION
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ Files = Parameter(json_list=False, negative="")
 Formats = Annotated[tuple[Format, ...], Parameter(name="--format", negative="")]
 ReachFlags = Annotated[Reach, Parameter(name="*")]
 SceneOptions = Annotated[SceneFlags, Parameter(name="*")]
+SpreadFlags = Annotated[Spread, Parameter(name="*")]
 TariffFile = Annotated[Path | None, Parameter(help="YAML file with the terms that pixels are sold by, for money.")]
 
 
@@ -150,6 +152,7 @@ def predict(
     formats: Formats = DEFAULT,
     scene: SceneOptions | None = None,
     tariff: TariffFile = None,
+    spread: SpreadFlags | None = None,
     as_json: Json = False,
 ) -> int:
     """Label, probability, chosen patches and share of HR read: of image files, and of each cell of scenes.
@@ -198,7 +201,7 @@ def predict(
         document |= _predict_images(run, found.images, of_images, out, formats)
     if found.scenes or asked.scenes:
         how = (run, stage, dial)
-        document |= _predict_scenes(how, found.scenes, asked, failed, out, formats, plan, sold)
+        document |= _predict_scenes(how, found.scenes, asked, failed, out, formats, plan, sold, spread)
     _print({**document, "failed": failures}, predicted_tables, as_json)
     return _code(failures, bool(document.get("predictions") or document.get("scenes")))
 
@@ -249,6 +252,7 @@ def _predict_scenes(
     formats: Sequence[Format],
     plan: Path | None,
     sold: Tariff | None,
+    spread: Spread | None,
 ) -> dict[str, Any]:
     from patchdrop.scenes import predict as scenes
     from patchdrop.scenes.listing import sources_of
@@ -258,8 +262,8 @@ def _predict_scenes(
     sources = sources_of(named, asked.scenes, asked.asset, failed, asked.low_scene)
     choosing, reading = Choosing(*how), reading_of(asked)
     if out is None:
-        return scenes.predicted_cells(choosing, sources, reading, failed, plan, sold)
-    return scenes.predict(choosing, sources, scenes.Results(out, formats), reading, failed, plan, sold)
+        return scenes.predicted_cells(choosing, sources, reading, failed, plan, sold, spread)
+    return scenes.predict(choosing, sources, scenes.Results(out, formats), reading, failed, plan, sold, spread)
 
 
 @app.command
@@ -316,6 +320,7 @@ def plan(
     tariff: TariffFile = None,
     latency: Annotated[float | None, Parameter(validator=Number(gte=0))] = None,
     bandwidth: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
+    spread: SpreadFlags | None = None,
     as_json: Json = False,
 ) -> int:
     """What predicting scenes would read: looks at headers and overviews only, and prices the patches chosen.
@@ -346,7 +351,7 @@ def plan(
     terms = scenes.Terms(_sold_by(tariff), latency, bandwidth)
     failures, failed = _failures()
     named = sources_of(sources, asked.scenes, asked.asset, failed, asked.low_scene)
-    document = scenes.plan(choosing, named, out, reading, terms, failed)
+    document = scenes.plan(choosing, named, out, reading, terms, failed, spread)
     _print({**document, "failed": failures}, scenes_table, as_json)
     return _code(failures, bool(document["scenes"]))
 

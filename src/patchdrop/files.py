@@ -27,6 +27,8 @@ from patchdrop.errors import RunError
 
 UNFINISHED = ".tmp"
 """Marks the name of a file that is being written."""
+MOST_BYTES = 210
+"""Bytes of such a name that are the file's own, so that it is no longer than file systems allow."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -71,7 +73,8 @@ def _beside(path: Path, size: int | None = None) -> Iterator[Path]:
 
     Two processes that write the same file never write to the same name, and a link planted there is not followed.
     """
-    other = path.with_name(f".{path.stem[:40]}.{secrets.token_hex(8)}{UNFINISHED}{path.suffix}")
+    stem = os.fsdecode(os.fsencode(path.stem)[:MOST_BYTES])
+    other = path.with_name(f".{stem}.{secrets.token_hex(8)}{UNFINISHED}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield other
@@ -94,12 +97,13 @@ def _created(path: Path) -> Iterator[BinaryIO]:
         os.fsync(file.fileno())
 
 
-def remove_unfinished(folder: Path, stem: str = "") -> None:
-    """Remove what writers that were killed have left in a folder of files whose names begin with ``stem``.
+def remove_unfinished(folder: Path, stem: str | None = None) -> None:
+    """Remove what killed writers have left in a folder: of all files, or of ``STEM.csv``, ``STEM.map.tif`` and so on.
 
     Only whoever is the one writer of these files may call it.
     """
-    for leftover in folder.glob(f".{glob.escape(stem[:40])}*{UNFINISHED}*"):
+    named = "" if stem is None else glob.escape(stem) + "."
+    for leftover in folder.glob(f".{named}*{UNFINISHED}*"):
         leftover.unlink(missing_ok=True)
 
 

@@ -1,6 +1,8 @@
 """Look at files and URLs, and tell image files from scenes.
 
-A folder stands for the image files in it and below, a pattern for the files that it matches. The rest is
+A folder stands for the image files in it and below, a pattern for the files that it matches, and a list for the files
+and URLs that it names: a ``.txt`` file with one a line, or ``.csv`` and ``.parquet`` files with a column ``path``. The
+rest is
 
 * a scene if it lies behind a URL, is a slide, or is a TIFF of at least `CELLS` cells a side, `CELLS_PLACED` if it has a
   place on Earth: it is cut into cells of HR's size, each of which gets a class;
@@ -9,13 +11,14 @@ A folder stands for the image files in it and below, a pattern for the files tha
 
 from __future__ import annotations
 
+import csv
 import glob
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
-from patchdrop.errors import DataError, UsageError
+from patchdrop.errors import DataError, UsageError, first_line
 from patchdrop.grid import Size
 from patchdrop.read.images import SUFFIXES, read_size
 from patchdrop.read.slide import SLIDE_SUFFIXES
@@ -77,12 +80,75 @@ def _files(name: str, results: Sequence[Path]) -> list[str]:
         if not found:
             raise DataError(f"{name}: holds no image ({', '.join(sorted(SUFFIXES))}); name image files or scenes")
         return found
+    if path.suffix.lower() in LISTS:
+        return _listed(path)
     if path.exists() or not glob.has_magic(name):
         return [name]
     found = sorted(glob.glob(name, recursive=True))
     if not found:
         raise DataError(f"{name}: matches no file; check the pattern")
     return found
+
+
+def _listed(path: Path) -> list[str]:
+    """Return the files and URLs that a list names; its folder is where their own names start from."""
+    try:
+        names = LISTS[path.suffix.lower()](path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is no UTF-8 text; save it as such") from error
+    if not names:
+        raise DataError(f"{path}: names no file; add some")
+    return [name if is_url(name) else str(path.parent / name) for name in names]
+
+
+def _lines(path: Path) -> list[str]:
+    return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+
+
+def _csv_column(path: Path) -> list[str]:
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        reader = csv.DictReader(stream, strict=True)
+        try:
+            if COLUMN not in (reader.fieldnames or ()):
+                raise _no_column(path, reader.fieldnames or ())
+            rows = [(reader.line_num, (row[COLUMN] or "").strip()) for row in reader]
+        except csv.Error as error:
+            raise DataError(f"{path}: is no CSV file ({error}); save it as UTF-8 text with commas") from error
+    for line, name in rows:
+        if not name:
+            raise DataError(f"{path}: line {line}: no {COLUMN}; fill it in or remove the line")
+    return [name for _, name in rows]
+
+
+def _parquet_column(path: Path) -> list[str]:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise UsageError(
+            f"{path}: Parquet needs pyarrow; install it with `pip install 'patchdrop[cluster]'`"
+        ) from error
+    try:
+        file = parquet.ParquetFile(path)
+        if COLUMN not in file.schema_arrow.names:
+            raise _no_column(path, file.schema_arrow.names)
+        names = file.read([COLUMN]).column(COLUMN).to_pylist()
+    except ArrowException as error:
+        raise DataError(f"{path}: is no Parquet file, or is damaged ({first_line(error)})") from error
+    for row, name in enumerate(names):
+        if not isinstance(name, str) or not name:
+            raise DataError(f"{path}: row {row}: no {COLUMN}; fill it in or remove the row")
+    return names
+
+
+def _no_column(path: Path, columns: Sequence[str]) -> DataError:
+    return DataError(f"{path}: no column {COLUMN!r}, it has {', '.join(columns) or 'none'}; rename one")
+
+
+COLUMN = "path"
+LISTS: dict[str, Callable[[Path], list[str]]] = {".txt": _lines, ".csv": _csv_column, ".parquet": _parquet_column}
+"""Endings of lists, and what reads each."""
 
 
 def _hidden(path: Path) -> bool:

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
+from patchdrop.cluster.spread import spread
 from patchdrop.errors import DataError
+from patchdrop.scenes.listing import Source
+from patchdrop.settings.spread import Spread
 from patchdrop.terminal.talk import Bars, bars
-from patchdrop.transport.ranges import Stopped
+from patchdrop.transport.ranges import Stopped, public_name
 
 S = TypeVar("S")
 T = TypeVar("T")
+
+
+POLL = 0.5
+"""Seconds between two looks at scenes that other processes are at."""
+
+
+class Busy(Exception):
+    """Another process, or another thread, is at this scene."""
 
 
 class SceneBar:
@@ -48,6 +60,11 @@ class SceneBar:
                 self._shown.expect("cells", expected, f"{self._ended} of {self._scenes} scenes")
                 self._shown.advance("cells", cells)
 
+    def put_off(self) -> None:
+        """Count one begun scene as not begun, because someone else is at it."""
+        with self._lock:
+            self._waiting += 1
+
     def ended(self) -> None:
         """Count one more scene as ended, successfully or not."""
         with self._lock:
@@ -66,6 +83,7 @@ def concurrently(
     """Run ``work`` on each scene, ``jobs`` of them at a time.
 
     Args:
+        work: may raise `Busy`; it is then called again for that scene after all others, until it does not.
         failed: called with the reason for each scene whose work raises DataError, in the order of the scenes; the
             others go on.
         stop: set if an interrupt, or any other error, ends the work on all of them; work that sees it raises `Stopped`.
@@ -80,28 +98,81 @@ def concurrently(
             raise Stopped
         bar.started()
         try:
-            return work(source, bar)
+            found = work(source, bar)
+        except Busy:
+            bar.put_off()
+            raise
         except DataError:
+            bar.ended()
             raise
         except BaseException:
             stop.set()
             raise
-        finally:
-            bar.ended()
+        bar.ended()
+        return found
 
-    found = []
+    found: dict[int, T] = {}
+    left = list(range(len(sources)))
     with bars({}, unit) as shown, ThreadPoolExecutor(jobs, "scene") as threads:
         bar = SceneBar(shown, len(sources))
-        waiting = [threads.submit(one, source) for source in sources]
         try:
-            for done in waiting:
-                try:
-                    found.append(done.result())
-                except DataError as error:
-                    failed(str(error))
-                except Stopped:
-                    continue  # because of another scene, whose error is still to come
+            while left:
+                waiting = {number: threads.submit(one, sources[number]) for number in left}
+                left = []
+                for number, done in waiting.items():
+                    try:
+                        found[number] = done.result()
+                    except Busy:
+                        left.append(number)
+                    except DataError as error:
+                        failed(str(error))
+                    except Stopped:
+                        continue  # because of another scene, whose error is still to come
+                if left:
+                    time.sleep(POLL)
         except BaseException:
             stop.set()
             raise
-    return found
+    return [found[number] for number in sorted(found)]
+
+
+def alone(work: Callable[[S, SceneBar], T], source: S, stop: threading.Event) -> T:
+    """Run ``work`` on one scene as `concurrently` does, on a worker; raise its DataError."""
+    reasons: list[str] = []
+    found = concurrently(work, [source], 1, reasons.append, stop)
+    if reasons:
+        raise DataError(reasons[0])
+    return found[0]
+
+
+def scenes_over(
+    over: Spread, work: Callable[[Source], T], sources: Sequence[Source], failed: Callable[[str], None]
+) -> dict[Source, T]:
+    """Have other processes work on scenes.
+
+    Args:
+        work: works on one scene, on a worker.
+        failed: called with the reason for each scene whose work failed, in the order of the scenes.
+
+    Returns:
+        The results of the others, in the order of the scenes.
+    """
+    found: dict[Source, T] = {}
+    reasons: dict[Source, str] = {}
+    with bars({}, "scenes") as shown:
+        shown.expect("scenes", len(sources), f"{over}")
+
+        def ended(source: Source, result: T) -> None:
+            found[source] = result
+            shown.advance("scenes", 1)
+
+        def not_ended(source: Source, reason: str) -> None:
+            name = public_name(source.scene)
+            reasons[source] = reason if reason.startswith(name) else f"{name}: {reason}"
+            shown.advance("scenes", 1)
+
+        spread(work, sources, over, ended, not_ended)
+    for source in sources:
+        if source in reasons:
+            failed(reasons[source])
+    return {source: found[source] for source in sources if source in found}

@@ -5,20 +5,23 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from patchdrop.cluster.spread import remembering
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.files import read_json, write_json, writing
 from patchdrop.scenes.bill import DISK, NETWORK, Link, Priced
 from patchdrop.scenes.chances import Expected, over_scenes
-from patchdrop.scenes.concurrency import SceneBar, concurrently
+from patchdrop.scenes.concurrency import SceneBar, alone, concurrently, scenes_over
 from patchdrop.scenes.costs import bill_of, billed, check_price, cost_of_everything, seconds_of, total_of, with_total
 from patchdrop.scenes.listing import Source
 from patchdrop.scenes.model import Choosing, Model, load_model
 from patchdrop.scenes.outputs import Features
 from patchdrop.scenes.places import Places
 from patchdrop.scenes.walk import Failed, Reading, Scene, decide, described, each_once, name_of, opened, seen_cells
+from patchdrop.settings.spread import Spread
 from patchdrop.tariffs.tariff import Tariff, tariff_from
 from patchdrop.tiff.tiles import Box
 from patchdrop.transport.ranges import is_url
@@ -44,7 +47,13 @@ class Terms(NamedTuple):
 
 
 def plan(
-    choosing: Choosing, sources: Sequence[Source], out: Path, reading: Reading, terms: Terms, failed: Failed
+    choosing: Choosing,
+    sources: Sequence[Source],
+    out: Path,
+    reading: Reading,
+    terms: Terms,
+    failed: Failed,
+    spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Look at scenes, choose patches, and price the choice.
 
@@ -53,6 +62,7 @@ def plan(
 
     Args:
         failed: called with the reason for each scene that cannot be planned; the others are planned.
+        spread: which part of the scenes is planned, and by whom; None: all of them, by this process.
 
     Returns:
         The document of ``plan.json``.
@@ -60,12 +70,14 @@ def plan(
     Raises:
         RunError, UsageError: see `load_model`.
     """
-    model = load_model(choosing)
-
-    def one(source: Source, bar: SceneBar) -> dict[str, Any]:
-        return _plan_scene(model, source, out, reading, terms, bar)
-
-    planned = concurrently(one, each_once(sources), reading.jobs, failed, model.stop)
+    model, left = load_model(choosing), each_once(sources)
+    if spread is not None:
+        left = list(spread.part(left))
+    if spread is not None and spread.wide:
+        work = partial(_plan_alone, choosing, out, reading, terms)
+        planned = list(scenes_over(spread, work, left, failed).values())
+    else:
+        planned = concurrently(partial(_plan_scene, model, out, reading, terms), left, reading.jobs, failed, model.stop)
     how = {"choice": model.choice, "gap": reading.gap, "cell_metres": reading.cell_metres}
     total = {**total_of(planned), **over_scenes(planned)}
     document = {"run": model.run, **model.identity, **how, "scenes": planned, "total": total}
@@ -75,8 +87,17 @@ def plan(
     return document
 
 
+_loaded = remembering(load_model)
+
+
+def _plan_alone(choosing: Choosing, out: Path, reading: Reading, terms: Terms, source: Source) -> dict[str, Any]:
+    """Plan one scene, on a worker."""
+    model = _loaded(choosing)
+    return alone(partial(_plan_scene, model, out, reading, terms), source, model.stop)
+
+
 def _plan_scene(
-    model: Model, source: Source, out: Path, reading: Reading, terms: Terms, bar: SceneBar
+    model: Model, out: Path, reading: Reading, terms: Terms, source: Source, bar: SceneBar
 ) -> dict[str, Any]:
     with opened(source, model, reading) as scene:
         bar.begin(scene.cells)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, get_args
@@ -12,19 +13,20 @@ from typing import Any, NamedTuple, get_args
 import torch
 from torch import Tensor
 
+from patchdrop.cluster.spread import remembering
 from patchdrop.errors import DataError, RunError, UsageError
-from patchdrop.files import read_json, write_json
+from patchdrop.files import claimed, read_json, remove_unfinished, write_json
 from patchdrop.policy.choice import Choose
 from patchdrop.scenes.bill import total_bill
 from patchdrop.scenes.chances import Expected, over_scenes
-from patchdrop.scenes.concurrency import SceneBar, concurrently
+from patchdrop.scenes.concurrency import Busy, SceneBar, alone, concurrently, scenes_over
 from patchdrop.scenes.costs import bill_of, billed, check_price, cost_of_everything, mapping, total_of
 from patchdrop.scenes.formats import DEFAULT, Format
 from patchdrop.scenes.listing import Source
 from patchdrop.scenes.model import Choosing, Model, load_model
 from patchdrop.scenes.outputs import CellResult, check_formats, file_name, outputs
 from patchdrop.scenes.places import Places
-from patchdrop.scenes.plan import Planned, digest, read_plan
+from patchdrop.scenes.plan import Plan, Planned, digest, read_plan
 from patchdrop.scenes.walk import (
     Decided,
     Failed,
@@ -39,6 +41,7 @@ from patchdrop.scenes.walk import (
     seen_cells,
 )
 from patchdrop.serve.predictor import Chances
+from patchdrop.settings.spread import Spread
 from patchdrop.tariffs.tariff import Tariff
 from patchdrop.terminal.talk import say
 from patchdrop.tiff.tiles import Box
@@ -61,17 +64,19 @@ def predict(
     failed: Failed,
     plan_file: Path | None = None,
     tariff: Tariff | None = None,
+    spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Read what the policy, or a plan, chooses, and classify every cell.
 
     Write for each scene its files and, when it is finished, ``NAME.json`` with the ledger. A scene that is already
-    finished in the folder is not read again.
+    finished in the folder is not read again, and one that another process is reading is waited for.
 
     Args:
         failed: called with the reason for each scene that cannot be read; the others are read.
         plan_file: a ``plan.json``, whose choice, gap, size of cells and tariff replace the policy's choice, those of
             ``reading``, and ``tariff``.
         tariff: terms by which the bill is computed.
+        spread: which part of the scenes is read, and by whom; None: all of them, by this process.
 
     Returns:
         ``scenes``: the ``NAME.json`` of each; ``total``; ``tariff`` and ``bill``.
@@ -80,6 +85,22 @@ def predict(
         RunError: see `load_model`; or a file cannot be written.
         UsageError: see `load_model`; or the plan is of another training, or the folder holds other results.
     """
+    asked = _Asked(choosing, results, reading, plan_file, tariff)
+    work = _work(asked)
+    left = each_once(sources)
+    if spread is not None:
+        left = list(spread.part(left))
+        if spread.wide:
+            left = list(scenes_over(spread, partial(_finish_scene, asked), left, failed))
+    finished = concurrently(partial(_predict_scene, work), left, reading.jobs, failed, work.model.stop)
+    total = {**total_of(finished), **over_scenes(finished)}
+    document = {"run": work.model.run, **work.model.identity, "scenes": finished, "total": total}
+    return document | billed(finished, work.tariff)
+
+
+def _work(asked: _Asked) -> _Work:
+    """Load what is asked for."""
+    choosing, results, reading, plan_file, tariff = asked
     check_formats(results.formats)
     if plan_file is not None and choosing.dial is not None and choosing.dial.turned:
         raise UsageError(f"--plan {plan_file}: says what is read; turn the dial of `patchdrop plan` instead")
@@ -91,20 +112,16 @@ def predict(
     model = load_model(choosing)
     if planned is not None and planned.identity != model.identity:
         raise UsageError(f"--plan {plan_file}: was made with another training of {choosing.run}; make it again")
-    work = _Work(model, reading, results, tariff)
+    return _Work(model, reading, results, tariff, planned, str(plan_file))
 
-    def one(source: Source, bar: SceneBar) -> dict[str, Any]:
-        name = public_name(source.scene)
-        if planned is None:
-            return _predict_scene(work, source, None, bar)
-        if name not in planned.scenes:
-            raise DataError(f"{name}: is not in {plan_file}; plan it first")
-        return _predict_scene(work, source, planned.scenes[name], bar)
 
-    finished = concurrently(one, each_once(sources), reading.jobs, failed, model.stop)
-    total = {**total_of(finished), **over_scenes(finished)}
-    document = {"run": model.run, **model.identity, "scenes": finished, "total": total}
-    return document | billed(finished, tariff)
+_loaded = remembering(_work)
+
+
+def _finish_scene(asked: _Asked, source: Source) -> None:
+    """Finish one scene, on a worker; its files are the result."""
+    work = _loaded(asked)
+    alone(partial(_predict_scene, work), source, work.model.stop)
 
 
 def predicted_cells(
@@ -114,6 +131,7 @@ def predicted_cells(
     failed: Failed,
     plan_file: Path | None = None,
     tariff: Tariff | None = None,
+    spread: Spread | None = None,
 ) -> dict[str, Any]:
     """Predict as `predict` does, but leave nothing on disk: each scene holds its cells, to be shown on the screen.
 
@@ -122,7 +140,7 @@ def predicted_cells(
     """
     with TemporaryDirectory() as folder:
         results = Results(Path(folder), ("jsonl",))
-        document = predict(choosing, sources, results, reading, failed, plan_file, tariff)
+        document = predict(choosing, sources, results, reading, failed, plan_file, tariff, spread)
         for scene in document["scenes"]:
             name = scene.pop("files")["jsonl"]
             lines = (results.folder / name).read_text(encoding="utf-8").splitlines()
@@ -130,13 +148,34 @@ def predicted_cells(
     return document
 
 
-class _Work(NamedTuple):
+class _Asked(NamedTuple):
     """The arguments of `predict` that hold for every scene."""
+
+    choosing: Choosing
+    results: Results
+    reading: Reading
+    plan_file: Path | None
+    tariff: Tariff | None
+
+
+class _Work(NamedTuple):
+    """The same with all files read."""
 
     model: Model
     reading: Reading
     results: Results
     tariff: Tariff | None
+    plan: Plan | None
+    plan_file: str
+
+    def planned(self, source: Source) -> Planned | None:
+        """Return what is planned for a scene; None without a plan."""
+        if self.plan is None:
+            return None
+        name = public_name(source.scene)
+        if name not in self.plan.scenes:
+            raise DataError(f"{name}: is not in {self.plan_file}; plan it first")
+        return self.plan.scenes[name]
 
     def key(self, source: Source, planned: Planned | None) -> dict[str, Any]:
         """Return the values that tell results apart."""
@@ -146,13 +185,35 @@ class _Work(NamedTuple):
         return {**self.model.identity, "choice": choice, "tariff": mapping(self.tariff), **cut}
 
 
-def _predict_scene(work: _Work, source: Source, planned: Planned | None, bar: SceneBar) -> dict[str, Any]:
-    """Return the document of ``NAME.json``: the one that is there, or a new one."""
+def _predict_scene(work: _Work, source: Source, bar: SceneBar) -> dict[str, Any]:
+    """Return the document of ``NAME.json``: the one that is there, or a new one.
+
+    Raises:
+        Busy: another process is writing it.
+    """
     path = work.results.folder / name_of(source.scene)
+    planned = work.planned(source)
     key = work.key(source, planned)
-    done = _finished(path.with_name(path.name + ".json"), source, key, work.results.formats)
-    if done is not None:
+
+    def finished() -> dict[str, Any] | None:
+        return _finished(path.with_name(path.name + ".json"), source, key, work.results.formats)
+
+    if (done := finished()) is not None:
         return done
+    with claimed(path.with_name(f".{path.name}.claim")) as mine:
+        if not mine:
+            raise Busy
+        if (done := finished()) is not None:  # by another process, since the first look
+            return done
+        remove_unfinished(path.parent, path.name)
+        if path.with_name(path.name + ".json").exists():
+            say(f"{public_name(source.scene)}: has changed since {path}.json was written, and is read again")
+        return _read_scene(work, source, planned, bar, path, key)
+
+
+def _read_scene(
+    work: _Work, source: Source, planned: Planned | None, bar: SceneBar, path: Path, key: dict[str, Any]
+) -> dict[str, Any]:
     model, formats = work.model, work.results.formats
     with ExitStack() as stack:
         scene = stack.enter_context(opened(source, model, work.reading))
@@ -197,7 +258,7 @@ def _predict_scene(work: _Work, source: Source, planned: Planned | None, bar: Sc
     return summary
 
 
-class _Asked(NamedTuple):
+class _Group(NamedTuple):
     """A group of cells whose patches are chosen and asked for."""
 
     group: range
@@ -214,17 +275,17 @@ class _Asked(NamedTuple):
         return [] if self.decided is None else self.decided.chances
 
 
-def _ask(model: Model, scene: Scene, group: range, planned: Planned | None) -> _Asked:
+def _ask(model: Model, scene: Scene, group: range, planned: Planned | None) -> _Group:
     cells, low = seen_cells(scene, group)
     if not cells:
-        return _Asked(group, cells, low, None)
+        return _Group(group, cells, low, None)
     choose = model.predictor.choose if planned is None else _as_planned(cells, planned.chosen)
     decided = decide(model, scene, low, choose)
     scene.ask(cells, decided.choice)
-    return _Asked(group, cells, low, decided)
+    return _Group(group, cells, low, decided)
 
 
-def _classify(model: Model, scene: Scene, asked: _Asked) -> Iterator[CellResult]:
+def _classify(model: Model, scene: Scene, asked: _Group) -> Iterator[CellResult]:
     group, cells, low, decided = asked
     found: dict[int, CellResult] = {}
     if decided is not None:
@@ -280,7 +341,6 @@ def _finished(path: Path, source: Source, key: dict[str, Any], formats: Sequence
         )
     for name, version in ((source.scene, found["version"]), (source.low, found.get("low_version"))):
         if name is not None and _changed(name, version):
-            say(f"{public_name(name)}: has changed since {path} was written; {public_name(source.scene)} is read again")
             return None
     lacking = [kind for kind in formats if kind not in found["files"]]
     if lacking:

@@ -1,0 +1,4 @@
+"""Spread pieces of work over worker processes, here or on a Dask cluster.
+
+Takes a function and its arguments, and hands each one's result back. May import `files`, `terminal`, `settings`.
+"""

@@ -1,0 +1,172 @@
+"""Run one function on many arguments, each on a worker process of Dask.
+
+Addresses travel, pixels do not: an argument is the name of a scene or a few names of files, a result a few numbers.
+What is worth keeping is written by the function itself, into a folder that the workers share. So a piece of work may
+run twice, after its worker was killed, without harm.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from patchdrop.errors import DataError, PatchDropError, RunError, UsageError, first_line
+from patchdrop.settings.spread import Spread
+from patchdrop.version import VERSION
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+AHEAD = 4
+"""Pieces of work that are handed out for each thread of the workers; the others wait here and take no memory there."""
+PATIENCE = 10
+"""Seconds to wait for a scheduler to answer."""
+
+
+def remembering(make: Callable[[T], R]) -> Callable[[T], R]:
+    """Return a function that makes something of its argument once, as long as the argument stays the same.
+
+    For a worker process, which is asked with the same settings for one piece of work after the other.
+    """
+    last: list[tuple[T, R]] = []
+
+    def remembered(argument: T) -> R:
+        if not last or last[0][0] != argument:
+            last[:] = [(argument, make(argument))]
+        return last[0][1]
+
+    return remembered
+
+
+class _Refused(NamedTuple):
+    """An error of this package, as it travels from a worker."""
+
+    kind: type[PatchDropError]
+    reason: str
+
+
+def spread(
+    work: Callable[[T], R],
+    items: Iterable[T],
+    over: Spread,
+    ended: Callable[[T, R], None],
+    failed: Callable[[T, str], None],
+) -> None:
+    """Call ``work`` on each item, on workers, in no order.
+
+    Args:
+        work: a function that can be pickled; workers call it in this process's folder.
+        ended: called here with each item and its result.
+        failed: called here with each item for which ``work`` raised DataError, or which killed its workers, and why.
+
+    Raises:
+        UsageError: no scheduler answers, a worker has another version, or Dask is not installed.
+        PatchDropError: any other error of ``work``; what is not done by then is left.
+    """
+    try:
+        from distributed import KilledWorker, as_completed
+    except ImportError as error:
+        raise UsageError(
+            "--workers and --scheduler need Dask: install it with `pip install 'patchdrop[cluster]'`"
+        ) from error
+    left = iter(items)
+    running: dict[Any, T] = {}
+    with _client(over) as client:
+        _same_version(client)
+        slots = AHEAD * max(1, sum(client.nthreads().values()))
+
+        def submit(item: T) -> Any:
+            future = client.submit(_called, VERSION, os.getcwd(), work, item, pure=False)
+            running[future] = item
+            return future
+
+        first = [submit(item) for item in islice(left, slots)]
+        finished = as_completed(first, loop=client.loop, with_results=True, raise_errors=False)
+        for future, result in finished:
+            item = running.pop(future)
+            if future.status == "finished" and not isinstance(result, _Refused):
+                ended(item, result)
+            else:
+                failed(item, _why(future, result, KilledWorker))
+            for more in islice(left, 1):
+                finished.add(submit(more))
+
+
+def _called(version: str, folder: str, work: Callable[[T], R], item: T) -> R | _Refused:
+    """Do one piece of work, on the worker."""
+    if version != VERSION:
+        return _Refused(UsageError, f"a worker has patchdrop {VERSION}, this is {version}; install the same everywhere")
+    try:
+        os.chdir(folder)
+    except OSError as error:
+        return _Refused(RunError, f"a worker has no folder {folder} ({error.strerror}); workers must share it")
+    try:
+        return work(item)
+    except PatchDropError as error:
+        return _Refused(type(error), str(error))
+
+
+def _why(future: Any, result: Any, killed: type[Exception]) -> str:
+    """Return the reason why one piece of work failed; raise what concerns all of them."""
+    if isinstance(result, _Refused):
+        if result.kind is not DataError:
+            raise result.kind(result.reason)
+        return result.reason
+    error = future.exception()
+    if isinstance(error, killed):
+        return (
+            "killed each worker that read it (out of memory, or a fault of a library); leave it out, or read it alone"
+        )
+    if isinstance(error, ModuleNotFoundError):
+        raise RunError(f"a worker cannot run this: {first_line(error)}; install patchdrop on all workers")
+    raise error
+
+
+@contextmanager
+def _client(over: Spread) -> Iterator[Client]:
+    """Connect to the scheduler that is named, or start workers here, which end with the block."""
+    import dask
+    from distributed import Client, LocalCluster
+
+    with ExitStack() as stack:
+        if over.scheduler is not None:
+            try:
+                yield stack.enter_context(Client(over.scheduler, timeout=PATIENCE, set_as_default=False))
+            except (OSError, ValueError) as error:
+                raise UsageError(f"--scheduler {over.scheduler}: does not answer ({first_line(error)})") from error
+            return
+        threads = max(1, (os.cpu_count() or 1) // over.workers)
+        settings = {"distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads}
+        with dask.config.set(settings):
+            cluster = LocalCluster(
+                n_workers=over.workers,
+                threads_per_worker=1,
+                processes=True,
+                host="127.0.0.1",
+                dashboard_address=None,
+                memory_limit=0,
+                silence_logs=50,
+            )
+        yield stack.enter_context(Client(stack.enter_context(cluster), set_as_default=False))
+
+
+def _same_version(client: Client) -> None:
+    """Raise UsageError if a worker has another version of this package, or none."""
+    try:
+        for worker, version in client.run(_version).items():
+            if version != VERSION:
+                raise UsageError(
+                    f"worker {worker} has patchdrop {version}, this is {VERSION}; install the same everywhere"
+                )
+    except ModuleNotFoundError as error:
+        raise RunError(f"a worker cannot run this: {first_line(error)}; install patchdrop on all workers") from error
+
+
+def _version() -> str:
+    return VERSION
