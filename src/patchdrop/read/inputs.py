@@ -139,7 +139,7 @@ def _parquet_column(path: Path) -> list[str]:
     for row, name in enumerate(names):
         if not isinstance(name, str) or not name:
             raise DataError(f"{path}: row {row}: no {COLUMN}; fill it in or remove the row")
-    return names
+    return list(names)
 
 
 def _no_column(path: Path, columns: Sequence[str]) -> DataError:
