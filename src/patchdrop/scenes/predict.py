@@ -91,7 +91,10 @@ def predict(
     if spread is not None:
         left = list(spread.part(left))
         if spread.wide:
-            left = list(scenes_over(spread, partial(_finish_scene, asked), left, failed))
+            tried = left
+            left = list(scenes_over(spread, partial(_finish_scene, asked), tried, failed))
+            for source in set(tried) - set(left):
+                _sweep(results.folder / name_of(source.scene))
     finished = concurrently(partial(_predict_scene, work), left, reading.jobs, failed, work.model.stop)
     total = {**total_of(finished), **over_scenes(finished)}
     document = {"run": work.model.run, **work.model.identity, "scenes": finished, "total": total}
@@ -116,6 +119,18 @@ def _work(asked: _Asked) -> _Work:
 
 
 _loaded = remembering(_work)
+
+
+def _sweep(path: Path) -> None:
+    """Remove what a process that was killed at a scene has left, unless another one is at it."""
+    with claimed(_claim(path)) as mine:
+        if mine:
+            remove_unfinished(path.parent, path.name)
+
+
+def _claim(path: Path) -> Path:
+    """Return the file whose lock says who is at a scene; ``path``: folder and name of its files."""
+    return path.with_name(f".{path.name}.claim")
 
 
 def _finish_scene(asked: _Asked, source: Source) -> None:
@@ -198,14 +213,14 @@ def _predict_scene(work: _Work, source: Source, bar: SceneBar) -> dict[str, Any]
     def finished() -> dict[str, Any] | None:
         return _finished(path.with_name(path.name + ".json"), source, key, work.results.formats)
 
-    if (done := finished()) is not None:
+    if (done := finished()) is not None and not _claim(path).exists():
         return done
-    with claimed(path.with_name(f".{path.name}.claim")) as mine:
+    with claimed(_claim(path)) as mine:
         if not mine:
             raise Busy
+        remove_unfinished(path.parent, path.name)
         if (done := finished()) is not None:  # by another process, since the first look
             return done
-        remove_unfinished(path.parent, path.name)
         if path.with_name(path.name + ".json").exists():
             say(f"{public_name(source.scene)}: has changed since {path}.json was written, and is read again")
         return _read_scene(work, source, planned, bar, path, key)
