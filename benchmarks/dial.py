@@ -41,7 +41,7 @@ from patchdrop.terminal.talk import errors_told
 from patchdrop.training.recipe import Recipe
 
 CONFIDENCE = 0.95
-CPU = torch.device("cpu")
+CPU = Compute(torch.device("cpu"))
 
 
 def main(asked: argparse.Namespace) -> None:
