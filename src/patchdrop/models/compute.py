@@ -97,9 +97,9 @@ class Networks:
             if found is not None:
                 parts.append((part, found))
                 start = part.stop
-        return Look(*together([look for _, look in parts]), partial(self._classify, parts))
+        return Look(*together([look for _, look in parts]), partial(self.classify, parts))
 
-    def _classify(self, parts: Sequence[tuple[slice, Look]], packed: Packed, low: Tensor) -> Tensor:
+    def classify(self, parts: Sequence[tuple[slice, Look]], packed: Packed, low: Tensor) -> Tensor:
         """Return class logits ``(B, K)``; ``parts`` are the looks at these images."""
         return torch.cat([self._classify_part(look, _images(packed, part), low[part]) for part, look in parts])
 

@@ -298,7 +298,7 @@ def _finished(path: Path, source: Source, key: dict[str, Any], formats: Sequence
     found = _summary(path)
     if {name: found.get(name) for name in key} != key:
         raise UsageError(
-            f"{path}: holds results of another run, stage, dial, plan, tariff or precision, LR scene or size of "
+            f"{path}: holds results of another run, stage, dial, plan or tariff, precision, LR scene or size of "
             "cells; choose another --out"
         )
     for name, version in ((source.scene, found["version"]), (source.low, found.get("low_version"))):
