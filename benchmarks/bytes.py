@@ -39,10 +39,10 @@ import range_server
 from patchdrop.data.low import area_average
 from patchdrop.files import read_json, write_json
 from patchdrop.grid import Grid, Shape
+from patchdrop.read.ahead import one_ahead
 from patchdrop.read.images import read_image
 from patchdrop.read.tiled import TiledScene
 from patchdrop.runs.provenance import provenance
-from patchdrop.scenes.walk import one_ahead
 from patchdrop.tiff.tiles import Box, covering
 from patchdrop.transport.http import HttpFile
 from patchdrop.transport.ledger import Cost, Ledger

@@ -33,6 +33,7 @@ from patchdrop.evaluation.guarantee import p_values, proved, towards_cheaper
 from patchdrop.evaluation.metrics import mcnemar
 from patchdrop.evaluation.outcome import Outcome, outcome_of
 from patchdrop.files import write_json
+from patchdrop.models.compute import Compute
 from patchdrop.policy.budget import ALL, above, at_most, cut_for_mean
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.runs.folder import RunFolder
@@ -41,7 +42,7 @@ from patchdrop.terminal.talk import errors_told
 from patchdrop.training.recipe import Recipe
 
 CONFIDENCE = 0.95
-CPU = torch.device("cpu")
+CPU = Compute(torch.device("cpu"))
 
 
 def main(asked: argparse.Namespace) -> None:

@@ -30,6 +30,7 @@ from patchdrop.errors import UsageError
 from patchdrop.files import read_json
 from patchdrop.grid import Grid
 from patchdrop.models.build import build_stage
+from patchdrop.networks.device import device_of
 from patchdrop.packed import gather
 from patchdrop.policy.budget import ALL, at_most
 from patchdrop.read.source import from_memory
@@ -37,7 +38,7 @@ from patchdrop.runs.provenance import provenance
 from patchdrop.settings.defaults import GRID, networks_for
 from patchdrop.settings.flat import from_mapping, read_profile
 from patchdrop.terminal.talk import errors_told
-from patchdrop.training.recipe import Recipe, device_of
+from patchdrop.training.recipe import Recipe
 
 IMAGES = 64
 """Of `--mix`, run in whole batches."""

@@ -27,6 +27,7 @@ from patchdrop.errors import Interrupted, RunError, UsageError
 from patchdrop.evaluation.operating_point import TRIED, Goal, cheapest_within, find_price, likely_accuracy, tried_counts
 from patchdrop.evaluation.outcome import outcome_of
 from patchdrop.files import read_json
+from patchdrop.models.compute import Compute
 from patchdrop.models.shared_pass import RankingModel
 from patchdrop.policy.choice import greedy
 from patchdrop.policy.network import Policy
@@ -215,7 +216,7 @@ def toy(folder: Path, monkeypatch: pytest.MonkeyPatch, broken_tries: int) -> tup
     training = Toy(recipe_of(settings), data, RunFolder(folder))
 
     def alone(model: nn.Module) -> Any:
-        return outcome_of(model, settings.shape, val, lambda scores, _: scores >= 0, CPU)
+        return outcome_of(model, settings.shape, val, lambda scores, _: scores >= 0, Compute(CPU))
 
     training.references = References(val, alone(Word(False)), alone(Counts(1)), CPU, settings.shape.low)
     monkeypatch.setattr(run_module, "_earlier", lambda *_: nn.Identity())  # HR-CNN, where a stage gives way
@@ -424,8 +425,8 @@ def test_where_lr_shows_all_the_run_ends_after_two_stages_with_a_policy_that_rea
     assert {event["stage"] for event in run.read_log() if "epoch" in event} == {"lr", "hr"}
     for split in (splits["val"], tiny_split(30, 9)):
         model, described = run.load("pt")
-        ours = outcome_of(model, described.shape, split, lambda scores, _: greedy(scores), CPU)
-        low = outcome_of(run.load("lr")[0], described.shape, split, lambda scores, _: scores >= 0, CPU)
+        ours = outcome_of(model, described.shape, split, lambda scores, _: greedy(scores), Compute(CPU))
+        low = outcome_of(run.load("lr")[0], described.shape, split, lambda scores, _: scores >= 0, Compute(CPU))
         assert not bool(ours.choice.any())
         assert torch.equal(ours.logits, low.logits)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
@@ -448,7 +449,7 @@ def test_who_insists_has_a_policy_trained_all_the_same(tmp_path: Path, classifie
 def on_val(run: RunFolder) -> Tensor:
     """How many patches of each validation image the last policy reads."""
     model, config = run.load("pt")
-    found = outcome_of(model, config.shape, tiny_data().splits["val"], lambda scores, _: greedy(scores), CPU)
+    found = outcome_of(model, config.shape, tiny_data().splits["val"], lambda scores, _: greedy(scores), Compute(CPU))
     return found.choice.sum(1)
 
 
@@ -567,7 +568,7 @@ def test_policies_are_settled_by_images_evenly_spread_over_validation(
     assert not bool(found.low.choice.any()) and bool(found.high.choice.all())
     low, high = run.load("lr")[0], run.load("hr")[0]
     for model, outcome in ((low, found.low), (high, found.high)):
-        alone = outcome_of(model, config.shape, val, lambda scores, _: scores >= 0, CPU)
+        alone = outcome_of(model, config.shape, val, lambda scores, _: scores >= 0, Compute(CPU))
         assert torch.equal(outcome.logits, alone.logits)
     monkeypatch.setattr(after_stage, "JUDGED", 5)
     assert references(run, config, val, CPU).split.index.tolist() == [0, 2, 4, 7, 9]

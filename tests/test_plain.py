@@ -24,6 +24,7 @@ from patchdrop.evaluation.plain import (
     top_of,
 )
 from patchdrop.grid import Grid
+from patchdrop.models.compute import Compute
 from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed
 from patchdrop.policy.baselines import FixedScores
@@ -31,7 +32,7 @@ from patchdrop.policy.choice import random_patches, top
 from patchdrop.policy.saliency import activation_maps, detail
 from tiny import tiny_settings, tiny_split, unsettle
 
-CPU = torch.device("cpu")
+CPU = Compute(torch.device("cpu"))
 AS_IS = Normalise(torch.zeros(1), torch.ones(1))
 
 

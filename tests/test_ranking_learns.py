@@ -22,6 +22,7 @@ from patchdrop.data.sets import MemorySource, Split
 from patchdrop.evaluation.operating_point import Goal, calibrate_critic, find_price, outputs_on, tried_counts
 from patchdrop.evaluation.outcome import outcome_of
 from patchdrop.grid import Grid, Shape, boxes
+from patchdrop.models.compute import Compute
 from patchdrop.models.shared_pass import RankingModel
 from patchdrop.networks.build import Normalise
 from patchdrop.packed import Packed
@@ -138,7 +139,7 @@ def learnt(folder: Path, toy: Toy, seed: int) -> tuple[float, float]:
     with torch.no_grad():
         scores, chances = model.policy.weigh(outputs.utilities, outputs.low_logits)
     find_price(model, scores, chances, outputs, Goal(tolerance=toy.tolerance))
-    found = outcome_of(model, config.shape, fresh, lambda scores, _: greedy(scores), CPU)
+    found = outcome_of(model, config.shape, fresh, lambda scores, _: greedy(scores), Compute(CPU))
     return float(found.right.double().mean()), float(found.choice.sum(1).double().mean())
 
 

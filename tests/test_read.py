@@ -14,6 +14,7 @@ from patchdrop.errors import DataError, UsageError
 from patchdrop.grid import Grid
 from patchdrop.models.build import build_stage
 from patchdrop.policy.choice import greedy
+from patchdrop.read.ahead import decoders
 from patchdrop.read.image_file import ImageFiles
 from patchdrop.read.images import read_image
 from patchdrop.read.source import from_memory
@@ -41,7 +42,8 @@ def test_files_and_memory_give_the_same_patches(paths: list[Path]) -> None:
     for size in ((16, 16), (24, 20)):
         choice = some_choice(len(paths))
         whole = torch.stack([read_image(path, size, 3) for path in paths])
-        ours = ImageFiles(paths, size, 3).reader(GRID)(choice)
+        with decoders() as threads:
+            ours = ImageFiles(paths, size, 3, threads).reader(GRID)(choice)
         theirs = from_memory(whole, GRID)(choice)
         assert torch.equal(ours.pixels, theirs.pixels)
         assert torch.equal(ours.image, theirs.image)
@@ -53,12 +55,13 @@ def test_a_file_without_a_chosen_patch_is_not_opened(paths: list[Path], tmp_path
     """Not even where it does not exist."""
     choice = some_choice(len(paths))
     given = [path if bool(row.any()) else tmp_path / "missing.png" for path, row in zip(paths, choice, strict=True)]
-    files = ImageFiles(given, (16, 16), 3)
-    files.reader(GRID)(choice)
-    assert files.opened == choice.any(1).tolist()
-    assert not all(files.opened)
-    with pytest.raises(DataError, match=r"missing\.png: no such file"):
-        files.reader(GRID)(torch.ones_like(choice))
+    with decoders() as threads:
+        files = ImageFiles(given, (16, 16), 3, threads)
+        files.reader(GRID)(choice)
+        assert files.opened == choice.any(1).tolist()
+        assert not all(files.opened)
+        with pytest.raises(DataError, match=r"missing\.png: no such file"):
+            files.reader(GRID)(torch.ones_like(choice))
 
 
 def test_a_file_is_decoded_once(paths: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,10 +69,11 @@ def test_a_file_is_decoded_once(paths: list[Path], monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(
         "patchdrop.read.image_file.read_image", lambda path, *rest: (decoded.append(path), read_image(path, *rest))[1]
     )
-    files = ImageFiles(paths, (16, 16), 3)
-    for _ in range(2):
-        files.high(1)
-        files.reader(GRID)(torch.ones(len(paths), 16, dtype=torch.bool))
+    with decoders() as threads:
+        files = ImageFiles(paths, (16, 16), 3, threads)
+        for _ in range(2):
+            files.high(1)
+            files.reader(GRID)(torch.ones(len(paths), 16, dtype=torch.bool))
     assert sorted(decoded) == sorted(paths)
 
 

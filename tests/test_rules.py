@@ -10,6 +10,7 @@ from patchdrop.classify.two_stream import TwoStream
 from patchdrop.evaluation.outcome import Outcome, outcome_of
 from patchdrop.evaluation.verdict import CASCADE, EVERYTHING, NOTHING
 from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.models.compute import Compute
 from patchdrop.models.shared_pass import RankingModel, RuleModel
 from patchdrop.policy.choice import greedy
 from patchdrop.policy.rules import Rule
@@ -106,7 +107,7 @@ def test_a_policy_that_lost_to_nothing_reads_nothing_and_one_that_lost_to_everyt
 def test_a_run_that_reads_everything_says_how_often_hr_cnn_is_right() -> None:
     _, config, given, _ = lost_to(EVERYTHING)
     assert isinstance(given, RankingModel)
-    everything = outcome_of(given, config.shape, VAL, lambda s, _: greedy(s), CPU)
+    everything = outcome_of(given, config.shape, VAL, lambda s, _: greedy(s), Compute(CPU))
     assert everything.chances is not None
     measured = float(everything.right.double().mean())
     assert float(everything.chances[:, -1].mean()) == pytest.approx(measured, abs=0.15)

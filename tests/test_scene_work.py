@@ -25,9 +25,10 @@ from rasterio.shutil import copy
 from torch import Tensor
 
 from patchdrop.classify.low import LowCNN
-from patchdrop.episode import Classify, PatchDrop
+from patchdrop.episode import Look, PatchDrop
 from patchdrop.errors import DataError
 from patchdrop.grid import Grid, Shape
+from patchdrop.models.compute import Networks
 from patchdrop.models.shared_pass import RankingModel
 from patchdrop.packed import Packed
 from patchdrop.policy import budget
@@ -38,7 +39,6 @@ from patchdrop.read.tiled import TiledScene
 from patchdrop.runs.folder import RunFolder
 from patchdrop.scenes import outputs, predict
 from patchdrop.scenes.chances import NAMES as CHANCES
-from patchdrop.scenes.model import Model
 from patchdrop.scenes.places import Places
 from patchdrop.tiff import directory as tiff
 from patchdrop.tiff.directory import Georeference
@@ -121,17 +121,17 @@ def test_a_group_is_asked_for_at_once_while_pixels_of_the_one_before_are_held_pa
     model: Path, scenes: dict[str, Path], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
-    classify, ask = Model.classify, TiledScene.ask
+    classify, ask = Networks.classify, TiledScene.ask
 
-    def classified(self: Model, by: Sequence[Classify], packed: Packed, low: Tensor) -> Tensor:
+    def classified(self: Networks, parts: Sequence[tuple[slice, Look]], packed: Packed, low: Tensor) -> Tensor:
         done.append(f"{packed.batch}")
-        return classify(self, by, packed, low)
+        return classify(self, parts, packed, low)
 
     def asked(self: TiledScene, cells: Sequence[int], choice: Tensor) -> None:
         done.append(f"ask {len(cells)}")
         ask(self, cells, choice)
 
-    monkeypatch.setattr(Model, "classify", classified)
+    monkeypatch.setattr(Networks, "classify", classified)
     monkeypatch.setattr(TiledScene, "ask", asked)
     code, _, _ = run("predict", model, scenes["utm"], "--out", tmp_path)
     assert code == 0

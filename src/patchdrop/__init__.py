@@ -21,10 +21,12 @@ if TYPE_CHECKING:
     from patchdrop.commands import bench, calibrate, evaluate, train
     from patchdrop.serve.predictor import Prediction, Predictor
     from patchdrop.settings.dial import Dial, Target
+    from patchdrop.settings.machine import Machine
 
 _HOMES = {
     "Dial": "patchdrop.settings.dial",
     "Target": "patchdrop.settings.dial",
+    "Machine": "patchdrop.settings.machine",
     "bench": "patchdrop.commands",
     "calibrate": "patchdrop.commands",
     "train": "patchdrop.commands",
@@ -35,6 +37,7 @@ _HOMES = {
 
 __all__ = [
     "Dial",
+    "Machine",
     "Prediction",
     "Predictor",
     "Target",

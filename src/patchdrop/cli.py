@@ -20,6 +20,7 @@ from patchdrop.settings.comparison import CompareOptions, Price
 from patchdrop.settings.config_file import defaults
 from patchdrop.settings.dial import Dial, Target
 from patchdrop.settings.flat import TrainSettings, from_mapping, read_profile
+from patchdrop.settings.machine import Machine
 from patchdrop.settings.spread import Spread
 from patchdrop.version import VERSION
 
@@ -44,6 +45,7 @@ Out = Annotated[Path, Parameter(help="Run folder to make or to go on with.")]
 Settings = Annotated[TrainSettings, Parameter(name="*")]
 DialFlags = Annotated[Dial, Parameter(name="*")]
 TargetFlags = Annotated[Target, Parameter(name="*")]
+MachineFlags = Annotated[Machine, Parameter(name="*")]
 Flag = Parameter(negative="")
 Options = Annotated[CompareOptions, Parameter(name="*")]
 # A file may be called [1].png, which is no JSON list.
@@ -117,6 +119,7 @@ def evaluate(
     data: str | None = None,
     split: str = "test",
     dial: DialFlags | None = None,
+    machine: MachineFlags | None = None,
     as_json: Json = False,
 ) -> int:
     """The table of a run: accuracy, S, share of HR, distinct masks and reward for each stage.
@@ -133,7 +136,7 @@ def evaluate(
     from patchdrop import commands
     from patchdrop.terminal.tables import results_table
 
-    _print(commands.evaluate(run, data, split, dial), results_table, as_json)
+    _print(commands.evaluate(run, data, split, dial, machine), results_table, as_json)
     return DONE
 
 
@@ -152,6 +155,7 @@ def predict(
     formats: Formats = DEFAULT,
     scene: SceneOptions | None = None,
     tariff: TariffFile = None,
+    machine: MachineFlags | None = None,
     spread: SpreadFlags | None = None,
     as_json: Json = False,
 ) -> int:
@@ -197,10 +201,10 @@ def predict(
     failures, failed = _failures()
     document: dict[str, Any] = {}
     if found.images:
-        of_images = (low, stage, overlay, failed, dial, scaled_low)
+        of_images = (low, stage, overlay, failed, dial, scaled_low, machine)
         document |= _predict_images(run, found.images, of_images, out, formats)
     if found.scenes or asked.scenes:
-        how = (run, stage, dial)
+        how = (run, stage, dial, machine)
         document |= _predict_scenes(how, found.scenes, asked, failed, out, formats, plan, sold, spread)
     _print({**document, "failed": failures}, predicted_tables, as_json)
     return _code(failures, bool(document.get("predictions") or document.get("scenes")))
@@ -244,7 +248,7 @@ def _predict_images(
 
 
 def _predict_scenes(
-    how: tuple[Path, str | None, Dial | None],
+    how: tuple[Path, str | None, Dial | None, Machine | None],
     named: list[str],
     asked: SceneFlags,
     failed: Callable[[str], None],
@@ -320,6 +324,7 @@ def plan(
     tariff: TariffFile = None,
     latency: Annotated[float | None, Parameter(validator=Number(gte=0))] = None,
     bandwidth: Annotated[float | None, Parameter(validator=Number(gt=0))] = None,
+    machine: MachineFlags | None = None,
     spread: SpreadFlags | None = None,
     as_json: Json = False,
 ) -> int:
@@ -347,7 +352,7 @@ def plan(
     from patchdrop.terminal.scene_tables import scenes_table
 
     asked = scene or SceneFlags()
-    choosing, reading = Choosing(run, stage, dial), reading_of(asked)
+    choosing, reading = Choosing(run, stage, dial, machine), reading_of(asked)
     terms = scenes.Terms(_sold_by(tariff), latency, bandwidth)
     failures, failed = _failures()
     named = sources_of(sources, asked.scenes, asked.asset, failed, asked.low_scene)
@@ -392,6 +397,7 @@ def calibrate(
     fraction: float | None = None,
     seed: int | None = None,
     target: TargetFlags | None = None,
+    machine: MachineFlags | None = None,
     as_json: Json = False,
 ) -> int:
     """Accuracy and cost of every threshold, and the one that meets a target, for predict and evaluate --calibrated.
@@ -414,7 +420,7 @@ def calibrate(
     from patchdrop import commands
     from patchdrop.terminal.tables import calibration_table
 
-    _print(commands.calibrate(run, data, split, stage, target, fraction, seed), calibration_table, as_json)
+    _print(commands.calibrate(run, data, split, stage, target, fraction, seed, machine), calibration_table, as_json)
     return DONE
 
 

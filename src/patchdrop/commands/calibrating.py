@@ -18,10 +18,12 @@ from patchdrop.evaluation.calibrate import drawn, mask_price, milliseconds, oper
 from patchdrop.evaluation.dial import FILE as CALIBRATION
 from patchdrop.evaluation.dial import policy_stage
 from patchdrop.files import write_json
+from patchdrop.models.compute import Compute
 from patchdrop.runs.folder import RunFolder
 from patchdrop.runs.provenance import provenance
 from patchdrop.settings.dial import Target
 from patchdrop.settings.flat import MARKERS
+from patchdrop.settings.machine import Machine
 from patchdrop.terminal.talk import bars
 from patchdrop.training.recipe import Recipe
 
@@ -34,6 +36,7 @@ def calibrate(
     target: Target | None = None,
     fraction: float | None = None,
     seed: int | None = None,
+    machine: Machine | None = None,
 ) -> dict[str, Any]:
     """Measure a stage's operating points, pick the one that meets a target, and write ``calibration.json``.
 
@@ -45,12 +48,14 @@ def calibrate(
         split: which split of ``data``.
         fraction: share of the split that is drawn; by default half of the run's own test split, all of another set.
         seed: seed of the draw; by default the run's.
+        machine: device and precision; by default a GPU where there is one, in float32.
 
     Raises:
         DataError: no point qualifies, or an image was used in training.
         RunError: the run's data have changed since its training, or times are asked for that were not measured.
-        UsageError: a value is out of range.
+        UsageError: a value is out of range, or there is no such device.
     """
+    compute = Compute.of(machine)
     run = RunFolder(run_folder).require()
     recipe, target = Recipe.of(run.settings()), target or Target()
     recipe.use_threads()
@@ -68,10 +73,10 @@ def calibrate(
             fraction = 0.5 if recipe.source.elsewhere(data) is recipe.source else 1.0
         seed = recipe.schedule.seed if seed is None else seed
         held = Split(whole.source, whole.index[drawn(len(whole), fraction, seed)[1]])
-        described, device = run.stage_config(stage), recipe.device
+        described = run.stage_config(stage)
         sigma = float(described["figures"].get("sigma", 0.5))
         with bars({"val": (len(val), 1.0), "calibration": (len(held), 1.0)}, "images") as bar:
-            found = operating_points(model.to(device), config, val, held, *priced, sigma, device, bar.advance)
+            found = operating_points(model.to(compute.device), config, val, held, *priced, sigma, compute, bar.advance)
         document = {
             "name": run.path.name,
             "stage": stage,
@@ -86,7 +91,7 @@ def calibrate(
                 "sha256": whole.sha256,
             },
             **found,
-            "provenance": provenance(seed),
+            "provenance": {**provenance(seed), **compute.to_json()},
         }
         write_json(run.path / CALIBRATION, document)
     return document

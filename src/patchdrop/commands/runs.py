@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
@@ -16,7 +17,7 @@ from torch import Tensor
 from patchdrop.commands.shared import judging_split, prepared, same_classes, same_low, split_to_evaluate
 from patchdrop.data.load import Data
 from patchdrop.data.sets import Split, low_of
-from patchdrop.episode import PatchDrop
+from patchdrop.episode import PatchDrop, play
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.evaluation.calibrate import without_calibration
 from patchdrop.evaluation.dial import FILE as CALIBRATION
@@ -33,16 +34,19 @@ from patchdrop.evaluation.evaluate import example_positions, yardstick_names
 from patchdrop.evaluation.evaluate import results as results_document
 from patchdrop.evaluation.verdict import last_verdict
 from patchdrop.files import write_json
+from patchdrop.models.compute import Compute
 from patchdrop.policy.budget import above, cut_for_mean
 from patchdrop.policy.choice import Choose, greedy
+from patchdrop.read.ahead import decoders, one_ahead
 from patchdrop.read.source import from_memory
 from patchdrop.report.gallery import GalleryItem, overlay
 from patchdrop.report.page import write_report
 from patchdrop.runs.folder import RunFolder
 from patchdrop.runs.provenance import provenance
-from patchdrop.serve.predictor import Prediction, Predictor, gallery_items
+from patchdrop.serve.predictor import Asked, Opened, Prediction, Predictor, gallery_items
 from patchdrop.settings.dial import Dial
 from patchdrop.settings.flat import TrainSettings
+from patchdrop.settings.machine import Machine
 from patchdrop.terminal.talk import bars, say
 from patchdrop.training.recipe import Recipe
 from patchdrop.training.run import Stopper, train_stages
@@ -76,22 +80,30 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
         work = {stage: (ready.steps(stage), ready.flops_a_step(stage)) for stage in recipe.stages}
         with Stopper().listening() as stop, bars(work, "steps") as progress:
             train_stages(recipe, data, run, progress.advance, stop)
-        return _evaluate_and_report(run, data, judging_split(data), recipe)
+        return _evaluate_and_report(run, data, judging_split(data), recipe, Compute(recipe.device))
 
 
 def evaluate(
-    run_folder: str | Path, data: str | None = None, split: str = "test", dial: Dial | None = None
+    run_folder: str | Path,
+    data: str | None = None,
+    split: str = "test",
+    dial: Dial | None = None,
+    machine: Machine | None = None,
 ) -> dict[str, Any]:
     """Evaluate a trained run on a split of a data set, by default the data set that it was trained on.
 
     On its own test split the run's ``results.json`` and report are written anew, and no training may go on meanwhile,
     unless ``dial`` asks for another choice than the policy's own.
+
+    Args:
+        machine: device and precision; by default a GPU where there is one, in float32.
     """
+    compute = Compute.of(machine)
     run = RunFolder(run_folder).require()
     recipe = Recipe.of(run.settings())
     recipe.use_threads()
     if dial is not None and dial.turned:
-        return _evaluate_dial(run, recipe, data, split, dial)
+        return _evaluate_dial(run, recipe, data, split, dial, compute)
     source = recipe.source.elsewhere(data)
     writes = split == "test" and source is recipe.source
     with run.locked() if writes else nullcontext():
@@ -99,11 +111,13 @@ def evaluate(
         same_classes(run, loaded)
         same_low(run, loaded, split)
         if writes:
-            return _evaluate_and_report(run, loaded, split, recipe)
-        return _results(run, loaded, split, recipe)[0]
+            return _evaluate_and_report(run, loaded, split, recipe, compute)
+        return _results(run, loaded, split, recipe, compute)[0]
 
 
-def _evaluate_dial(run: RunFolder, recipe: Recipe, data: str | None, split: str, dial: Dial) -> dict[str, Any]:
+def _evaluate_dial(
+    run: RunFolder, recipe: Recipe, data: str | None, split: str, dial: Dial, compute: Compute
+) -> dict[str, Any]:
     policy_stage(run)
     dial.check(recipe.source.shape.grid.patches)
     if dial.calibrated:
@@ -111,10 +125,10 @@ def _evaluate_dial(run: RunFolder, recipe: Recipe, data: str | None, split: str,
     loaded = split_to_evaluate(recipe.source.elsewhere(data), split)
     same_classes(run, loaded)
     same_low(run, loaded, split)
-    choices = choices_of(dial, run, policy_stages(run), loaded.splits[split], recipe.device)
+    choices = choices_of(dial, run, policy_stages(run), loaded.splits[split], compute)
     if dial.calibrated:
         loaded = replace(loaded, splits={split: without_calibration(read_calibration(run), loaded.splits[split])})
-    return {**_results(run, loaded, split, recipe, choices)[0], "dial": str(dial)}
+    return {**_results(run, loaded, split, recipe, compute, choices)[0], "dial": str(dial)}
 
 
 def _results(
@@ -122,6 +136,7 @@ def _results(
     data: Data,
     split_name: str,
     recipe: Recipe,
+    compute: Compute,
     choices: Mapping[str, Choose] | None = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     split = data.splits[split_name]
@@ -130,8 +145,8 @@ def _results(
     ]
     names = [n for s in stages for n in ([s] if s in ("lr", "hr") else _names(run, s))]
     with bars({name: (len(split), 1.0) for name in names}, "images") as progress:
-        outcomes = evaluate_stages(run, split, recipe.schedule.seed, recipe.device, progress.advance, choices)
-    where = provenance(recipe.schedule.seed)
+        outcomes = evaluate_stages(run, split, recipe.schedule.seed, compute, progress.advance, choices)
+    where = {**provenance(recipe.schedule.seed), **compute.to_json()}
     where["seconds"] = {s: run.stage_config(s).get("seconds") for s in run.stages_done()}
     where["trained"] = run.trained_by()
     return results_document(run, recipe.with_classes(data.classes), data.name, split_name, outcomes, where), outcomes
@@ -141,14 +156,16 @@ def _names(run: RunFolder, stage: str) -> list[str]:
     return yardstick_names(stage, "plain" in run.stage_config(stage))
 
 
-def _evaluate_and_report(run: RunFolder, data: Data, split_name: str, recipe: Recipe) -> dict[str, Any]:
-    document, outcomes = _results(run, data, split_name, recipe)
+def _evaluate_and_report(
+    run: RunFolder, data: Data, split_name: str, recipe: Recipe, compute: Compute
+) -> dict[str, Any]:
+    document, outcomes = _results(run, data, split_name, recipe, compute)
     write_json(run.path / "results.json", document)
     shown = [s for s in ("pt", "ft1", "ft2") if s in outcomes]
     items: list[GalleryItem] = []
     if shown:
         positions = example_positions(outcomes[shown[-1]], GALLERY)
-        items = _gallery(run, shown[-1], data.splits[split_name], positions)
+        items = _gallery(run, shown[-1], data.splits[split_name], positions, compute)
     try:
         page = write_report(run.path, document, run.read_log(), items, _dial_curve(run))
     except OSError as error:
@@ -166,13 +183,14 @@ def _dial_curve(run: RunFolder) -> dict[str, Any] | None:
         return None
 
 
-def _gallery(run: RunFolder, stage: str, split: Split, positions: Sequence[int]) -> list[GalleryItem]:
+def _gallery(run: RunFolder, stage: str, split: Split, positions: Sequence[int], compute: Compute) -> list[GalleryItem]:
     model, config = run.load(stage)
     assert isinstance(model, PatchDrop)
     batch = next(split.batches([torch.tensor(positions)]))
     low = low_of(batch, config.shape.low)
+    look = partial(compute.look, model.to(compute.device))
     with torch.inference_mode():
-        episode = model(low, greedy, from_memory(batch.high, config.shape.grid))
+        episode = play(look, greedy, from_memory(batch.high.to(compute.device), config.shape.grid), low)
     names = [split.names[i] for i in positions]
     truths = [config.classes[t] for t in batch.target.tolist()]
     return gallery_items(model, episode, batch.high, low, names, truths, config.classes)
@@ -187,69 +205,111 @@ def predict(
     failed: Callable[[str], None] | None = None,
     dial: Dial | None = None,
     scaled_low: bool = False,
+    machine: Machine | None = None,
 ) -> Iterable[Prediction]:
-    """Predict image files, `BATCH` at a time.
+    """Predict image files, `BATCH` at a time; the next ones are decoded while the networks work on these.
 
     Args:
         failed: called with the reason for each image that cannot be read; without it the first one raises DataError.
         dial: how many patches may be read; by default what the policy chooses. A mean budget is spread over these
             images, so LR of all of them is looked at first.
         scaled_low: see `Predictor`.
+        machine: device and precision; by default a GPU where there is one, in float32.
     """
     choose: Choose = greedy
+    machine = machine or Machine()
     run = RunFolder(run_folder).require()
     mean_budget = None if dial is None else dial.mean_budget
     if dial is not None and dial.turned and mean_budget is None:
-        stage, choose = stage_and_choice(dial, run, stage, Recipe.of(run.settings()).device)
-    predictor = Predictor(run_folder, stage, choose=choose, scaled_low=scaled_low)
+        stage, choose = stage_and_choice(dial, run, stage, Compute.of(machine))
+    predictor = Predictor(run_folder, stage, machine.device, choose, scaled_low, machine.precision)
     if low is not None and len(low) != len(images):
         raise UsageError(f"{len(images)} images and {len(low)} LR images were given, one each is needed")
     pairs = [(path, None if low is None else low[i]) for i, path in enumerate(images)]
     batches = [pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)]
-    if dial is not None and mean_budget is not None:
-        dial.check(predictor.grid.patches)
-        predictor.choose = partial(above, cut=cut_for_mean(_scores(predictor, batches), mean_budget))
-    if overlay_folder is None:
-        for batch in batches:
-            yield from _readable(predictor.predict, batch, failed)
-        return
-    used: set[str] = set()
-    for prediction, item in itertools.chain.from_iterable(_readable(predictor.explain, b, failed) for b in batches):
-        name = _unused(Path(prediction.path).stem, used)
-        used.add(name)
-        try:
-            overlay_folder.mkdir(parents=True, exist_ok=True)
-            overlay(item, predictor.grid).save(overlay_folder / f"{name}.png")
-        except OSError as error:
-            raise RunError(f"{overlay_folder}: cannot be written ({error.strerror}); choose another folder") from error
-        yield prediction
+    with decoders() as threads:
+        if dial is not None and mean_budget is not None:
+            dial.check(predictor.grid.patches)
+            predictor.choose = partial(above, cut=cut_for_mean(_scores(predictor, batches, threads), mean_budget))
+        if overlay_folder is None:
+            yield from _answers(predictor, predictor.answer, batches, threads, failed)
+            return
+        used: set[str] = set()
+        for prediction, item in _answers(predictor, predictor.explain_answer, batches, threads, failed):
+            name = _unused(Path(prediction.path).stem, used)
+            used.add(name)
+            try:
+                overlay_folder.mkdir(parents=True, exist_ok=True)
+                overlay(item, predictor.grid).save(overlay_folder / f"{name}.png")
+            except OSError as error:
+                raise RunError(
+                    f"{overlay_folder}: cannot be written ({error.strerror}); choose another folder"
+                ) from error
+            yield prediction
 
 
-def _readable(
-    ask: Callable[[list[str | Path], list[str | Path] | None], Iterable[Found]],
-    batch: Sequence[Pair],
+def _answers(
+    predictor: Predictor,
+    answer: Callable[[Asked], Iterable[Found]],
+    batches: Iterable[Sequence[Pair]],
+    threads: Executor,
     failed: Callable[[str], None] | None,
 ) -> Iterator[Found]:
-    """Yield a predictor's answer for each image of a batch; if one cannot be read, ask for each alone."""
-    lows = [low for _, low in batch if low is not None]
-    try:
-        found = list(ask([path for path, _ in batch], lows or None))
-    except DataError as error:
-        if len(batch) > 1:
-            for pair in batch:
-                yield from _readable(ask, [pair], failed)
-        elif failed is None:
-            raise
+    """Yield the answer for each image, in order.
+
+    While a batch is classified, the HR files of the next one are decoded, and what LR comes from of the one after it.
+    """
+
+    def asked(batch: Sequence[Pair], opened: Opened) -> tuple[Sequence[Pair], Asked | DataError]:
+        try:
+            return batch, predictor.ask(opened)
+        except DataError as error:
+            return batch, error
+
+    opened = one_ahead((batch, _open(predictor, batch, threads)) for batch in batches)
+    for batch, found in one_ahead(asked(*both) for both in opened):
+        try:
+            if isinstance(found, DataError):
+                raise found
+            answers = list(answer(found))
+        except DataError as error:
+            yield from _alone(predictor, answer, batch, threads, failed, error)
         else:
-            failed(str(error))
-        return
-    yield from found
+            yield from answers
 
 
-def _scores(predictor: Predictor, batches: Iterable[Sequence[Pair]]) -> Tensor:
+def _alone(
+    predictor: Predictor,
+    answer: Callable[[Asked], Iterable[Found]],
+    batch: Sequence[Pair],
+    threads: Executor,
+    failed: Callable[[str], None] | None,
+    reason: DataError,
+) -> Iterator[Found]:
+    """Yield the answer for each image of a batch of which one cannot be read, asked for alone."""
+    if len(batch) > 1:
+        yield from _answers(predictor, answer, ([pair] for pair in batch), threads, failed)
+    elif failed is None:
+        raise reason
+    else:
+        failed(str(reason))
+
+
+def _open(predictor: Predictor, batch: Sequence[Pair], threads: Executor) -> Opened:
+    lows = [low for _, low in batch if low is not None]
+    return predictor.open([path for path, _ in batch], lows or None, threads)
+
+
+def _scores(predictor: Predictor, batches: Iterable[Sequence[Pair]], threads: Executor) -> Tensor:
     """Return the patch logits of all images whose LR can be read; the others are reported when they are predicted."""
-    found = [scores for batch in batches for scores in _readable(predictor.scores, batch, lambda reason: None)]
-    return torch.stack(found) if found else torch.empty(0, predictor.grid.patches)
+    found: list[Tensor] = []
+    for batch, opened in one_ahead((batch, _open(predictor, batch, threads)) for batch in batches):
+        try:
+            found.append(predictor.scores_of(opened))
+        except DataError:
+            if len(batch) > 1:
+                found.append(_scores(predictor, [[pair] for pair in batch], threads))
+    return torch.cat(found) if found else torch.empty(0, predictor.grid.patches)
 
 
 def _unused(stem: str, used: Container[str]) -> str:

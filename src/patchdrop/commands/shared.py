@@ -14,13 +14,14 @@ from patchdrop.errors import PatchDropError, RunError, UsageError, first_line
 from patchdrop.grid import patch_size, size_text
 from patchdrop.models.build import ModelConfig
 from patchdrop.networks.build import check_pretrained, takes
+from patchdrop.networks.device import device_of
 from patchdrop.runs.folder import RunFolder
 from patchdrop.settings.combinations import check_combinations
 from patchdrop.settings.defaults import GRID, networks_for, schedule_for
 from patchdrop.settings.flat import Augmentation, TrainSettings
 from patchdrop.terminal.talk import bars, say
 from patchdrop.training.augmentation_trial import CAREFUL, augmentations
-from patchdrop.training.recipe import Recipe, device_of
+from patchdrop.training.recipe import Recipe
 from patchdrop.training.work import step_flops
 
 

@@ -20,10 +20,11 @@ from patchdrop.errors import UsageError
 from patchdrop.evaluation.dial import POLICY_STAGES
 from patchdrop.files import write_json
 from patchdrop.models.build import ModelConfig
+from patchdrop.networks.device import device_of, exact_float32
 from patchdrop.runs.folder import RunFolder
 from patchdrop.runs.provenance import provenance
 from patchdrop.terminal.talk import bars
-from patchdrop.training.recipe import Recipe, device_of
+from patchdrop.training.recipe import Recipe
 
 
 def bench(
@@ -65,7 +66,8 @@ def bench(
     high, low = _pixels_to_time(recipe, config, images, max(batches), data, split)
     generator = torch.Generator().manual_seed(recipe.schedule.seed)
     ways = ways_of(models, config, torch.rand(len(high), config.shape.grid.patches, generator=generator))
-    rows = _timed(ways, high.to(where), low.to(where), batches, rounds)
+    with exact_float32(where):
+        rows = _timed(ways, high.to(where), low.to(where), batches, rounds)
     document = {
         "name": run.path.name,
         "pixels": "noise" if data is None else f"{Path(data).name}, {split} split",

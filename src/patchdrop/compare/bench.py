@@ -16,6 +16,7 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError
 from patchdrop.grid import Grid
 from patchdrop.models.build import ModelConfig, build_stage
+from patchdrop.models.compute import Compute
 from patchdrop.networks.build import Normalise
 from patchdrop.runs.folder import RunFolder
 from patchdrop.settings.comparison import CompareOptions
@@ -56,6 +57,11 @@ class Bench:
     def device(self) -> torch.device:
         """The device of training and evaluation."""
         return self.recipe.device
+
+    @property
+    def compute(self) -> Compute:
+        """The same device in float32, in which all rows are judged."""
+        return Compute(self.device)
 
     @cached_property
     def statistics(self) -> Statistics:

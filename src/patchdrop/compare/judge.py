@@ -38,7 +38,7 @@ class Oracle:
 
 def judge(bench: Bench, rows: Sequence[Row], split: Split, advance: Callable[[str, int], None]) -> Judged:
     """Evaluate every row on a split except the oracle; the key "" holds the run's own PatchDrop, row or not."""
-    own = evaluate(bench.run, split, bench.seed, bench.device, lambda name, n: advance(f"run {name}", n))
+    own = evaluate(bench.run, split, bench.seed, bench.compute, lambda name, n: advance(f"run {name}", n))
     stages = [stage for stage in bench.policy_stages if stage in own]
     judged: Judged = {"": {stage: own[stage] for stage in stages}}
     for row in rows:
@@ -67,7 +67,7 @@ def _judged(row: Row, bench: Bench, stage: str, split: Split, advance: Callable[
             return greedy(scores)
         return row.selector.chooses(row.selector.count(bench.patches(stage)))(scores)
 
-    outcome = outcome_of(model, row.config(bench).shape, split, choose, bench.device)
+    outcome = outcome_of(model, row.config(bench).shape, split, choose, bench.compute)
     advance(f"{row.method} {stage}", len(split))
     return outcome
 
@@ -116,7 +116,7 @@ def _with_mask(model: PatchDrop, bench: Bench, split: Split, mask: Tensor) -> Ou
     def choose(scores: Tensor, start: int) -> Tensor:
         return mask[start : start + len(scores)]
 
-    return outcome_of(model, bench.data.shape, split, choose, bench.device)
+    return outcome_of(model, bench.data.shape, split, choose, bench.compute)
 
 
 def spread_over_classes(targets: Tensor, count: int) -> Tensor:

@@ -87,7 +87,8 @@ def measured_costs(bench: Bench, rows: Sequence[Row], split: Split, judged: Judg
         starts = torch.linspace(0, len(high) - 1, min(SINGLES, len(high))).long().tolist() if size == 1 else [0]
         parts = [slice(start, start + min(size, len(high))) for start in starts]
         work = {key: partial(_play, player, high, lows[key], choices[key], parts) for key, player in given.items()}
-        seconds = times_in_turns(work, bench.device)
+        with bench.compute.exact():
+            seconds = times_in_turns(work, bench.device)
         images = sum(part.stop - part.start for part in parts)
         for key in given:
             costs[key][f"ms_batch{size}"] = 1000 * seconds[key] / images

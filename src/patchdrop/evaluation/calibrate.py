@@ -23,6 +23,7 @@ from patchdrop.evaluation.guarantee import p_values, proved, towards_cheaper
 from patchdrop.evaluation.metrics import wilson
 from patchdrop.grid import boxes
 from patchdrop.models.build import ModelConfig
+from patchdrop.models.compute import Compute
 from patchdrop.policy.budget import cut_for_mean, probability_of
 from patchdrop.policy.reward import gain
 from patchdrop.read.source import from_memory
@@ -103,7 +104,7 @@ def measure(
     config: ModelConfig,
     split: Split,
     cuts: Sequence[float],
-    device: torch.device,
+    compute: Compute,
     advance: Callable[[int], None],
 ) -> Measured:
     """Run every operating point on every image of a split.
@@ -119,19 +120,20 @@ def measure(
     with torch.inference_mode():
         for batch in split.in_order(BATCH):
             low, high, target = (
-                low_of(batch, config.shape.low).to(device),
-                batch.high.to(device),
-                batch.target.to(device),
+                low_of(batch, config.shape.low).to(compute.device),
+                batch.high.to(compute.device),
+                batch.target.to(compute.device),
             )
-            scores = model.look(low).scores
+            scores = compute.look(model, low).scores
             choice = torch.stack([scores >= cut for cut in cuts])
-            right = torch.zeros(len(cuts), len(low), dtype=torch.bool, device=device)
+            right = torch.zeros(len(cuts), len(low), dtype=torch.bool, device=compute.device)
             for point in range(len(cuts)):
                 new = torch.ones_like(right[0]) if point == 0 else (choice[point] != choice[point - 1]).any(1)
                 right[point] = right[max(0, point - 1)]
                 if bool(new.any()):
                     packed = from_memory(high[new], grid)(choice[point][new])
-                    right[point, new] = model.classifier(packed, low[new]).argmax(1) == target[new]
+                    logits = compute.classify(model.classifier, packed, low[new])
+                    right[point, new] = logits.argmax(1) == target[new]
             choices.append(choice.cpu())
             rights.append(right.cpu())
             advance(len(low))
@@ -312,7 +314,7 @@ def operating_points(
     times: Tensor | None,
     prices: MaskPrice | None,
     sigma: float,
-    device: torch.device,
+    compute: Compute,
     advance: Callable[[str, int], None],
 ) -> dict[str, Any]:
     """Set thresholds on the validation split, measure them on held-out images, and pick the point to use.
@@ -329,10 +331,10 @@ def operating_points(
     Raises:
         DataError: no point qualifies.
     """
-    scores = policy_scores(model, config.shape.low, val, device)
+    scores = policy_scores(model, config.shape.low, val, compute)
     cuts = cuts_on(scores, target.mean_budget)
-    validation = measure(model, config, val, cuts, device, lambda count: advance("val", count))
-    calibration = measure(model, config, held, cuts, device, lambda count: advance("calibration", count))
+    validation = measure(model, config, val, cuts, compute, lambda count: advance("val", count))
+    calibration = measure(model, config, held, cuts, compute, lambda count: advance("calibration", count))
     costs = cost(validation, target, config, times, prices)
     return {
         "target": _wishes(target, prices),

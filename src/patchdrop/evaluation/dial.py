@@ -15,6 +15,7 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError, UsageError
 from patchdrop.files import read_json
 from patchdrop.grid import Size
+from patchdrop.models.compute import Compute
 from patchdrop.models.shared_pass import RankingModel
 from patchdrop.policy.budget import above, at_most, cut_for_mean, logit_of
 from patchdrop.policy.choice import Choose
@@ -48,15 +49,15 @@ def policy_stage(run: RunFolder, stage: str | None = None) -> str:
     return stage
 
 
-def policy_scores(model: PatchDrop, low_size: Size, split: Split, device: torch.device) -> Tensor:
+def policy_scores(model: PatchDrop, low_size: Size, split: Split, compute: Compute) -> Tensor:
     """Return the policy's patch logits on every image of a split: ``(n, P)`` float32. The classifier is not run."""
     with torch.inference_mode():
-        found = [model.look(low_of(batch, low_size).to(device)).scores.cpu() for batch in split.in_order(BATCH)]
+        found = [compute.look(model, low_of(batch, low_size)).scores.cpu() for batch in split.in_order(BATCH)]
     return torch.cat(found).float()
 
 
 def choices_of(
-    dial: Dial, run: RunFolder, stages: Sequence[str], images: Split | None, device: torch.device
+    dial: Dial, run: RunFolder, stages: Sequence[str], images: Split | None, compute: Compute
 ) -> dict[str, Choose]:
     """Return how each policy stage chooses under a dial that is turned.
 
@@ -88,7 +89,7 @@ def choices_of(
                 raise UsageError(
                     "--mean-budget: needs all images at once; calibrate the run with it, then give --calibrated"
                 )
-            scores = policy_scores(model.to(device), config.shape.low, images, device)
+            scores = policy_scores(model.to(compute.device), config.shape.low, images, compute)
             choices[stage] = partial(above, cut=cut_for_mean(scores, dial.mean_budget))
             continue
         if dial.mistake is not None:
@@ -108,7 +109,7 @@ def _cut_at(mistake: float, model: PatchDrop, stage: str) -> float:
     return -math.log(mistake) - float(model.policy.log_price)
 
 
-def stage_and_choice(dial: Dial, run: RunFolder, stage: str | None, device: torch.device) -> tuple[str, Choose]:
+def stage_and_choice(dial: Dial, run: RunFolder, stage: str | None, compute: Compute) -> tuple[str, Choose]:
     """Return the stage that predicts, and how it chooses for each image by itself; otherwise as `choices_of`.
 
     Args:
@@ -116,7 +117,7 @@ def stage_and_choice(dial: Dial, run: RunFolder, stage: str | None, device: torc
     """
     last = policy_stage(run, stage)
     asked = policy_stages(run) if dial.calibrated and stage is None else [last]
-    ((found, choose),) = choices_of(dial, run, asked, None, device).items()
+    ((found, choose),) = choices_of(dial, run, asked, None, compute).items()
     return found, choose
 
 

@@ -31,6 +31,7 @@ from patchdrop.evaluation.strategies import (
 )
 from patchdrop.evaluation.verdict import last_verdict
 from patchdrop.models.build import ModelConfig
+from patchdrop.models.compute import Compute
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.policy.reward import reward
 from patchdrop.runs.folder import RunFolder
@@ -40,7 +41,7 @@ def evaluate(
     run: RunFolder,
     split: Split,
     seed: int,
-    device: torch.device,
+    compute: Compute,
     advance: Callable[[str, int], None],
     choices: Mapping[str, Choose] | None = None,
 ) -> dict[str, Outcome]:
@@ -57,13 +58,13 @@ def evaluate(
         if stage == "patches" or (choices is not None and stage in POLICY_STAGES and stage not in choices):
             continue
         model, config = run.load(stage)
-        model.to(device)
+        model.to(compute.device)
         choose = greedy if choices is None else choices.get(stage, greedy)
-        outcomes[stage] = outcome_of(model, config.shape, split, lambda scores, _: choose(scores), device)  # noqa: B023
+        outcomes[stage] = outcome_of(model, config.shape, split, lambda scores, _: choose(scores), compute)  # noqa: B023
         advance(stage, len(split))
         if isinstance(model, PatchDrop):
             evaluated = Evaluated(
-                model, config, split, outcomes[stage], outcomes.get("lr"), outcomes.get("hr"), seed, device
+                model, config, split, outcomes[stage], outcomes.get("lr"), outcomes.get("hr"), seed, compute
             )
             for name, outcome in _yardsticks(evaluated, run.stage_config(stage).get("plain")):
                 outcomes[f"{stage}/{name}"] = outcome

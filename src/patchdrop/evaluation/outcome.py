@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from patchdrop.classify.high import HighClassifier
 from patchdrop.data.sets import Split, low_of
-from patchdrop.episode import PatchDrop
+from patchdrop.episode import PatchDrop, play
 from patchdrop.grid import Shape
+from patchdrop.models.compute import Compute
 from patchdrop.policy.choice import keep_all
 from patchdrop.read.source import from_memory
 
@@ -44,12 +46,13 @@ def outcome_of(
     shape: Shape,
     split: Split,
     choose: Callable[[Tensor, int], Tensor],
-    device: torch.device,
+    compute: Compute,
 ) -> Outcome:
     """Run a model on every image of a split.
 
     Args:
-        model: PatchDrop, an HR classifier, which reads every patch, or else a classifier of LR alone.
+        model: PatchDrop, an HR classifier, which reads every patch, or else a classifier of LR alone; on the machine's
+            device.
         choose: maps a batch's patch logits and the position of its first image to its choice ``(B, P)`` bool.
     """
     parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -57,20 +60,24 @@ def outcome_of(
     start = 0
     with torch.inference_mode():
         for batch in split.in_order(BATCH):
-            low = low_of(batch, shape.low).to(device)
-            high = batch.high.to(device)
+            low = low_of(batch, shape.low).to(compute.device)
+            read = from_memory(batch.high.to(compute.device), shape.grid)
             if isinstance(model, PatchDrop):
                 here = start
-                episode = model(low, lambda s: choose(s, here).to(device), from_memory(high, shape.grid))  # noqa: B023
+                look = partial(compute.look, model)
+                episode = play(look, lambda s: choose(s, here).to(s.device), read, low)  # noqa: B023
                 scores, choice, logits = episode.scores, episode.choice, episode.logits
                 if episode.chances is not None:
                     foreseen.append(episode.chances.cpu())
             else:
-                scores = torch.zeros(len(low), shape.grid.patches, device=device)
+                scores = torch.zeros(len(low), shape.grid.patches, device=compute.device)
                 choice = keep_all(scores)
-                is_low = not isinstance(model, HighClassifier)
-                logits = model(low) if is_low else model(from_memory(high, shape.grid)(choice), low)
-                choice = torch.zeros_like(choice) if is_low else choice
+                if isinstance(model, HighClassifier):
+                    logits = compute.classify(model, read(choice), low)
+                else:
+                    choice = torch.zeros_like(choice)
+                    with compute.exact():
+                        logits = model(low)
             start += len(low)
             parts.append((scores.cpu(), choice.cpu(), logits.float().cpu(), batch.target))
     scores, choice, logits, target = (torch.cat(column) for column in zip(*parts, strict=True))

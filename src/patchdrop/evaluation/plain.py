@@ -23,6 +23,7 @@ from patchdrop.episode import PatchDrop
 from patchdrop.errors import UsageError
 from patchdrop.evaluation.outcome import BATCH, Outcome, outcome_of
 from patchdrop.grid import Shape, Size
+from patchdrop.models.compute import Compute
 from patchdrop.policy.choice import random_patches, whole_counts
 from patchdrop.policy.network import uncertainty
 from patchdrop.policy.ranking import first, in_order
@@ -116,12 +117,12 @@ def fixed_best(
     split: Split,
     mean_patches: float,
     generator: torch.Generator,
-    device: torch.device,
+    compute: Compute,
 ) -> Tensor:
     """Sort the patches by their worth among random ones: `patch_worth` with this model's classifier.
 
     Args:
-        model: its classifier is used, in evaluation mode, on ``device``.
+        model: its classifier is used, in evaluation mode, on the machine's device.
         split: validation images; `ROUNDS` passes over them.
         mean_patches: how many random patches each mask has, 0 to P; floor or ceil of it.
         generator: draws the masks; the same one in the same state gives the same order.
@@ -137,7 +138,7 @@ def fixed_best(
     masks, probabilities = [], []
     for _ in range(ROUNDS):
         choice = random_patches(torch.zeros(len(split), patches), mean_patches, generator)
-        outcome = outcome_of(model, shape, split, given(choice), device)
+        outcome = outcome_of(model, shape, split, given(choice), compute)
         masks.append(choice)
         probabilities.append(right_probability(outcome.logits, outcome.target))
     return patch_worth(torch.stack(masks), torch.stack(probabilities)).argsort(descending=True, stable=True)
@@ -192,17 +193,18 @@ def candidates(patches: int, mean_patches: float) -> tuple[int, ...]:
     return tuple(sorted({each for each in (-(-patches // 4), -(-patches // 2), patches) if each >= mean_patches}))
 
 
-def scores_on(split: Split, low_size: Size, score: Callable[[Tensor], Tensor], device: torch.device) -> Tensor:
+def scores_on(split: Split, low_size: Size, score: Callable[[Tensor], Tensor], compute: Compute) -> Tensor:
     """Compute scores of every image of a split, from LR alone.
 
     Args:
-        score: LR ``(B, C, h, w)``, pixels 0..255, to ``(B, P)``; called in inference mode.
+        score: LR ``(B, C, h, w)``, pixels 0..255, to ``(B, P)``; called in inference mode, in float32.
 
     Returns:
         ``(n, P)`` in the split's order.
     """
-    with torch.inference_mode():
-        return torch.cat([score(low_of(batch, low_size).to(device)).cpu() for batch in split.in_order(BATCH)])
+    with torch.inference_mode(), compute.exact():
+        lows = (low_of(batch, low_size).to(compute.device) for batch in split.in_order(BATCH))
+        return torch.cat([score(low).cpu() for low in lows])
 
 
 def given(choice: Tensor) -> Callable[[Tensor, int], Tensor]:

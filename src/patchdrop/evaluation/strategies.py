@@ -29,6 +29,7 @@ from patchdrop.evaluation.plain import (
 )
 from patchdrop.grid import Grid
 from patchdrop.models.build import ModelConfig
+from patchdrop.models.compute import Compute
 from patchdrop.models.shared_pass import SharedPass
 from patchdrop.policy.choice import random_patches, shuffled, top
 from patchdrop.policy.ranking import first
@@ -72,7 +73,7 @@ class Evaluated:
     """None if LR-CNN is not at hand; then only the controls can be run."""
     high: Outcome | None
     seed: int
-    device: torch.device
+    compute: Compute
 
     @property
     def grid(self) -> Grid:
@@ -96,7 +97,7 @@ class Evaluated:
 
     def with_choice(self, choice: Tensor) -> Outcome:
         """Run the stage's classifier with another choice ``(n, P)`` bool."""
-        return outcome_of(self.model, self.config.shape, self.split, given(choice), self.device)
+        return outcome_of(self.model, self.config.shape, self.split, given(choice), self.compute)
 
 
 def controls(evaluated: Evaluated) -> dict[str, Outcome]:
@@ -125,7 +126,7 @@ def chosen_on(evaluated: Evaluated) -> tuple[Plain, dict[str, Outcome]]:
         evaluated.split,
         evaluated.mean_patches,
         evaluated.generator(),
-        evaluated.device,
+        evaluated.compute,
     )
     found = {
         FIXED: evaluated.with_choice(top_of(order, evaluated.mean_patches, len(evaluated.split), evaluated.generator()))
@@ -159,7 +160,7 @@ def plain_outcomes(evaluated: Evaluated, plain: Plain) -> dict[str, Outcome]:
 def from_low_alone(evaluated: Evaluated) -> dict[str, Outcome]:
     """Run the strategies that need no settings from validation images: where LR varies most, and a cascade."""
     spread = scores_on(
-        evaluated.split, evaluated.config.shape.low, lambda low: detail(low, evaluated.grid), evaluated.device
+        evaluated.split, evaluated.config.shape.low, lambda low: detail(low, evaluated.grid), evaluated.compute
     )
     found = {DETAIL: evaluated.with_choice(top(spread, evaluated.mean_patches, evaluated.generator()))}
     if evaluated.low is not None and evaluated.high is not None:
@@ -178,7 +179,7 @@ def _maps(evaluated: Evaluated) -> Tensor | None:
             evaluated.split,
             evaluated.config.shape.low,
             lambda low: activation_maps(low_cnn, low, evaluated.grid),
-            evaluated.device,
+            evaluated.compute,
         )
     except UsageError:
         return None

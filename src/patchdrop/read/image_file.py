@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Executor, Future
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,47 +13,54 @@ from patchdrop.grid import Grid
 from patchdrop.packed import Packed, gather
 from patchdrop.read.images import read_image
 from patchdrop.read.source import Reader
-from patchdrop.tiff.decode import DECODERS
-
-Item = TypeVar("Item")
 
 
 class ImageFiles:
-    """HR images on disk, opened when they are needed.
+    """HR images on disk, opened when they are needed, each once.
+
+    Args:
+        threads: decode side by side.
 
     Attributes:
-        opened: for each file, whether its HR pixels were read.
+        opened: for each file, whether its HR pixels were asked for.
     """
 
-    def __init__(self, paths: Sequence[Path], size: tuple[int, int], channels: int) -> None:
+    def __init__(self, paths: Sequence[Path], size: tuple[int, int], channels: int, threads: Executor) -> None:
         self.paths = list(paths)
         self.size = size
         self.channels = channels
         self.opened = [False] * len(self.paths)
-        self._decoded: dict[int, Tensor] = {}
+        self._threads = threads
+        self._decoding: dict[int, Future[Tensor]] = {}
+
+    def ask(self, positions: Iterable[int]) -> None:
+        """Begin to decode some files, and do not wait for them."""
+        for position in positions:
+            self.opened[position] = True
+            if position not in self._decoding:
+                path = self.paths[position]
+                self._decoding[position] = self._threads.submit(read_image, path, self.size, self.channels)
 
     def high(self, position: int) -> Tensor:
         """Return HR of one file, ``(C, H, W)`` uint8; raises DataError if it cannot be read."""
-        self.opened[position] = True
-        if position not in self._decoded:
-            self._decoded[position] = read_image(self.paths[position], self.size, self.channels)
-        return self._decoded[position]
+        self.ask([position])
+        return self._decoding[position].result()
 
     def reader(self, grid: Grid) -> Reader:
         """Return a reader of the chosen patches; it does not open a file without a chosen patch."""
 
         def read(choice: Tensor) -> Packed:
-            zoomed = choice.any(1)
             high = torch.zeros(len(self.paths), self.channels, *self.size, dtype=torch.uint8)
-            positions = zoomed.nonzero().flatten().tolist()
-            for position, pixels in zip(positions, concurrently(self.high, positions), strict=True):
-                high[position] = pixels
+            positions = zoomed(choice)
+            self.ask(positions)
+            for position in positions:
+                high[position] = self.high(position)
             return gather(high, choice.cpu(), grid).to(choice.device)
 
         return read
 
 
-def concurrently(decode: Callable[[Item], Tensor], items: Iterable[Item]) -> list[Tensor]:
-    """Decode images side by side, and return them in order; raises the error of the first that cannot be read."""
-    with ThreadPoolExecutor(DECODERS) as threads:
-        return list(threads.map(decode, items))
+def zoomed(choice: Tensor) -> list[int]:
+    """List the images that have a chosen patch, ``choice (B, P)`` bool."""
+    found: list[int] = choice.any(1).nonzero().flatten().tolist()
+    return found

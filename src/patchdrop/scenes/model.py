@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from patchdrop.episode import Classify, Look
+from patchdrop.episode import Look
 from patchdrop.evaluation.dial import chosen_point, read_calibration, stage_and_choice
 from patchdrop.grid import Shape
-from patchdrop.packed import Packed
+from patchdrop.models.compute import Compute, Networks
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.runs.folder import RunFolder
 from patchdrop.serve.predictor import Predictor
 from patchdrop.settings.dial import Dial
+from patchdrop.settings.machine import Machine
 from patchdrop.transport.ranges import Stopped
 
-CHUNK_PIXELS = 2**20
+CHUNK_PIXELS = {"cpu": 2**20, "cuda": 2**24}
 """Most HR pixels of the cells that go through the networks at once; a single cell may have more."""
 
 
@@ -36,6 +36,8 @@ class Choosing(NamedTuple):
     """``pt``, ``ft1`` or ``ft2``; None: the last one that is trained."""
     dial: Dial | None = None
     """How many patches of a cell may be read; None: what the policy chooses."""
+    machine: Machine | None = None
+    """Device and precision; None: a GPU where there is one, in float32."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Model:
     Attributes:
         sha256: checksum of its weights.
         choice: how patches are chosen, in words: ``policy``, or what the dial says.
-        stop: once it is set, `look` and `classify` raise `Stopped`.
+        stop: once it is set, `look`, and the classifier that it returns, raise `Stopped`.
     """
 
     run: str
@@ -69,22 +71,14 @@ class Model:
 
     def look(self, low: Tensor) -> Look:
         """Look at LR ``(B, C, h, w)``; the classifier of the returned look is for these images."""
-        found: list[Look] = []
-        for part in torch.split(low, self._chunk):
-            with self._turn():
-                found.append(self.predictor.model.look(part.to(self.predictor.device)))
-        return Look(*together(found), partial(self.classify, [look.classify for look in found]))
+        return self.networks.look(low)
 
-    def classify(self, by: Sequence[Classify], packed: Packed, low: Tensor) -> Tensor:
-        """Return class logits ``(B, K)``; ``by`` are the classifiers of the chunks of these images."""
-        found = []
-        for start, classify in zip(range(0, packed.batch, self._chunk), by, strict=True):
-            keep = torch.zeros(packed.batch, dtype=torch.bool)
-            keep[start : start + self._chunk] = True
-            part = packed.of_images(keep)
-            with self._turn():
-                found.append(classify(part, low[keep].to(self.predictor.device)))
-        return torch.cat(found)
+    @cached_property
+    def networks(self) -> Networks:
+        """Its networks, in batches that do not depend on which scenes run side by side."""
+        predictor, (height, width) = self.predictor, self.shape.high
+        most = CHUNK_PIXELS["cpu" if predictor.compute.device.type == "cpu" else "cuda"] // (height * width)
+        return Networks(predictor.model, predictor.compute, max(1, most), self._turn)
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -93,34 +87,24 @@ class Model:
                 raise Stopped
             yield
 
-    @property
-    def _chunk(self) -> int:
-        height, width = self.shape.high
-        return max(1, CHUNK_PIXELS // (height * width))
-
-
-def together(looks: Sequence[Look]) -> tuple[Tensor, Tensor | None]:
-    """Join scores and chances of all images of one or more looks."""
-    chances = [look.chances for look in looks if look.chances is not None]
-    return torch.cat([look.scores for look in looks]), torch.cat(chances) if chances else None
-
 
 def load_model(choosing: Choosing) -> Model:
     """Load a trained stage of a run.
 
     Raises:
         RunError: there is no such run or stage, or no calibrated point.
-        UsageError: the dial is out of range, or needs all images at once.
+        UsageError: the dial is out of range, or needs all images at once; or there is no such device.
     """
-    run, stage, dial = choosing
+    run, stage, dial, machine = choosing
+    machine = machine or Machine()
     choose: Choose = greedy
     choice = "policy"
     if dial is not None and dial.turned:
         folder = RunFolder(run).require()
-        stage, choose = stage_and_choice(dial, folder, stage, torch.device("cpu"))
+        stage, choose = stage_and_choice(dial, folder, stage, Compute.of(machine))
         choice = str(dial)
         if dial.calibrated:
             choice += f", threshold {chosen_point(folder, read_calibration(folder))['threshold']:.8g}"
-    predictor = Predictor(run, stage, choose=choose)
+    predictor = Predictor(run, stage, machine.device, choose, precision=machine.precision)
     sha256 = RunFolder(run).stage_config(predictor.stage)["sha256"]
     return Model(str(run), predictor.stage, sha256, predictor, choice)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
@@ -16,7 +17,9 @@ from torch import Tensor
 from patchdrop.cluster.spread import remembering
 from patchdrop.errors import DataError, RunError, UsageError
 from patchdrop.files import claimed, read_json, remove_unfinished, write_json
+from patchdrop.packed import Packed
 from patchdrop.policy.choice import Choose
+from patchdrop.read.ahead import decoders, one_ahead
 from patchdrop.scenes.bill import total_bill
 from patchdrop.scenes.chances import Expected, over_scenes
 from patchdrop.scenes.concurrency import Busy, SceneBar, alone, concurrently, scenes_over
@@ -36,7 +39,6 @@ from patchdrop.scenes.walk import (
     described,
     each_once,
     name_of,
-    one_ahead,
     opened,
     seen_cells,
 )
@@ -45,7 +47,7 @@ from patchdrop.settings.spread import Spread
 from patchdrop.tariffs.tariff import Tariff
 from patchdrop.terminal.talk import say
 from patchdrop.tiff.tiles import Box
-from patchdrop.transport.ranges import LocalFile, is_url, public_name
+from patchdrop.transport.ranges import LocalFile, Stopped, is_url, public_name
 
 
 class Results(NamedTuple):
@@ -196,7 +198,9 @@ class _Work(NamedTuple):
         """Return the values that tell results apart."""
         choice = self.model.choice if planned is None else digest(planned.chosen)
         low = None if source.low is None else name_of(source.low)
+        precision = self.model.predictor.compute.precision
         cut = {"low_key": low, "cell_metres": self.reading.cell_metres}
+        cut |= {"precision": None if precision == "float32" else precision}  # results of earlier versions have none
         return {**self.model.identity, "choice": choice, "tariff": mapping(self.tariff), **cut}
 
 
@@ -306,10 +310,10 @@ def _classify(model: Model, scene: Scene, asked: _Group) -> Iterator[CellResult]
     if decided is not None:
         with torch.inference_mode():
             logits = [
-                look.classify(scene.reader(cells[part])(decided.choice[part]), low[part])
-                for part, look in decided.parts
+                look.classify(packed, low[part])
+                for (part, look), packed in zip(decided.parts, _read(scene, cells, decided), strict=True)
             ]
-        best = torch.cat(logits).float().softmax(1).max(1)
+            best = torch.cat(logits).cpu().softmax(1).max(1)
         names = model.predictor.config.classes
         for i, cell in enumerate(cells):
             found[cell] = CellResult(
@@ -324,6 +328,24 @@ def _classify(model: Model, scene: Scene, asked: _Group) -> Iterator[CellResult]
             )
     for cell in group:
         yield found.get(cell) or CellResult(cell, scene.cell_box(cell), None, 0.0, ())
+
+
+def _read(scene: Scene, cells: Sequence[int], decided: Decided) -> Iterator[Packed]:
+    """Yield the chosen patches of each part of a group; a thread decodes the next part's while one is classified."""
+    broken = threading.Event()
+
+    def read(part: slice) -> Packed:
+        if broken.is_set():
+            raise Stopped  # nobody will ask for it, and it would be fetched again
+        try:
+            return scene.reader(cells[part])(decided.choice[part])
+        except BaseException:
+            broken.set()
+            raise
+
+    with decoders(1) as thread:
+        for packed in one_ahead(thread.submit(read, part) for part, _ in decided.parts):
+            yield packed.result()
 
 
 def _as_planned(cells: Sequence[int], chosen: dict[int, list[int]]) -> Choose:
@@ -344,15 +366,16 @@ def _finished(path: Path, source: Source, key: dict[str, Any], formats: Sequence
 
     Raises:
         DataError: the summary is damaged.
-        UsageError: it was made with another model, plan or tariff, or without a kind of file that is asked for now.
+        UsageError: it was made with another model, plan, tariff or precision, or without a kind of file that is asked
+            for now.
     """
     if not path.exists():
         return None
     found = _summary(path)
     if {name: found.get(name) for name in key} != key:
         raise UsageError(
-            f"{path}: holds results of another run, stage, dial, plan or tariff, LR scene or size of cells; choose "
-            "another --out"
+            f"{path}: holds results of another run, stage, dial, plan or tariff, precision, LR scene or size of "
+            "cells; choose another --out"
         )
     for name, version in ((source.scene, found["version"]), (source.low, found.get("low_version"))):
         if name is not None and _changed(name, version):

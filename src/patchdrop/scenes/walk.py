@@ -14,20 +14,21 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from patchdrop.episode import Look
 from patchdrop.errors import DataError, UsageError
+from patchdrop.models.compute import together
 from patchdrop.policy.choice import Choose
 from patchdrop.read.pairs import LowScene
 from patchdrop.read.slide import SlideScene, slide_instead
 from patchdrop.read.tiled import TiledScene
 from patchdrop.scenes.flags import SceneFlags
 from patchdrop.scenes.listing import Source
-from patchdrop.scenes.model import Model, together
+from patchdrop.scenes.model import Model
 from patchdrop.scenes.places import Places
 from patchdrop.serve.predictor import Chances, chances_of
 from patchdrop.tiff.directory import Header, HeaderError, read_header
@@ -38,7 +39,6 @@ from patchdrop.transport.remote import IN_FLIGHT, LIMIT
 Failed = Callable[[str], None]
 """Called with the reason for a scene that fails; the others go on."""
 Scene = TiledScene | SlideScene
-T = TypeVar("T")
 
 
 class Reading(NamedTuple):
@@ -148,17 +148,8 @@ def decide(model: Model, scene: Scene, low: Tensor, choose: Choose) -> Decided:
     with torch.inference_mode():
         parts = [(part, model.look(low[part])) for part in scene.in_parts(len(low))]
         scores, chances = together([look for _, look in parts])
-        choice = choose(scores)
-        return Decided(parts, choice.cpu(), chances_of(scores, chances, choice))
-
-
-def one_ahead(items: Iterator[T]) -> Iterator[T]:
-    """Yield the same items, each once the next one has been made, whose bytes then come while this one is worked on."""
-    waiting: list[T] = []
-    for item in items:
-        yield from waiting
-        waiting = [item]
-    yield from waiting
+        choice = choose(scores).cpu()
+        return Decided(parts, choice, chances_of(scores.cpu(), None if chances is None else chances.cpu(), choice))
 
 
 def described(scene: Scene, places: Places) -> dict[str, Any]:

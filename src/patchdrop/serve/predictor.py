@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -24,16 +25,20 @@ from torch import Tensor
 from patchdrop.classify.high import HighClassifier
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.data.low import area_average
-from patchdrop.episode import Episode, PatchDrop
+from patchdrop.episode import Episode, Look, PatchDrop
 from patchdrop.errors import UsageError
 from patchdrop.evaluation.dial import policy_stage
+from patchdrop.grid import Size
+from patchdrop.models.compute import Compute, Networks
 from patchdrop.packed import scatter
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.policy.ranking import forecast
-from patchdrop.read.image_file import ImageFiles, concurrently
+from patchdrop.read.ahead import decoders
+from patchdrop.read.image_file import ImageFiles, zoomed
 from patchdrop.read.images import read_image
 from patchdrop.report.gallery import GalleryItem
 from patchdrop.runs.folder import RunFolder
+from patchdrop.settings.machine import Machine, Precision
 
 
 @dataclass(frozen=True)
@@ -63,22 +68,26 @@ class Predictor:
         run: a run folder.
         stage: ``pt``, ``ft1`` or ``ft2``; by default the last one that is trained.
         choose: maps patch logits to a choice; by default every patch with a probability of at least 0.5.
+        device: ``cpu``, ``cuda``, ``cuda:1``, or ``auto``, a GPU where there is one; whatever it was trained on.
+        precision: of the HR classifier, ``float32`` or ``bfloat16``; what is decided from LR is float32 always.
         scaled_low: make LR by decoding a JPEG at a reduced scale, instead of averaging HR; then HR is decoded only
             if a patch of it is chosen, and LR differs a little from what the run was trained on.
 
     Raises:
         RunError: no such run or stage, or a damaged checkpoint.
-        UsageError: ``scaled_low``, if HR and LR differ in shape.
+        UsageError: ``scaled_low``, if HR and LR differ in shape; or there is no such device or precision.
     """
 
     def __init__(
         self,
         run: str | Path,
         stage: str | None = None,
-        device: str = "cpu",
+        device: str = "auto",
         choose: Choose = greedy,
         scaled_low: bool = False,
+        precision: Precision = "float32",
     ) -> None:
+        compute = Compute.of(Machine(device=device, precision=precision))
         folder = RunFolder(run).require()
         self.stage = policy_stage(folder, stage)
         model, self.config = folder.load(self.stage)
@@ -88,9 +97,18 @@ class Predictor:
         self.choose, self.scaled_low = choose, scaled_low
         self.run, self.own_low = str(run), folder.own_low
         assert isinstance(model, PatchDrop)
-        self.device = torch.device(device)
-        self.model = model.to(self.device)
+        self.networks = Networks(model, compute)
         self.grid = self.config.shape.grid
+
+    @property
+    def model(self) -> PatchDrop:
+        """Policy and classifier."""
+        return self.networks.model
+
+    @property
+    def compute(self) -> Compute:
+        """Device and precision."""
+        return self.networks.compute
 
     def predict(
         self, images: Sequence[str | Path] | str | Path, low: Sequence[str | Path] | None = None
@@ -105,63 +123,90 @@ class Predictor:
 
         Raises:
             DataError: a file cannot be read.
-            UsageError: no ``low``, where the run was trained on LR images of their own.
+            UsageError: no ``low``, where the run was trained on LR images of their own; or memory that a single image
+                does not fit in.
         """
-        files, lows = self._open(images, low)
-        return self._predictions(files, self._play(files, lows))
+        with decoders() as threads:
+            return self.answer(self.ask(self.open(images, low, threads)))
 
     def scores(self, images: Sequence[str | Path] | str | Path, low: Sequence[str | Path] | None = None) -> Tensor:
         """Return the policy's patch logits ``(B, P)`` of a few images; arguments and errors are those of `predict`."""
-        _, lows = self._open(images, low)
-        with torch.inference_mode():
-            logits = self.model.look(lows.to(self.device)).scores
-        return logits.cpu()
+        with decoders() as threads:
+            return self.scores_of(self.open(images, low, threads))
 
     def explain(
         self, images: Sequence[str | Path] | str | Path, low: Sequence[str | Path] | None = None
     ) -> list[tuple[Prediction, GalleryItem]]:
         """Do as `predict`, and return what a picture of each decision needs (opens every HR file)."""
-        files, lows = self._open(images, low)
-        episode = self._play(files, lows)
-        predictions = self._predictions(files, episode)
-        highs = torch.stack(concurrently(files.high, range(len(files.paths))))
+        with decoders() as threads:
+            return self.explain_answer(self.ask(self.open(images, low, threads)))
+
+    # The steps of `predict`, one by one: files are decoded while the networks work on others.
+
+    def open(
+        self, images: Sequence[str | Path] | str | Path, low: Sequence[str | Path] | None, threads: Executor
+    ) -> Opened:
+        """Begin to decode what LR comes from; otherwise as `predict`, whose first step it is."""
+        paths = [Path(images)] if isinstance(images, (str, Path)) else [Path(p) for p in images]
+        if not paths:
+            raise UsageError("no image was given")
+        files = ImageFiles(paths, self.config.shape.high, self.config.shape.channels, threads)
+        if low is None and self.own_low:
+            raise UsageError(f"{self.run}: was trained on LR images of their own; give one for each image with --low")
+        if low is not None and self.scaled_low:
+            raise UsageError("LR images were given, and are also to be made from HR; do one of the two")
+        size, channels = self.config.shape.low, self.config.shape.channels
+        if low is None and self.scaled_low:
+            return Opened(files, [threads.submit(read_image, path, size, channels, gap=1) for path in paths])
+        if low is None:
+            files.ask(range(len(paths)))
+            return Opened(files, None)
+        if len(low) != len(paths):
+            raise UsageError(f"{len(paths)} images and {len(low)} LR images were given, one each is needed")
+        return Opened(files, [threads.submit(read_image, Path(path), size, channels) for path in low])
+
+    def scores_of(self, opened: Opened) -> Tensor:
+        """Return the policy's patch logits ``(B, P)`` of files that were opened."""
+        with torch.inference_mode():
+            return self.networks.look(opened.low(self.config.shape.low)).scores.cpu()
+
+    def ask(self, opened: Opened) -> Asked:
+        """Look at LR, choose, and begin to decode the HR files of which a patch is chosen; raises DataError."""
+        low = opened.low(self.config.shape.low)
+        with torch.inference_mode():
+            look = self.networks.look(low)
+            choice = self.choose(look.scores).cpu()
+        opened.files.ask(zoomed(choice))
+        return Asked(opened.files, low, look, choice)
+
+    def answer(self, asked: Asked) -> list[Prediction]:
+        """Read the chosen patches, and classify; raises DataError."""
+        return self._predictions(asked.files, self._episode(asked))
+
+    def explain_answer(self, asked: Asked) -> list[tuple[Prediction, GalleryItem]]:
+        """Do as `answer`, and return what a picture of each decision needs."""
+        asked.files.ask(range(len(asked.files.paths)))
+        episode = self._episode(asked)
+        predictions = self._predictions(asked.files, episode)
+        highs = torch.stack([asked.files.high(position) for position in range(len(asked.files.paths))])
         items = gallery_items(
             self.model,
             episode,
             highs,
-            lows,
+            asked.low,
             [p.path for p in predictions],
             ["" for _ in predictions],
             self.config.classes,
         )
         return list(zip(predictions, items, strict=True))
 
-    def _open(
-        self, images: Sequence[str | Path] | str | Path, low: Sequence[str | Path] | None
-    ) -> tuple[ImageFiles, Tensor]:
-        paths = [Path(images)] if isinstance(images, (str, Path)) else [Path(p) for p in images]
-        if not paths:
-            raise UsageError("no image was given")
-        files = ImageFiles(paths, self.config.shape.high, self.config.shape.channels)
-        if low is None and self.own_low:
-            raise UsageError(f"{self.run}: was trained on LR images of their own; give one for each image with --low")
-        if low is not None and self.scaled_low:
-            raise UsageError("LR images were given, and are also to be made from HR; do one of the two")
-        if low is None and self.scaled_low:
-            size, channels = self.config.shape.low, self.config.shape.channels
-            return files, torch.stack(concurrently(lambda p: read_image(p, size, channels, gap=1), paths))
-        if low is None:
-            highs = torch.stack(concurrently(files.high, range(len(paths))))
-            return files, area_average(highs, self.config.shape.low)
-        if len(low) != len(paths):
-            raise UsageError(f"{len(paths)} images and {len(low)} LR images were given, one each is needed")
-        size, channels = self.config.shape.low, self.config.shape.channels
-        return files, torch.stack(concurrently(lambda p: read_image(Path(p), size, channels), low))
-
-    def _play(self, files: ImageFiles, lows: Tensor) -> Episode:
+    def _episode(self, asked: Asked) -> Episode:
+        """Take the last two steps of an episode; its tensors are on the CPU."""
+        (scores, chances, classify), choice = asked.look, asked.choice
+        packed = asked.files.reader(self.grid)(choice)
         with torch.inference_mode():
-            episode: Episode = self.model(lows.to(self.device), self.choose, files.reader(self.grid))
-        return episode
+            logits = classify(packed, asked.low).cpu()
+        return Episode(scores.cpu(), None if chances is None else chances.cpu(), choice, packed, logits)
 
     def _predictions(self, files: ImageFiles, episode: Episode) -> list[Prediction]:
         probabilities = episode.logits.softmax(1)
@@ -178,6 +223,30 @@ class Predictor:
             )
             for i, path in enumerate(files.paths)
         ]
+
+
+class Opened(NamedTuple):
+    """Files of a batch that are being decoded."""
+
+    files: ImageFiles
+    lows: list[Future[Tensor]] | None
+    """LR of each image, read from a file; None: made from HR."""
+
+    def low(self, size: Size) -> Tensor:
+        """Return LR ``(B, C, h, w)`` uint8, once it is there; raises DataError if a file cannot be read."""
+        if self.lows is not None:
+            return torch.stack([low.result() for low in self.lows])
+        return area_average(torch.stack([self.files.high(i) for i in range(len(self.files.paths))]), size)
+
+
+class Asked(NamedTuple):
+    """A batch whose patches are chosen, and whose HR files are being decoded."""
+
+    files: ImageFiles
+    low: Tensor
+    look: Look
+    choice: Tensor
+    """``(B, P)`` bool, on the CPU."""
 
 
 class Chances(NamedTuple):
@@ -210,8 +279,10 @@ def gallery_items(
     assert isinstance(high_cnn, HighClassifier)
     with torch.inference_mode():
         # Only for display: not every classifier has such a canvas.
-        empty = high_cnn.empty(lows.to(episode.scores.device), (highs.shape[2], highs.shape[3]))
-        canvas = scatter(episode.packed, high_cnn.normalise(episode.packed.pixels), empty, high_cnn.grid)
+        device = high_cnn.normalise.mean.device
+        packed = episode.packed.to(device)
+        empty = high_cnn.empty(lows.to(device), (highs.shape[2], highs.shape[3]))
+        canvas = scatter(packed, high_cnn.normalise(packed.pixels), empty, high_cnn.grid)
         seen = (canvas * high_cnn.normalise.std + high_cnn.normalise.mean).round().clamp(0, 255).to(torch.uint8)
     probabilities = episode.logits.float().softmax(1)
     best = probabilities.max(1)

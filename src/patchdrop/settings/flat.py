@@ -16,6 +16,7 @@ import yaml
 
 from patchdrop.errors import RenamedWarning, UsageError, first_line
 from patchdrop.grid import Named, Shape, named, shape_of
+from patchdrop.settings.machine import Precision
 
 Stage = Literal["lr", "hr", "patches", "pt", "ft1", "ft2"]
 _PROFILES = Path(__file__).parent / "profiles"
@@ -191,7 +192,7 @@ class TrainSettings:
     """Mixing at the end of each stage."""
     device: str = "auto"
     """``cpu``, ``cuda``, ``cuda:1``, or ``auto``."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Of what networks compute while they train; ``bfloat16`` is faster on GPUs. Weights are kept in float32."""
     threads: int = 0
     """CPU threads of the networks; 0 leaves it to torch. Part of what makes a run repeat to the bit."""

@@ -39,6 +39,7 @@ from patchdrop.evaluation.strategies import (
 from patchdrop.evaluation.verdict import CASCADE, EVERYTHING, NOTHING, PLACES, StrategyResult, low_is_enough, verdict
 from patchdrop.grid import Size
 from patchdrop.models.build import ModelConfig, copy_matching
+from patchdrop.models.compute import Compute
 from patchdrop.models.shared_pass import RankingModel, RuleModel, SharedPass
 from patchdrop.policy.budget import cut_for_mean
 from patchdrop.policy.choice import greedy
@@ -82,7 +83,8 @@ def references(run: RunFolder, config: ModelConfig, val: Split, device: torch.de
     split = Split(val.source, val.index[positions])
 
     def alone(stage: str) -> Outcome:
-        return outcome_of(run.load(stage)[0].to(device), config.shape, split, lambda scores, _: scores >= 0, device)
+        model = run.load(stage)[0].to(device)
+        return outcome_of(model, config.shape, split, lambda scores, _: scores >= 0, Compute(device))
 
     return References(split, alone("lr"), alone("hr"), device, config.shape.low)
 
@@ -131,15 +133,15 @@ def judge_stage(model: RankingModel, config: ModelConfig, found: References, goa
     """
     model.eval()
     model.policy.log_price.fill_(0)
-    grid, device = config.shape.grid, found.device
+    grid, device, compute = config.shape.grid, found.device, Compute(found.device)
     outputs = found.outputs(model, tried_counts(grid.patches))
     fit_fusion(model.classifier, outputs)
     error = calibrate_critic(model, outputs)
     with torch.inference_mode():
         scores, chances = model.policy.weigh(outputs.utilities.to(device), outputs.low_logits.to(device))
     find_price(model, scores.cpu(), chances.cpu(), outputs, goal)
-    ours = outcome_of(model, config.shape, found.split, lambda s, _: greedy(s), device)
-    evaluated = Evaluated(model, config, found.split, ours, found.low, found.high, seed, device)
+    ours = outcome_of(model, config.shape, found.split, lambda s, _: greedy(s), compute)
+    evaluated = Evaluated(model, config, found.split, ours, found.low, found.high, seed, compute)
     plain, rivals = chosen_on(evaluated)
     rivals |= {NOTHING: found.low, EVERYTHING: found.high, PLACES: random_places(evaluated)}
     rivals |= {**controls(evaluated), **from_low_alone(evaluated)}

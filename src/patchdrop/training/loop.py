@@ -21,6 +21,7 @@ from patchdrop.data.sets import Batch
 from patchdrop.errors import Interrupted, RunError, TrainingError
 from patchdrop.files import read_json, read_tensors, remove_unfinished, write_json, write_tensors
 from patchdrop.models.build import fill_weights
+from patchdrop.networks.device import autocast
 from patchdrop.training.optimizer import Muon
 from patchdrop.training.schedule import Schedule
 from patchdrop.training.seeds import derived_seed
@@ -168,9 +169,7 @@ def train_step(task: Task, optimizer: torch.optim.Optimizer, batch: Batch, step:
 
 def _computing(task: Task) -> torch.autocast:
     """Compute convolutions and matrix products in the schedule's precision; softmax and the like stay in float32."""
-    device = next(task.model.parameters()).device.type
-    # No cache: it could give a weight that was cast without a gradient to a pass that needs one.
-    return torch.autocast(device, torch.bfloat16, enabled=task.schedule.precision == "bfloat16", cache_enabled=False)
+    return autocast(next(task.model.parameters()).device.type, task.schedule.precision)
 
 
 def _not_a_number(task: Task, step: int, what: str) -> str:
