@@ -14,6 +14,7 @@ from patchdrop import commands
 from patchdrop.classify.bagnet import BagNet
 from patchdrop.classify.high import Spec
 from patchdrop.classify.two_stream import TwoStream
+from patchdrop.commands.predicting import Asking
 from patchdrop.costs.flops import forward_costs
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import RunError
@@ -178,7 +179,7 @@ def test_a_run_with_bagnet_trains_every_stage_predicts_and_is_evaluated(tmp_path
     assert isinstance(run.load("hr")[0], BagNet)
     assert isinstance(run.load("ft2")[0].classifier.high, BagNet)
     image = next((data / "test").rglob("*.png"))
-    assert len(list(commands.predict(run.path, [image], overlay_folder=tmp_path / "overlays"))) == 1
+    assert len(list(commands.predict(Asking(run.path, overlay=tmp_path / "overlays"), [image]))) == 1
     assert commands.info(run.path)["classifier"] == "bagnet"
 
 

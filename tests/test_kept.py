@@ -14,6 +14,7 @@ import torch
 
 from patchdrop import commands
 from patchdrop.cli import main
+from patchdrop.commands.predicting import Asking
 from patchdrop.runs.folder import RunFolder
 from patchdrop.serve.export import Runtime
 from patchdrop.settings.dial import Dial
@@ -46,7 +47,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("run", ["ranking", "bernoulli"])
 def test_a_run_predicts_and_is_evaluated_as_it_was(place: Path, run: str) -> None:
     kept = json.loads((place / run / "predictions.json").read_text())
-    found = [asdict(p) for p in commands.predict(place / run, [place / "images" / row["path"] for row in kept])]
+    found = [asdict(p) for p in commands.predict(Asking(place / run), [place / "images" / row["path"] for row in kept])]
     for row in found:
         row["path"], row["patches"] = os.path.relpath(row["path"], place / "images"), list(row["patches"])
     assert near(found, kept)

@@ -18,6 +18,7 @@ from patchdrop.classify.high import HighClassifier
 from patchdrop.classify.patch_set import PatchSet
 from patchdrop.classify.two_stream import TwoStream
 from patchdrop.classify.vit import TokenViT
+from patchdrop.commands.predicting import Asking
 from patchdrop.errors import Interrupted, UsageError
 from patchdrop.grid import Grid
 from patchdrop.models.build import build_stage
@@ -302,7 +303,7 @@ def test_a_whole_run_trains_every_stage_predicts_and_is_timed(name: str, tmp_pat
         ours, theirs = joined.context.network.stem[0].weight, low.network.stem[0].weight  # type: ignore[index, union-attr]
         assert float((ours - theirs).detach().abs().mean()) < 0.2 * float(theirs.detach().abs().mean())
     image = next((data / "test").rglob("*.png"))
-    assert len(list(commands.predict(run.path, [image], overlay_folder=tmp_path / "overlays"))) == 1
+    assert len(list(commands.predict(Asking(run.path, overlay=tmp_path / "overlays"), [image]))) == 1
     timed = commands.bench(run.path, batches=(2,), rounds=1, stages=["hr", "ft2"])
     work = {row["way"]: row["flops_image"] for row in timed["rows"]}
     assert work["episode, S = 0"] < work["episode, S = 1"] < work["episode, S = 4"] < work["episode, S = 8"]

@@ -15,7 +15,7 @@ from cyclopts.validators import Number
 
 from patchdrop.errors import Interrupted, PatchDropError, UsageError
 from patchdrop.scenes.flags import Reach, SceneFlags
-from patchdrop.scenes.formats import DEFAULT, Format
+from patchdrop.scenes.formats import DEFAULT, OF_IMAGES, Format
 from patchdrop.settings.comparison import CompareOptions, Price
 from patchdrop.settings.config_file import defaults
 from patchdrop.settings.dial import Dial, Target
@@ -181,7 +181,8 @@ def predict(
     plan
         Read of scenes what this plan.json says, rather than what the policy chooses now.
     formats
-        Files to write: jsonl, csv; of scenes also geojson, gpkg (GeoPackage), map (of classes, a COG), png (picture).
+        Files to write: jsonl, csv, parquet; of scenes also geojson, gpkg (GeoPackage), map (of classes, a COG), png
+        (picture). The parquet of scenes is GeoParquet.
     """
     from patchdrop.terminal.tables import predicted_tables
 
@@ -197,17 +198,24 @@ def predict(
         raise UsageError("--format: says which files to write; name a folder for them with --out")
     if plan and tariff:
         raise UsageError("--tariff: a plan brings its own; give it to `patchdrop plan`")
+    if out is not None and not (found.scenes or asked.scenes) and formats != DEFAULT:
+        for_scenes = {f"--format {kind}": kind not in OF_IMAGES for kind in formats}
+        _refuse_idle(for_scenes, None, "scenes", found)
+    shared = spread or Spread()
+    if out is None and shared != Spread():
+        raise UsageError("--shard, --workers and --scheduler: share work that goes into a folder; name one with --out")
     sold = _sold_by(tariff)  # what is wrong with it is said before images are read
     failures, failed = _failures()
     document: dict[str, Any] = {}
     if found.images:
-        of_images = (low, stage, overlay, failed, dial, scaled_low, machine)
-        document |= _predict_images(run, found.images, of_images, out, formats)
+        how_images = (run, stage, dial, overlay, scaled_low, machine or Machine())
+        document |= _predict_images(how_images, found.images, low, failed, out, formats, shared)
     if found.scenes or asked.scenes:
         how = (run, stage, dial, machine)
-        document |= _predict_scenes(how, found.scenes, asked, failed, out, formats, plan, sold, spread)
+        document |= _predict_scenes(how, found.scenes, asked, failed, out, formats, plan, sold, shared)
     _print({**document, "failed": failures}, predicted_tables, as_json)
-    return _code(failures, bool(document.get("predictions") or document.get("scenes")))
+    read = document.get("image_files", {}).get("classes") or document.get("predictions") or document.get("scenes")
+    return _code(failures, bool(read))
 
 
 def _looked_at(run: Path, inputs: list[str] | None, asked: SceneFlags, results: list[Path]) -> Inputs:
@@ -232,19 +240,23 @@ def _refuse_idle(flags: dict[str, Any], wanted: Any, kind: str, found: Inputs) -
 
 
 def _predict_images(
-    run: Path, images: list[str], asked: tuple[Any, ...], out: Path | None, formats: Sequence[Format]
+    how: tuple[Any, ...],
+    images: list[str],
+    low: list[Path] | None,
+    failed: Callable[[str], None],
+    out: Path | None,
+    formats: Sequence[Format],
+    spread: Spread,
 ) -> dict[str, Any]:
     from dataclasses import asdict
 
     from patchdrop import commands
-    from patchdrop.serve.files import write_predictions
-    from patchdrop.terminal.talk import say
+    from patchdrop.commands.predicting import Asking
 
-    found = [asdict(prediction) for prediction in commands.predict(run, images, *asked)]
+    asking = Asking(*how)
     if out is not None:
-        written = write_predictions(out, found, formats)
-        say(f"image files: {', '.join(map(str, written))}")
-    return {"predictions": found}
+        return commands.predict_into(asking, images, low, out, formats, failed, spread)
+    return {"predictions": [asdict(found) for found in commands.predict(asking, images, low, failed)]}
 
 
 def _predict_scenes(

@@ -42,14 +42,17 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def writing(path: Path) -> Iterator[TextIO]:
+def writing(path: Path, errors: str = "strict") -> Iterator[TextIO]:
     """Yield a file to write text to piece by piece, otherwise as `write_bytes`; if the block raises, nothing is left.
+
+    Args:
+        errors: what becomes of text that is no UTF-8, as for `open`.
 
     Raises:
         RunError: the disk is full or the folder cannot be written.
     """
     with _beside(path) as other, _created(other) as file:
-        text = io.TextIOWrapper(file, encoding="utf-8", newline="\n")
+        text = io.TextIOWrapper(file, "utf-8", errors, newline="\n")
         yield text
         text.detach()
 

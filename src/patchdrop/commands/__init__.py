@@ -9,7 +9,20 @@ from patchdrop.commands.calibrating import calibrate
 from patchdrop.commands.comparing import compare, compare_list
 from patchdrop.commands.exporting import export
 from patchdrop.commands.planning import plan
-from patchdrop.commands.runs import evaluate, info, predict, train
+from patchdrop.commands.predicting import predict, predict_into
+from patchdrop.commands.runs import evaluate, info, train
 from patchdrop.commands.timing import bench
 
-__all__ = ["bench", "calibrate", "compare", "compare_list", "evaluate", "export", "info", "plan", "predict", "train"]
+__all__ = [
+    "bench",
+    "calibrate",
+    "compare",
+    "compare_list",
+    "evaluate",
+    "export",
+    "info",
+    "plan",
+    "predict",
+    "predict_into",
+    "train",
+]

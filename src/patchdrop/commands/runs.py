@@ -1,24 +1,21 @@
-"""Train a run, evaluate it, predict with it, and describe what is in it."""
+"""Train a run, evaluate it, and describe what is in it."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from patchdrop.commands.shared import judging_split, prepared, same_classes, same_low, split_to_evaluate
 from patchdrop.data.load import Data
 from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop, play
-from patchdrop.errors import DataError, RunError, UsageError
+from patchdrop.errors import RunError
 from patchdrop.evaluation.calibrate import without_calibration
 from patchdrop.evaluation.dial import FILE as CALIBRATION
 from patchdrop.evaluation.dial import (
@@ -27,7 +24,6 @@ from patchdrop.evaluation.dial import (
     policy_stage,
     policy_stages,
     read_calibration,
-    stage_and_choice,
 )
 from patchdrop.evaluation.evaluate import evaluate as evaluate_stages
 from patchdrop.evaluation.evaluate import example_positions, yardstick_names
@@ -35,15 +31,13 @@ from patchdrop.evaluation.evaluate import results as results_document
 from patchdrop.evaluation.verdict import last_verdict
 from patchdrop.files import write_json
 from patchdrop.models.compute import Compute
-from patchdrop.policy.budget import above, cut_for_mean
 from patchdrop.policy.choice import Choose, greedy
-from patchdrop.read.ahead import decoders, one_ahead
 from patchdrop.read.source import from_memory
-from patchdrop.report.gallery import GalleryItem, overlay
+from patchdrop.report.gallery import GalleryItem
 from patchdrop.report.page import write_report
 from patchdrop.runs.folder import RunFolder
 from patchdrop.runs.provenance import provenance
-from patchdrop.serve.predictor import Asked, Opened, Prediction, Predictor, gallery_items
+from patchdrop.serve.predictor import gallery_items
 from patchdrop.settings.dial import Dial
 from patchdrop.settings.flat import TrainSettings
 from patchdrop.settings.machine import Machine
@@ -52,11 +46,6 @@ from patchdrop.training.recipe import Recipe
 from patchdrop.training.run import Stopper, train_stages
 
 GALLERY = 36
-BATCH = 32
-"""Images predicted at a time."""
-Pair = tuple[str | Path, str | Path | None]
-"""HR file, and LR file of a sensor of its own, or None."""
-Found = TypeVar("Found")
 
 
 def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
@@ -194,128 +183,6 @@ def _gallery(run: RunFolder, stage: str, split: Split, positions: Sequence[int],
     names = [split.names[i] for i in positions]
     truths = [config.classes[t] for t in batch.target.tolist()]
     return gallery_items(model, episode, batch.high, low, names, truths, config.classes)
-
-
-def predict(
-    run_folder: str | Path,
-    images: Sequence[str | Path],
-    low: Sequence[str | Path] | None = None,
-    stage: str | None = None,
-    overlay_folder: Path | None = None,
-    failed: Callable[[str], None] | None = None,
-    dial: Dial | None = None,
-    scaled_low: bool = False,
-    machine: Machine | None = None,
-) -> Iterable[Prediction]:
-    """Predict image files, `BATCH` at a time; the next ones are decoded while the networks work on these.
-
-    Args:
-        failed: called with the reason for each image that cannot be read; without it the first one raises DataError.
-        dial: how many patches may be read; by default what the policy chooses. A mean budget is spread over these
-            images, so LR of all of them is looked at first.
-        scaled_low: see `Predictor`.
-        machine: device and precision; by default a GPU where there is one, in float32.
-    """
-    choose: Choose = greedy
-    machine = machine or Machine()
-    run = RunFolder(run_folder).require()
-    mean_budget = None if dial is None else dial.mean_budget
-    if dial is not None and dial.turned and mean_budget is None:
-        stage, choose = stage_and_choice(dial, run, stage, Compute.of(machine))
-    predictor = Predictor(run_folder, stage, machine.device, choose, scaled_low, machine.precision)
-    if low is not None and len(low) != len(images):
-        raise UsageError(f"{len(images)} images and {len(low)} LR images were given, one each is needed")
-    pairs = [(path, None if low is None else low[i]) for i, path in enumerate(images)]
-    batches = [pairs[i : i + BATCH] for i in range(0, len(pairs), BATCH)]
-    with decoders() as threads:
-        if dial is not None and mean_budget is not None:
-            dial.check(predictor.grid.patches)
-            predictor.choose = partial(above, cut=cut_for_mean(_scores(predictor, batches, threads), mean_budget))
-        if overlay_folder is None:
-            yield from _answers(predictor, predictor.answer, batches, threads, failed)
-            return
-        used: set[str] = set()
-        for prediction, item in _answers(predictor, predictor.explain_answer, batches, threads, failed):
-            name = _unused(Path(prediction.path).stem, used)
-            used.add(name)
-            try:
-                overlay_folder.mkdir(parents=True, exist_ok=True)
-                overlay(item, predictor.grid).save(overlay_folder / f"{name}.png")
-            except OSError as error:
-                raise RunError(
-                    f"{overlay_folder}: cannot be written ({error.strerror}); choose another folder"
-                ) from error
-            yield prediction
-
-
-def _answers(
-    predictor: Predictor,
-    answer: Callable[[Asked], Iterable[Found]],
-    batches: Iterable[Sequence[Pair]],
-    threads: Executor,
-    failed: Callable[[str], None] | None,
-) -> Iterator[Found]:
-    """Yield the answer for each image, in order.
-
-    While a batch is classified, the HR files of the next one are decoded, and what LR comes from of the one after it.
-    """
-
-    def asked(batch: Sequence[Pair], opened: Opened) -> tuple[Sequence[Pair], Asked | DataError]:
-        try:
-            return batch, predictor.ask(opened)
-        except DataError as error:
-            return batch, error
-
-    opened = one_ahead((batch, _open(predictor, batch, threads)) for batch in batches)
-    for batch, found in one_ahead(asked(*both) for both in opened):
-        try:
-            if isinstance(found, DataError):
-                raise found
-            answers = list(answer(found))
-        except DataError as error:
-            yield from _alone(predictor, answer, batch, threads, failed, error)
-        else:
-            yield from answers
-
-
-def _alone(
-    predictor: Predictor,
-    answer: Callable[[Asked], Iterable[Found]],
-    batch: Sequence[Pair],
-    threads: Executor,
-    failed: Callable[[str], None] | None,
-    reason: DataError,
-) -> Iterator[Found]:
-    """Yield the answer for each image of a batch of which one cannot be read, asked for alone."""
-    if len(batch) > 1:
-        yield from _answers(predictor, answer, ([pair] for pair in batch), threads, failed)
-    elif failed is None:
-        raise reason
-    else:
-        failed(str(reason))
-
-
-def _open(predictor: Predictor, batch: Sequence[Pair], threads: Executor) -> Opened:
-    lows = [low for _, low in batch if low is not None]
-    return predictor.open([path for path, _ in batch], lows or None, threads)
-
-
-def _scores(predictor: Predictor, batches: Iterable[Sequence[Pair]], threads: Executor) -> Tensor:
-    """Return the patch logits of all images whose LR can be read; the others are reported when they are predicted."""
-    found: list[Tensor] = []
-    for batch, opened in one_ahead((batch, _open(predictor, batch, threads)) for batch in batches):
-        try:
-            found.append(predictor.scores_of(opened))
-        except DataError:
-            if len(batch) > 1:
-                found.append(_scores(predictor, [[pair] for pair in batch], threads))
-    return torch.cat(found) if found else torch.empty(0, predictor.grid.patches)
-
-
-def _unused(stem: str, used: Container[str]) -> str:
-    """Return a picture's name: the image's own, with a number if an image of another folder has taken it."""
-    names = itertools.chain([stem], (f"{stem}-{number}" for number in itertools.count(2)))
-    return next(name for name in names if name not in used)
 
 
 def info(run_folder: str | Path) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import json
 import struct
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TextIO
 
@@ -68,9 +68,9 @@ class Writer(Protocol):
 def check_formats(formats: Sequence[Format]) -> None:
     """Raise UsageError if a kind of file needs a package that is not installed."""
     for kind in formats:
-        package = PACKAGES.get(kind)
-        if package is not None and importlib.util.find_spec(package) is None:
-            raise UsageError(f"--format {kind} needs {package}: install it with `pip install 'patchdrop[geo]'`")
+        package, extra = PACKAGES.get(kind, ("", ""))
+        if package and importlib.util.find_spec(package) is None:
+            raise UsageError(f"--format {kind} needs {package}: install it with `pip install 'patchdrop[{extra}]'`")
 
 
 def file_name(name: str, kind: Format) -> str:
@@ -103,6 +103,8 @@ def outputs(
                 writers.append(GeoJson(stack.enter_context(writing(at)), places))
             elif kind == "gpkg":
                 writers.append(GeoPackage(stack.enter_context(beside(at)), places))
+            elif kind == "parquet":
+                writers.append(stack.enter_context(closing(GeoParquet(stack.enter_context(beside(at)), places))))
             elif kind == "map":
                 writers.append(ClassMap(at, scene, places, classes))
             else:
@@ -228,6 +230,49 @@ class GeoPackage:
                 f"{self._path}: cannot be written ({first_line(error)}); make room or use another"
             ) from error
         self._begun = True
+
+
+class GeoParquet:
+    """A writer of a GeoParquet 1.1 file in the scene's own coordinates, with the columns of the CSV file."""
+
+    def __init__(self, path: Path, places: Places) -> None:
+        import pyarrow
+        from pyarrow import parquet
+        from pyproj import CRS
+
+        kinds = {name: pyarrow.int64() for name in _COLUMNS}
+        kinds |= {name: pyarrow.float64() for name in ("probability", "chance_now", "chance_after")}
+        kinds |= {"label": pyarrow.string(), "patches": pyarrow.list_(pyarrow.int32()), "geometry": pyarrow.binary()}
+        crs = None if places.crs is None else CRS.from_user_input(places.crs).to_json_dict()
+        geometry = {"encoding": "WKB", "geometry_types": ["Polygon"], "crs": crs}
+        said = {"version": "1.1.0", "primary_column": "geometry", "columns": {"geometry": geometry}}
+        self._schema = pyarrow.schema(list(kinds.items()), {"geo": json.dumps(said)})
+        self._places = places
+        self._held: list[dict[str, Any]] = []
+        self._file = parquet.ParquetWriter(path, self._schema)
+
+    def add(self, found: CellResult) -> None:
+        """Add one more row."""
+        box = dict(zip(_COLUMNS[1:5], found.box, strict=True))
+        shape = {"geometry": _wkb(self._places.ring(found.box))}
+        self._held.append({"cell": found.cell, **box, **_decided(found), **shape})
+        if len(self._held) == BATCH:
+            self._write()
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Write the rows that are still held."""
+        self._write()
+        self.close()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write(self) -> None:
+        from pyarrow import Table
+
+        held, self._held = self._held, []
+        self._file.write_table(Table.from_pylist(held, self._schema))
 
 
 class ClassMap:

@@ -194,10 +194,24 @@ def predicted_tables(document: dict[str, Any]) -> RenderableType:
     parts: list[RenderableType] = []
     if "predictions" in document:
         parts.append(predictions_table(document))
+    elif "classes" in document.get("image_files", {}):
+        parts.append(_classes_table(document["image_files"]))
     if "scenes" in document:
         parts += [cells_table(scene) for scene in document["scenes"] if "results" in scene]
         parts.append(scenes_table(document))
     return Group(*parts)
+
+
+def _classes_table(document: dict[str, Any]) -> RenderableType:
+    """Build the table of how many images have each class, where there are too many for a line each."""
+    table = Table(
+        "label", title=f"{document['images']:,} images, {document['failed']:,} not read", title_justify="left"
+    )
+    table.add_column("images", justify="right")
+    for name, count in sorted(document["classes"].items(), key=lambda pair: -pair[1]):
+        table.add_row(escape(name), f"{count:,}")
+    table.caption = f"HR read: {columns.percent(document['hr_fraction'])} %"
+    return table
 
 
 def predictions_table(document: dict[str, Any]) -> RenderableType:
