@@ -26,6 +26,7 @@ from patchdrop.episode import Classify, PatchDrop, play
 from patchdrop.errors import DataError, UsageError
 from patchdrop.models.build import build_stage
 from patchdrop.models.compute import Compute, Networks
+from patchdrop.networks.device import exact_float32
 from patchdrop.packed import Packed
 from patchdrop.policy.choice import greedy
 from patchdrop.read import image_file, tiled
@@ -180,6 +181,25 @@ def played(model: PatchDrop, compute: Compute, high: Tensor, low: Tensor) -> Any
 
 
 GRID = SETTINGS.shape.grid
+
+
+def test_float32_is_all_of_it_on_a_gpu_and_what_was_set_comes_back() -> None:
+    cudnn: Any = torch.backends.cudnn
+
+    def now() -> tuple[str, ...]:
+        return cudnn.conv.fp32_precision, cudnn.rnn.fp32_precision, torch.backends.cuda.matmul.fp32_precision
+
+    def broken(device: torch.device) -> None:
+        with exact_float32(device):
+            seen.append(now())
+            raise ZeroDivisionError
+
+    before, seen = now(), list[tuple[str, ...]]()
+    for device in (torch.device("cuda"), CPU):
+        with pytest.raises(ZeroDivisionError):
+            broken(device)
+        assert now() == before and cudnn.allow_tf32  # torch's default
+    assert seen == [("ieee", "ieee", "ieee"), before]
 
 
 def test_results_of_scenes_are_not_mixed_with_those_of_another_precision(
