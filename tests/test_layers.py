@@ -22,6 +22,7 @@ ALWAYS_FREE_OF_TORCH = (
     "settings.comparison",
     "settings.config_file",
     "settings.defaults",
+    "settings.machine",
     "settings.dial",
     "errors",
     "version",

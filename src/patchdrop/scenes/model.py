@@ -24,7 +24,8 @@ from patchdrop.settings.machine import Machine
 from patchdrop.transport.ranges import Stopped
 
 CHUNK_PIXELS = {"cpu": 2**20, "cuda": 2**24}
-"""Most HR pixels of the cells that go through the networks at once; a single cell may have more."""
+"""Most HR pixels of the cells that go through the networks at once; a single cell may have more, and on a GPU it is as
+much as is decoded at a time."""
 
 
 class Choosing(NamedTuple):
