@@ -13,7 +13,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from patchdrop.commands.shared import judging_split, prepared, same_classes, same_low, split_to_evaluate
+from patchdrop.commands.shared import (
+    for_shards,
+    judging_split,
+    load_with_bar,
+    prepared,
+    same_classes,
+    same_low,
+    split_to_evaluate,
+)
 from patchdrop.data.load import Data
 from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop
@@ -42,10 +50,12 @@ from patchdrop.runs.folder import RunFolder
 from patchdrop.runs.provenance import provenance
 from patchdrop.serve.predictor import Prediction, Predictor, gallery_items
 from patchdrop.settings.dial import Dial
-from patchdrop.settings.flat import TrainSettings
+from patchdrop.settings.flat import FREE_SETTINGS, TrainSettings
 from patchdrop.terminal.talk import bars, say
 from patchdrop.training.recipe import Recipe
-from patchdrop.training.run import Stopper, train_stages
+from patchdrop.training.run import Stopper, help_stages, train_stages
+from patchdrop.training.team import Team, joined
+from patchdrop.version import VERSION
 
 GALLERY = 36
 BATCH = 32
@@ -58,24 +68,60 @@ Found = TypeVar("Found")
 def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
     """Train what is asked for and not trained yet, then evaluate and write the report.
 
+    Where torchrun started several processes, the first one does all that, and the others help it to train.
+
     Returns:
         The document of ``results.json`` for the test split, or for ``val`` if there is none; without rows if no stage
-        is trained.
+        is trained. Empty in a process that helps.
     """
+    with joined(settings.device) as team:
+        if team.size > 1:
+            team.agree(_asked(settings))
+        if team.rank == 0:
+            with team.leading():
+                return _train(settings, out, team)
+        with team.helping():
+            _help(settings, team)
+    return {}
+
+
+def _asked(settings: TrainSettings) -> dict[str, Any]:
+    """Return what processes that train together must be started with: versions, and all settings of a run."""
+    values = {name: value for name, value in settings.to_mapping().items() if name not in FREE_SETTINGS}
+    return {"version": VERSION, "torch": torch.__version__, **values}
+
+
+def _help(settings: TrainSettings, team: Team) -> None:
+    """Load the data that the first process trains on, and take part in its steps."""
+    if (filled := team.receive()) is None:
+        return
+    here = {name: getattr(settings, name) for name in ("data", "layout", "cache", "workers", "memory_gb", "device")}
+    recipe = Recipe.of(replace(filled, **here))
+    recipe.use_threads()
+    data = load_with_bar(recipe.source)
+    with Stopper().listening() as stop:
+        help_stages(recipe, data, team, stop)
+
+
+def _train(settings: TrainSettings, out: str | Path, team: Team) -> dict[str, Any]:
     run = RunFolder(out)
     with run.locked():
         if run.exists() and run.begun():
             settings = settings.filled(run.settings().to_mapping())
-            run.start(settings.to_mapping())
+            run.start(for_shards(settings).to_mapping())
+        else:
+            settings = settings.filled({"shards": team.shards})
+        team.check(settings.shards)
         ready = prepared(settings)
         recipe, data = ready.recipe, ready.data
         run.start(ready.settings.to_mapping())  # only now, so that a mistyped path or network leaves no trace
-        run.log({"event": "start", **provenance(settings.seed)})
+        run.log({"event": "start", **provenance(settings.seed), "processes": team.size})
+        team.send(ready.settings)
         if data.read is not None:
             run.log({"event": "read", **data.read.to_json()})
         work = {stage: (ready.steps(stage), ready.flops_a_step(stage)) for stage in recipe.stages}
         with Stopper().listening() as stop, bars(work, "steps") as progress:
-            train_stages(recipe, data, run, progress.advance, stop)
+            train_stages(recipe, data, run, progress.advance, stop, team)
         return _evaluate_and_report(run, data, judging_split(data), recipe)
 
 

@@ -20,7 +20,8 @@ from patchdrop.settings.defaults import GRID, networks_for, schedule_for
 from patchdrop.settings.flat import Augmentation, TrainSettings
 from patchdrop.terminal.talk import bars, say
 from patchdrop.training.augmentation_trial import CAREFUL, augmentations
-from patchdrop.training.recipe import Recipe, device_of
+from patchdrop.training.device import device_of
+from patchdrop.training.recipe import Recipe
 from patchdrop.training.work import step_flops
 
 
@@ -67,12 +68,13 @@ def prepared(settings: TrainSettings, trial: bool = True, recorded: Mapping[str,
         UsageError: settings contradict each other; this is checked before images are decoded and, if sizes and grid
             are given, before data are looked for.
     """
-    settings, reasons = sized(settings.filled(recorded or {}))
+    settings, reasons = sized(for_shards(settings.filled(recorded or {})))
     recipe = Recipe.of(settings)
     recipe.use_threads()
     data = load_with_bar(recipe.source)
     check_classes(data, settings.data)
     settings = settings.filled(schedule_for(len(data.splits["fit"])))
+    _check_shards(settings, len(data.splits["fit"]))
     recipe = Recipe.of(settings)
     costs = network_costs(recipe.with_classes(data.classes))
     if trial:
@@ -83,6 +85,23 @@ def prepared(settings: TrainSettings, trial: bool = True, recorded: Mapping[str,
         settings = replace(settings, augment=chosen)
         recipe = Recipe.of(settings)
     return Prepared(settings, recipe, data, costs, reasons)
+
+
+def for_shards(settings: TrainSettings) -> TrainSettings:
+    """Return the settings with one thread a process if steps are cut into shards and no number is named.
+
+    Else it would depend on how many processes share a machine, and so would the bits.
+    """
+    return replace(settings, threads=1) if settings.shards > 1 and not settings.threads else settings
+
+
+def _check_shards(settings: TrainSettings, images: int) -> None:
+    batch = min(settings.batch, images)
+    if settings.shards > 1 and batch < 2 * settings.shards:
+        raise UsageError(
+            f"shards: {settings.shards} of {batch} images a step have fewer than two each, too few for batch norm; "
+            "use fewer --shards, or a larger --batch"
+        )
 
 
 def sized(settings: TrainSettings) -> tuple[TrainSettings, dict[str, str]]:

@@ -143,6 +143,9 @@ class TrainSettings:
     """Seed of everything random."""
     batch: int = 0
     """Images a step; 0: by the number of training images, as epochs of -1."""
+    shards: int = 1
+    """Parts into which each step's images are cut, so that processes may share it and the weights are the same however
+    many they are; 1 (not named): no cut, and 8 or one each where torchrun starts several. See docs/larger.md."""
     epochs_lr: int = -1
     """Epochs of the LR classifier; -1: fewer the more training images there are (`patchdrop.settings.defaults`)."""
     epochs_hr: int = -1
@@ -194,7 +197,8 @@ class TrainSettings:
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of what networks compute while they train; ``bfloat16`` is faster on GPUs. Weights are kept in float32."""
     threads: int = 0
-    """CPU threads of the networks; 0 leaves it to torch. Part of what makes a run repeat to the bit."""
+    """CPU threads of the networks; 0 leaves it to torch, or is 1 where there are ``shards``. Part of what makes a run
+    repeat to the bit."""
     save_minutes: float = 5.0
     """Save the training state this often besides at each epoch's end."""
 
@@ -255,6 +259,7 @@ class TrainSettings:
 UNNAMED: dict[str, Any] = {
     **dict.fromkeys(("high", "low", "grid", "hr_network", "lr_network", "policy_network"), ""),
     **dict.fromkeys(("batch", "low_enlarge"), 0),
+    "shards": 1,
     **{f"epochs_{stage}": -1 for stage in STAGES},
     "augment": ("auto",),
 }
@@ -269,6 +274,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("patch_stages", 0, 64),
     ("set_layers", 1, 64),
     ("batch", 0, 1_000_000),
+    ("shards", 1, 4096),
     ("epochs_lr", -1, 100_000),
     ("epochs_hr", -1, 100_000),
     ("epochs_patches", -1, 100_000),
