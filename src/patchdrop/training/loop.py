@@ -141,7 +141,7 @@ def train(
                 _save(folder, task, optimizer, state)
                 saved = time.monotonic()
             if interrupted:
-                team.highest(0)  # helpers stay until it is saved: torchrun ends the others once one has ended
+                team.leave()  # now that it is saved: torchrun ends the others once one has ended
                 raise Interrupted(interrupted)
     if state.best:
         task.model.load_state_dict(state.best)
@@ -160,7 +160,7 @@ def assist(task: Task, standing: Standing, stop: Stop, team: Team) -> None:
     task.memory.update(standing.memory)
     for _ in _updates(task, optimizer, standing.step, team):
         if interrupted := team.highest(stop()):
-            team.highest(0)
+            team.leave()
             raise Interrupted(interrupted)
 
 
@@ -169,7 +169,12 @@ def _updates(task: Task, optimizer: torch.optim.Optimizer, step: int, team: Team
     total = task.epochs * task.steps_per_epoch
     while step < total:
         for batches in steps(task, *divmod(step, task.steps_per_epoch), team):
-            yield one_step(task, optimizer, batches, step, total, team)
+            try:
+                figures = one_step(task, optimizer, batches, step, total, team)
+            except TrainingError:  # every process finds the same
+                team.leave()
+                raise
+            yield figures
             step += 1
 
 

@@ -338,11 +338,11 @@ def _earlier(run: RunFolder, stage: str, needed_by: str) -> nn.Module:
 
 
 def _agree(recipe: Recipe, data: Data, team: Team) -> None:
-    """Compare data, threads and device of all processes that train together."""
+    """Compare data, threads and device of all processes that train together; the data may lie in another folder."""
     if team.size > 1:
-        found = statistics(data.splits["fit"], data.shape.low)
-        pixels = {f"pixels' {name}": part.tolist() for name, part in vars(found).items()}
-        team.agree({**_described(data), **pixels, "threads": torch.get_num_threads(), "device": recipe.device.type})
+        pixels = {name: part.tolist() for name, part in vars(statistics(data.splits["fit"], data.shape.low)).items()}
+        facts = {f"data's {name}": value for name, value in {**_described(data), **pixels}.items() if name != "name"}
+        team.agree({**facts, "threads": torch.get_num_threads(), "device": recipe.device.type})
 
 
 def _described(data: Data) -> dict[str, Any]:

@@ -10,7 +10,7 @@ Objects and single numbers travel by gloo, gradients by gloo between CPUs and by
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -41,7 +41,7 @@ class Team:
 
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
-        self._stepping = False
+        self._stepping = self._left = False
 
     @property
     def shards(self) -> int:
@@ -105,10 +105,18 @@ class Team:
         for rank, theirs in enumerate(every):
             for name, value in every[0].items():
                 if theirs.get(name) != value:
+                    self.leave()
                     raise DifferError(
                         f"the processes of a training must have the same settings, data and versions: {name} is "
                         f"{value} in the first and {theirs.get(name)} in process {rank + 1} of {self.size}"
                     )
+
+    def leave(self) -> None:
+        """Wait until all are about to end: one that ends earlier may cut off what others still read."""
+        if self.size > 1 and not self._left:
+            self._left = True
+            with suppress(RunError):
+                self.highest(0)
 
     @contextmanager
     def stepping(self) -> Iterator[None]:
@@ -123,8 +131,10 @@ class Team:
         try:
             yield
         finally:
-            if not self._stepping:
-                self.send(None)
+            if not self._stepping and not self._left:
+                with suppress(RunError):
+                    self.send(None)
+                self.leave()
 
     @contextmanager
     def helping(self) -> Iterator[None]:
@@ -132,6 +142,7 @@ class Team:
         hush()
         try:
             yield
+            self.leave()
         except (DifferError, TrainingError):  # the leader found it too, and says it
             raise
         except PatchDropError as error:
