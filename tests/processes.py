@@ -17,7 +17,8 @@ import torch
 PATIENCE = 300
 """Seconds after which a process that should have ended counts as stuck."""
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["patchdrop.commands", "patchdrop.training.run", "tiny"])
+# The first optimizer of a process imports torch._dynamo, which takes seconds.
+CONTEXT.set_forkserver_preload(["patchdrop.commands", "patchdrop.training.run", "tiny", "torch._dynamo"])
 
 
 def start(size: int, work: Callable[..., int | None], given: Sequence[Any], told: Path) -> list[BaseProcess]:
