@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from patchdrop.commands.shared import (
-    for_shards,
     judging_split,
     load_with_bar,
     prepared,
@@ -50,13 +49,15 @@ from patchdrop.runs.folder import RunFolder
 from patchdrop.runs.provenance import provenance
 from patchdrop.serve.predictor import Prediction, Predictor, gallery_items
 from patchdrop.settings.dial import Dial
-from patchdrop.settings.flat import FREE_SETTINGS, TrainSettings
+from patchdrop.settings.flat import TrainSettings
 from patchdrop.terminal.talk import bars, say
 from patchdrop.training.recipe import Recipe
 from patchdrop.training.run import Stopper, help_stages, train_stages
 from patchdrop.training.team import Team, joined
 from patchdrop.version import VERSION
 
+OF_A_MACHINE = ("data", "layout", "cache", "workers", "memory_gb", "device")
+"""Settings that each of the processes that train together has for itself."""
 GALLERY = 36
 BATCH = 32
 """Images predicted at a time."""
@@ -75,54 +76,44 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
         is trained. Empty in a process that helps.
     """
     with joined(settings.device) as team:
-        if team.size > 1:
-            team.agree(_asked(settings))
-        if team.rank == 0:
-            with team.leading():
-                return _train(settings, out, team)
-        with team.helping():
-            _help(settings, team)
-    return {}
+        team.agree({"version": VERSION, "torch": torch.__version__, **settings.bound})
+        if team.rank:
+            _help(team, {name: getattr(settings, name) for name in OF_A_MACHINE})
+            return {}
+        run = RunFolder(out)
+        with team.leading(), run.locked():
+            if run.exists() and run.begun():
+                settings = settings.filled(run.settings().to_mapping()).steady
+                run.start(settings.to_mapping())
+            settings = settings.filled({} if run.begun() else {"shards": team.shards})
+            team.check(settings.shards)
+            ready = prepared(settings)
+            recipe, data = ready.recipe, ready.data
+            run.start(ready.settings.to_mapping())  # only now, so that a mistyped path or network leaves no trace
+            run.log({"event": "start", **provenance(settings.seed), "processes": team.size})
+            team.send(ready.settings)
+            if data.read is not None:
+                run.log({"event": "read", **data.read.to_json()})
+            work = {stage: (ready.steps(stage), ready.flops_a_step(stage)) for stage in recipe.stages}
+            with Stopper().listening() as stop, bars(work, "steps") as progress:
+                train_stages(recipe, data, run, progress.advance, stop, team)
+            return _evaluate_and_report(run, data, judging_split(data), recipe)
 
 
-def _asked(settings: TrainSettings) -> dict[str, Any]:
-    """Return what processes that train together must be started with: versions, and all settings of a run."""
-    values = {name: value for name, value in settings.to_mapping().items() if name not in FREE_SETTINGS}
-    return {"version": VERSION, "torch": torch.__version__, **values}
+def _help(team: Team, here: Mapping[str, Any]) -> None:
+    """Load the data that the first process trains on, and take part in its steps.
 
-
-def _help(settings: TrainSettings, team: Team) -> None:
-    """Load the data that the first process trains on, and take part in its steps."""
-    if (filled := team.receive()) is None:
-        return
-    here = {name: getattr(settings, name) for name in ("data", "layout", "cache", "workers", "memory_gb", "device")}
-    recipe = Recipe.of(replace(filled, **here))
-    recipe.use_threads()
-    data = load_with_bar(recipe.source)
-    with Stopper().listening() as stop:
-        help_stages(recipe, data, team, stop)
-
-
-def _train(settings: TrainSettings, out: str | Path, team: Team) -> dict[str, Any]:
-    run = RunFolder(out)
-    with run.locked():
-        if run.exists() and run.begun():
-            settings = settings.filled(run.settings().to_mapping())
-            run.start(for_shards(settings).to_mapping())
-        else:
-            settings = settings.filled({"shards": team.shards})
-        team.check(settings.shards)
-        ready = prepared(settings)
-        recipe, data = ready.recipe, ready.data
-        run.start(ready.settings.to_mapping())  # only now, so that a mistyped path or network leaves no trace
-        run.log({"event": "start", **provenance(settings.seed), "processes": team.size})
-        team.send(ready.settings)
-        if data.read is not None:
-            run.log({"event": "read", **data.read.to_json()})
-        work = {stage: (ready.steps(stage), ready.flops_a_step(stage)) for stage in recipe.stages}
-        with Stopper().listening() as stop, bars(work, "steps") as progress:
-            train_stages(recipe, data, run, progress.advance, stop, team)
-        return _evaluate_and_report(run, data, judging_split(data), recipe)
+    Args:
+        here: the settings `OF_A_MACHINE` of this process.
+    """
+    with team.helping():
+        if (settings := team.receive()) is None:
+            return
+        recipe = Recipe.of(replace(settings, **here))
+        recipe.use_threads()
+        data = load_with_bar(recipe.source)
+        with Stopper().listening() as stop:
+            help_stages(recipe, data, team, stop)
 
 
 def evaluate(

@@ -68,13 +68,13 @@ def prepared(settings: TrainSettings, trial: bool = True, recorded: Mapping[str,
         UsageError: settings contradict each other; this is checked before images are decoded and, if sizes and grid
             are given, before data are looked for.
     """
-    settings, reasons = sized(for_shards(settings.filled(recorded or {})))
+    settings, reasons = sized(settings.filled(recorded or {}).steady)
     recipe = Recipe.of(settings)
     recipe.use_threads()
     data = load_with_bar(recipe.source)
     check_classes(data, settings.data)
     settings = settings.filled(schedule_for(len(data.splits["fit"])))
-    _check_shards(settings, len(data.splits["fit"]))
+    _check_shards(settings.shards, min(settings.batch, len(data.splits["fit"])))
     recipe = Recipe.of(settings)
     costs = network_costs(recipe.with_classes(data.classes))
     if trial:
@@ -87,19 +87,10 @@ def prepared(settings: TrainSettings, trial: bool = True, recorded: Mapping[str,
     return Prepared(settings, recipe, data, costs, reasons)
 
 
-def for_shards(settings: TrainSettings) -> TrainSettings:
-    """Return the settings with one thread a process if steps are cut into shards and no number is named.
-
-    Else it would depend on how many processes share a machine, and so would the bits.
-    """
-    return replace(settings, threads=1) if settings.shards > 1 and not settings.threads else settings
-
-
-def _check_shards(settings: TrainSettings, images: int) -> None:
-    batch = min(settings.batch, images)
-    if settings.shards > 1 and batch < 2 * settings.shards:
+def _check_shards(shards: int, images: int) -> None:
+    if shards > 1 and images < 2 * shards:
         raise UsageError(
-            f"shards: {settings.shards} of {batch} images a step have fewer than two each, too few for batch norm; "
+            f"shards: {shards} of {images} images a step have fewer than two each, too few for batch norm; "
             "use fewer --shards, or a larger --batch"
         )
 

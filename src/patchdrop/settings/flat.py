@@ -246,6 +246,19 @@ class TrainSettings:
         }
         return [flag for flag, is_given in given.items() if is_given]
 
+    @property
+    def steady(self) -> TrainSettings:
+        """These settings, with one thread if steps are cut into shards and no number is named.
+
+        Else it would follow how many processes share a machine, and so would the bits.
+        """
+        return replace(self, threads=1) if self.shards > 1 and not self.threads else self
+
+    @property
+    def bound(self) -> dict[str, Any]:
+        """All but `FREE_SETTINGS`: what may not change between calls of a run, or differ between its processes."""
+        return {name: value for name, value in self.to_mapping().items() if name not in FREE_SETTINGS}
+
     def filled(self, values: Mapping[str, Any]) -> TrainSettings:
         """These settings, with those of `UNNAMED` that nobody named taken from ``values``."""
         unnamed = [name for name, value in UNNAMED.items() if getattr(self, name) == value]
