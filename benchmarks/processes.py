@@ -42,7 +42,7 @@ HIGH = "128"
 def main(out: Path, rounds: int) -> None:
     """Measure, and let the first process write what was found."""
     torch.set_num_threads(1)
-    with joined("cpu") as team:
+    with joined(lambda: torch.device("cpu")) as team:
         hush(team.rank > 0)
         settings = replace(from_mapping(read_profile("demo"), "demo"), high=HIGH, hr_network="", threads=1)
         ready = prepared(replace(settings, augment=("shift",), device="cpu"))

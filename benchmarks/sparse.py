@@ -37,8 +37,7 @@ from patchdrop.runs.provenance import provenance
 from patchdrop.settings.defaults import GRID, networks_for
 from patchdrop.settings.flat import from_mapping, read_profile
 from patchdrop.terminal.talk import errors_told
-from patchdrop.training.device import device_of
-from patchdrop.training.recipe import Recipe
+from patchdrop.training.recipe import Recipe, device_of
 
 IMAGES = 64
 """Of `--mix`, run in whole batches."""

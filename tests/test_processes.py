@@ -60,7 +60,7 @@ LOST = "another process of this training has ended, so this one ends too"
 
 def train_here(folder: Path, variants: dict[str, dict[str, Any]]) -> None:
     """Train a run of each variant, in a folder of its name, with the other processes of the job."""
-    with joined("cpu") as team:
+    with joined(lambda: CPU) as team:
         for name, changes in variants.items():
             settings = tiny_settings(**{**CUT, **changes})
             data = data_of(settings, tiny_split(54, 1), tiny_split(12, 2))

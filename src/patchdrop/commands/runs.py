@@ -51,7 +51,7 @@ from patchdrop.serve.predictor import Prediction, Predictor, gallery_items
 from patchdrop.settings.dial import Dial
 from patchdrop.settings.flat import TrainSettings
 from patchdrop.terminal.talk import bars, say
-from patchdrop.training.recipe import Recipe
+from patchdrop.training.recipe import Recipe, device_of
 from patchdrop.training.run import Stopper, help_stages, train_stages
 from patchdrop.training.team import Team, joined
 from patchdrop.version import VERSION
@@ -75,7 +75,7 @@ def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
         The document of ``results.json`` for the test split, or for ``val`` if there is none; without rows if no stage
         is trained. Empty in a process that helps.
     """
-    with joined(settings.device) as team:
+    with joined(partial(device_of, settings.device)) as team:
         team.agree({"version": VERSION, "torch": torch.__version__, **settings.bound})
         if team.rank:
             _help(team, {name: getattr(settings, name) for name in OF_A_MACHINE})

@@ -20,8 +20,7 @@ from patchdrop.settings.defaults import GRID, networks_for, schedule_for
 from patchdrop.settings.flat import Augmentation, TrainSettings
 from patchdrop.terminal.talk import bars, say
 from patchdrop.training.augmentation_trial import CAREFUL, augmentations
-from patchdrop.training.device import device_of
-from patchdrop.training.recipe import Recipe
+from patchdrop.training.recipe import Recipe, device_of
 from patchdrop.training.work import step_flops
 
 

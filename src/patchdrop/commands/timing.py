@@ -23,8 +23,7 @@ from patchdrop.models.build import ModelConfig
 from patchdrop.runs.folder import RunFolder
 from patchdrop.runs.provenance import provenance
 from patchdrop.terminal.talk import bars
-from patchdrop.training.device import device_of
-from patchdrop.training.recipe import Recipe
+from patchdrop.training.recipe import Recipe, device_of
 
 
 def bench(

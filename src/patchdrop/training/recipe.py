@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 
 import torch
 
 from patchdrop.data.load import Data
 from patchdrop.data.source import DataSource
+from patchdrop.errors import RunError, UsageError
 from patchdrop.evaluation.operating_point import Goal
 from patchdrop.models.build import ModelConfig
 from patchdrop.settings.flat import TrainSettings
 from patchdrop.training.batches import Loader
-from patchdrop.training.device import device_of
 from patchdrop.training.policy_stages import Learning
 from patchdrop.training.schedule import Schedule
 
@@ -87,3 +88,22 @@ class Recipe:
         """Set torch's number of CPU threads to the recipe's."""
         if self.threads:
             torch.set_num_threads(self.threads)
+
+
+def device_of(name: str) -> torch.device:
+    """Return the device with a name; ``auto`` takes a GPU where there is one.
+
+    Raises:
+        UsageError: there is no such device, or none that this project runs on.
+        RunError: it is a GPU that this machine does not have.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise UsageError(f"device: {name!r} is not one of auto, cpu, cuda and cuda:0, cuda:1, ...")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise RunError(f"device {name}: torch finds no GPU here; use --device cpu")
+    number = int(name.partition(":")[2] or 0)
+    if name.startswith("cuda") and number >= torch.cuda.device_count():
+        raise RunError(f"device {name}: torch finds {torch.cuda.device_count()} GPUs here, the first is cuda:0")
+    return torch.device(name)

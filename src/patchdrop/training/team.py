@@ -9,7 +9,7 @@ Objects and single numbers travel by gloo, gradients by gloo between CPUs and by
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -21,7 +21,6 @@ from torch import Tensor
 from patchdrop.errors import PatchDropError, RunError, TrainingError, UsageError, first_line
 from patchdrop.settings.processes import place
 from patchdrop.terminal.talk import hush
-from patchdrop.training.device import device_of
 
 PATIENCE = timedelta(days=7)
 """Helpers wait while the leader validates and judges; a process that ends is noticed at once."""
@@ -154,11 +153,11 @@ ALONE = Team()
 
 
 @contextmanager
-def joined(device_name: str) -> Iterator[Team]:
+def joined(find_device: Callable[[], torch.device]) -> Iterator[Team]:
     """Join the processes that torchrun started; without it, the team is this process alone.
 
     Args:
-        device_name: as a user named it; on GPUs each process of a machine takes its own.
+        find_device: finds the device that a user named, for several processes; of GPUs each takes its own.
 
     Raises:
         UsageError: one GPU is named for several processes.
@@ -168,11 +167,13 @@ def joined(device_name: str) -> Iterator[Team]:
     if size == 1:
         yield ALONE
         return
-    device = device_of(device_name)
+    device = find_device()
     if device.index is not None:
-        raise UsageError(f"device: {device_name} is one GPU for {size} processes; use --device cuda, one for each")
+        raise UsageError(f"device: {device} is one GPU for {size} processes; use --device cuda, one for each")
     if device.type == "cuda":
-        torch.cuda.set_device(device_of(f"cuda:{local}"))
+        if local >= (count := torch.cuda.device_count()):
+            raise RunError(f"process {rank + 1} of {size}: is number {local + 1} of a machine with {count} GPUs")
+        torch.cuda.set_device(local)
     try:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     except RuntimeError as error:
