@@ -21,6 +21,7 @@ from patchdrop.settings.config_file import defaults
 from patchdrop.settings.dial import Dial, Target
 from patchdrop.settings.flat import TrainSettings, from_mapping, read_profile
 from patchdrop.settings.machine import Machine
+from patchdrop.settings.processes import place
 from patchdrop.settings.spread import Spread
 from patchdrop.version import VERSION
 
@@ -61,11 +62,8 @@ TariffFile = Annotated[Path | None, Parameter(help="YAML file with the terms tha
 def demo(*, out: Out, as_json: Json = False) -> int:
     """Train every stage on the embedded images, evaluate, write the report and print the table."""
     from patchdrop import commands
-    from patchdrop.terminal.tables import results_table
 
-    document = commands.train(from_mapping(read_profile("demo"), "demo"), out)
-    _print(document, results_table, as_json)
-    return _judged(document)
+    return _trained(commands.train(from_mapping(read_profile("demo"), "demo"), out), as_json)
 
 
 @app.command
@@ -90,21 +88,23 @@ def train(
         State data, networks, FLOPs, stages and time, and train nothing.
     """
     from patchdrop import commands
-    from patchdrop.terminal.tables import plan_table, results_table
+    from patchdrop.terminal.tables import plan_table
 
     chosen = settings or TrainSettings()
     if dry_run:
         _print(commands.plan(chosen), plan_table, as_json)
         return DONE
-    document = commands.train(chosen, out)
-    _print(document, results_table, as_json)
-    return _judged(document)
+    return _trained(commands.train(chosen, out), as_json)
 
 
-def _judged(document: dict[str, Any]) -> int:
-    """The exit code of a training; where a plain strategy is better than its policy, stderr says so too."""
+def _trained(document: dict[str, Any], as_json: bool) -> int:
+    """Print the table of a training; return its exit code. Where a plain strategy is better, stderr says so too."""
+    from patchdrop.terminal.tables import results_table
     from patchdrop.terminal.talk import say
 
+    if not document:  # another process has it, which this one helped
+        return DONE
+    _print(document, results_table, as_json)
     verdict = document["verdict"]
     if verdict is None or verdict["kind"] != "loses":
         return DONE
@@ -577,16 +577,17 @@ def main(tokens: list[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if tokens is None else tokens)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    from patchdrop.terminal.talk import as_line, tell, warnings_told
+    from patchdrop.terminal.talk import as_line, hush, line, tell, warnings_told
 
+    hush(place().local > 0)  # of the processes of one machine the first says what all of them would
     try:
         with warnings_told(as_line):
-            return _run(arguments)
+            return DONE if _only_first(arguments) else _run(arguments)
     except Interrupted as stopped:
-        print("stopped; everything is saved, the same command goes on", file=sys.stderr)
+        line("stopped; everything is saved, the same command goes on")
         return TERMINATED if stopped.signal == 15 else INTERRUPTED
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
+        line("stopped")
         return INTERRUPTED
     except BrokenPipeError:
         return DONE
@@ -596,12 +597,29 @@ def main(tokens: list[str] | None = None) -> int:
         return tell(error)
 
 
+def _only_first(arguments: list[str]) -> bool:
+    """Whether this is one of several processes and has nothing to do; raises UsageError in the first for most commands.
+
+    Several share a training. What is answered at once, such as ``--help``, is for the first alone.
+    """
+    here = place()
+    shared = arguments[:1] in (["train"], ["demo"])
+    asks = not arguments or not {"-h", "--help", "--version"}.isdisjoint(arguments)
+    if here.size == 1 or (shared and not asks and "--dry-run" not in arguments):
+        return False
+    if here.rank == 0 and not asks:
+        raise UsageError("torchrun: processes share `patchdrop train` and `demo` only; run this without it")
+    return here.rank > 0
+
+
 def _run(arguments: list[str]) -> int:
+    from patchdrop.terminal.talk import line
+
     app.config = defaults(arguments)
     try:
         code = app(arguments, exit_on_error=False, print_error=False)
     except CycloptsError as error:
-        print(f"error: {_one_line(error)}", file=sys.stderr)
+        line(f"error: {_one_line(error)}")
         return USAGE
     return int(code or DONE)
 

@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 
-from patchdrop.commands.shared import judging_split, prepared, same_classes, same_low, split_to_evaluate
+from patchdrop.commands.shared import (
+    judging_split,
+    load_with_bar,
+    prepared,
+    same_classes,
+    same_low,
+    split_to_evaluate,
+)
 from patchdrop.data.load import Data
 from patchdrop.data.sets import Split, low_of
 from patchdrop.episode import PatchDrop, play
@@ -31,6 +38,7 @@ from patchdrop.evaluation.evaluate import results as results_document
 from patchdrop.evaluation.verdict import last_verdict
 from patchdrop.files import write_json
 from patchdrop.models.compute import Compute
+from patchdrop.networks.device import device_of
 from patchdrop.policy.choice import Choose, greedy
 from patchdrop.read.source import from_memory
 from patchdrop.report.gallery import GalleryItem
@@ -43,33 +51,63 @@ from patchdrop.settings.flat import TrainSettings
 from patchdrop.settings.machine import Machine
 from patchdrop.terminal.talk import bars, say
 from patchdrop.training.recipe import Recipe
-from patchdrop.training.run import Stopper, train_stages
+from patchdrop.training.run import Stopper, help_stages, train_stages
+from patchdrop.training.team import Team, joined
+from patchdrop.version import VERSION
 
+OF_A_MACHINE = ("data", "layout", "cache", "workers", "memory_gb", "device")
+"""Settings that each of the processes that train together has for itself."""
 GALLERY = 36
 
 
 def train(settings: TrainSettings, out: str | Path) -> dict[str, Any]:
     """Train what is asked for and not trained yet, then evaluate and write the report.
 
+    Where torchrun started several processes, the first one does all that, and the others help it to train.
+
     Returns:
         The document of ``results.json`` for the test split, or for ``val`` if there is none; without rows if no stage
-        is trained.
+        is trained. Empty in a process that helps.
     """
-    run = RunFolder(out)
-    with run.locked():
-        if run.exists() and run.begun():
-            settings = settings.filled(run.settings().to_mapping())
-            run.start(settings.to_mapping())
-        ready = prepared(settings)
-        recipe, data = ready.recipe, ready.data
-        run.start(ready.settings.to_mapping())  # only now, so that a mistyped path or network leaves no trace
-        run.log({"event": "start", **provenance(settings.seed)})
-        if data.read is not None:
-            run.log({"event": "read", **data.read.to_json()})
-        work = {stage: (ready.steps(stage), ready.flops_a_step(stage)) for stage in recipe.stages}
-        with Stopper().listening() as stop, bars(work, "steps") as progress:
-            train_stages(recipe, data, run, progress.advance, stop)
-        return _evaluate_and_report(run, data, judging_split(data), recipe, Compute(recipe.device))
+    with joined(partial(device_of, settings.device)) as team:
+        team.agree({"version": VERSION, "torch": torch.__version__, **settings.bound})
+        if team.rank:
+            _help(team, {name: getattr(settings, name) for name in OF_A_MACHINE})
+            return {}
+        run = RunFolder(out)
+        with team.leading(), run.locked():
+            if run.exists() and run.begun():
+                settings = settings.filled(run.settings().to_mapping()).steady
+                run.start(settings.to_mapping())
+            settings = settings.filled({} if run.begun() else {"shards": team.shards})
+            team.check(settings.shards)
+            ready = prepared(settings)
+            recipe, data = ready.recipe, ready.data
+            run.start(ready.settings.to_mapping())  # only now, so that a mistyped path or network leaves no trace
+            run.log({"event": "start", **provenance(settings.seed), "processes": team.size})
+            team.send(ready.settings)
+            if data.read is not None:
+                run.log({"event": "read", **data.read.to_json()})
+            work = {stage: (ready.steps(stage), ready.flops_a_step(stage)) for stage in recipe.stages}
+            with Stopper().listening() as stop, bars(work, "steps") as progress:
+                train_stages(recipe, data, run, progress.advance, stop, team)
+            return _evaluate_and_report(run, data, judging_split(data), recipe, Compute(recipe.device))
+
+
+def _help(team: Team, here: Mapping[str, Any]) -> None:
+    """Load the data that the first process trains on, and take part in its steps.
+
+    Args:
+        here: the settings `OF_A_MACHINE` of this process.
+    """
+    with team.helping():
+        if (settings := team.receive()) is None:
+            return
+        recipe = Recipe.of(replace(settings, **here))
+        recipe.use_threads()
+        data = load_with_bar(recipe.source)
+        with Stopper().listening() as stop:
+            help_stages(recipe, data, team, stop)
 
 
 def evaluate(

@@ -68,12 +68,13 @@ def prepared(settings: TrainSettings, trial: bool = True, recorded: Mapping[str,
         UsageError: settings contradict each other; this is checked before images are decoded and, if sizes and grid
             are given, before data are looked for.
     """
-    settings, reasons = sized(settings.filled(recorded or {}))
+    settings, reasons = sized(settings.filled(recorded or {}).steady)
     recipe = Recipe.of(settings)
     recipe.use_threads()
     data = load_with_bar(recipe.source)
     check_classes(data, settings.data)
     settings = settings.filled(schedule_for(len(data.splits["fit"])))
+    _check_shards(settings.shards, min(settings.batch, len(data.splits["fit"])))
     recipe = Recipe.of(settings)
     costs = network_costs(recipe.with_classes(data.classes))
     if trial:
@@ -84,6 +85,14 @@ def prepared(settings: TrainSettings, trial: bool = True, recorded: Mapping[str,
         settings = replace(settings, augment=chosen)
         recipe = Recipe.of(settings)
     return Prepared(settings, recipe, data, costs, reasons)
+
+
+def _check_shards(shards: int, images: int) -> None:
+    if shards > 1 and images < 2 * shards:
+        raise UsageError(
+            f"shards: {shards} of {images} images a step have fewer than two each, too few for batch norm; "
+            "use fewer --shards, or a larger --batch"
+        )
 
 
 def sized(settings: TrainSettings) -> tuple[TrainSettings, dict[str, str]]:

@@ -144,6 +144,9 @@ class TrainSettings:
     """Seed of everything random."""
     batch: int = 0
     """Images a step; 0: by the number of training images, as epochs of -1."""
+    shards: int = 1
+    """Parts into which each step's images are cut, so that processes may share it and the weights are the same however
+    many they are; 1 (not named): no cut, and 8 or one each where torchrun starts several. See docs/larger.md."""
     epochs_lr: int = -1
     """Epochs of the LR classifier; -1: fewer the more training images there are (`patchdrop.settings.defaults`)."""
     epochs_hr: int = -1
@@ -195,7 +198,8 @@ class TrainSettings:
     precision: Precision = "float32"
     """Of what networks compute while they train; ``bfloat16`` is faster on GPUs. Weights are kept in float32."""
     threads: int = 0
-    """CPU threads of the networks; 0 leaves it to torch. Part of what makes a run repeat to the bit."""
+    """CPU threads of the networks; 0 leaves it to torch, or is 1 where there are ``shards``. Part of what makes a run
+    repeat to the bit."""
     save_minutes: float = 5.0
     """Save the training state this often besides at each epoch's end."""
 
@@ -243,6 +247,19 @@ class TrainSettings:
         }
         return [flag for flag, is_given in given.items() if is_given]
 
+    @property
+    def steady(self) -> TrainSettings:
+        """These settings, with one thread if steps are cut into shards and no number is named.
+
+        Else it would follow how many processes share a machine, and so would the bits.
+        """
+        return replace(self, threads=1) if self.shards > 1 and not self.threads else self
+
+    @property
+    def bound(self) -> dict[str, Any]:
+        """All but `FREE_SETTINGS`: what may not change between calls of a run, or differ between its processes."""
+        return {name: value for name, value in self.to_mapping().items() if name not in FREE_SETTINGS}
+
     def filled(self, values: Mapping[str, Any]) -> TrainSettings:
         """These settings, with those of `UNNAMED` that nobody named taken from ``values``."""
         unnamed = [name for name, value in UNNAMED.items() if getattr(self, name) == value]
@@ -256,6 +273,7 @@ class TrainSettings:
 UNNAMED: dict[str, Any] = {
     **dict.fromkeys(("high", "low", "grid", "hr_network", "lr_network", "policy_network"), ""),
     **dict.fromkeys(("batch", "low_enlarge"), 0),
+    "shards": 1,
     **{f"epochs_{stage}": -1 for stage in STAGES},
     "augment": ("auto",),
 }
@@ -270,6 +288,7 @@ _RANGES: tuple[tuple[str, float, float], ...] = (
     ("patch_stages", 0, 64),
     ("set_layers", 1, 64),
     ("batch", 0, 1_000_000),
+    ("shards", 1, 4096),
     ("epochs_lr", -1, 100_000),
     ("epochs_hr", -1, 100_000),
     ("epochs_patches", -1, 100_000),

@@ -36,8 +36,19 @@ def errors_told() -> Iterator[None]:
 
 def tell(error: PatchDropError) -> int:
     """Print an error's one line, and return its exit code."""
-    print(f"error: {error}", file=sys.stderr)
+    line(f"error: {error}")
     return error.exit_code
+
+
+def line(text: str) -> None:
+    """Print one line on stderr as it is."""
+    if not console.quiet:
+        print(text, file=sys.stderr)
+
+
+def hush(quiet: bool = True) -> None:
+    """Print nothing from now on: of several processes that do the same one is to be heard. ``False`` ends that."""
+    console.quiet = quiet
 
 
 class _Rate(ProgressColumn):

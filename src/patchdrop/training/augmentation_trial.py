@@ -40,7 +40,7 @@ def augmentations(loader: Loader, config: ModelConfig) -> tuple[tuple[Augmentati
     """
     if len(loader.val) < FEWEST:
         return CAREFUL, {}
-    shown = replace(loader, schedule=replace(loader.schedule, augment=("shift",)).with_epochs(lr=1))
+    shown = replace(loader, schedule=replace(loader.schedule, augment=("shift",), shards=1).with_epochs(lr=1))
     seed = shown.schedule.seed
     torch.manual_seed(derived_seed(seed, "orientation"))
     model = build_stage("lr", config, statistics(loader.fit, config.shape.low))

@@ -27,11 +27,16 @@ class Views(NamedTuple):
 
 @dataclass(frozen=True)
 class Loader:
-    """A source of a stage's batches: its data, the schedule that orders them, and the device they go to."""
+    """A source of a stage's batches: its data, the schedule that orders them, and the device they go to.
+
+    Attributes:
+        own: the shards of each batch that this process computes; None: all of them.
+    """
 
     data: Data
     schedule: Schedule
     device: torch.device
+    own: range | None = None
 
     @property
     def fit(self) -> Split:
@@ -49,10 +54,16 @@ class Loader:
         return max(1, len(self.fit) // self.schedule.batch)
 
     def batches(self, stage: str, epoch: int, first_step: int) -> Iterator[Batch]:
-        """Yield an epoch's batches from ``first_step`` on, in an order that is new each epoch and repeatable."""
+        """Yield an epoch's batches from ``first_step`` on, in an order that is new each epoch and repeatable.
+
+        Where batches are cut into shards, it yields this process' shards of the first batch, then of the next.
+        """
         generator = torch.Generator().manual_seed(derived_seed(self.schedule.seed, stage, "order", epoch))
         order = torch.randperm(len(self.fit), generator=generator)[: self.steps_per_epoch * self.schedule.batch]
-        return self.fit.batches(torch.split(order, self.schedule.batch)[first_step:])
+        plan = torch.split(order, self.schedule.batch)[first_step:]
+        shards = self.schedule.shards
+        own = range(shards) if self.own is None else self.own
+        return self.fit.batches([torch.tensor_split(batch, shards)[shard] for batch in plan for shard in own])
 
     def training_views(self, batch: Batch) -> Views:
         """Augment a batch, and make its LR images from the augmented HR."""

@@ -54,7 +54,7 @@ class Recipe:
             ModelConfig((), shape, **{name: getattr(s, name) for name in _NETWORKS}),
             Schedule(
                 s.seed, s.batch, s.epochs, s.augment, s.optimizer, s.rate_classifier, s.rate_finetune, s.rate_policy,
-                s.weight_decay, s.label_smoothing, s.precision, s.save_minutes,
+                s.weight_decay, s.label_smoothing, s.precision, s.save_minutes, s.shards,
             ),
             Learning(s.estimator, s.samples, s.sigma, s.target_patches, s.alpha_start, s.alpha_end),
             Goal(s.target_patches, s.mistake, s.tolerance),

@@ -10,7 +10,7 @@ from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from patchdrop.classify.patch_set import PatchSet
 from patchdrop.classify.two_stream import TwoStream
@@ -18,7 +18,7 @@ from patchdrop.data.load import Data, Statistics, statistics
 from patchdrop.episode import PatchDrop
 from patchdrop.errors import Interrupted, RunError
 from patchdrop.files import write_json
-from patchdrop.models.build import ModelConfig, build_stage, copy_matching
+from patchdrop.models.build import ModelConfig, build_stage, copy_matching, fill_weights
 from patchdrop.models.shared_pass import RankingModel
 from patchdrop.runs.folder import RunFolder
 from patchdrop.terminal.talk import warnings_told
@@ -36,13 +36,15 @@ from patchdrop.training.after_stage import (
 )
 from patchdrop.training.attempts import Attempts
 from patchdrop.training.batches import Loader
-from patchdrop.training.loop import Task, clear_state, saved_step, train
+from patchdrop.training.loop import Task, assist, clear_state, saved_step, train
 from patchdrop.training.objectives import Teacher
 from patchdrop.training.policy_stages import Learning, PolicyTask
 from patchdrop.training.ranking_stages import RankingTask
 from patchdrop.training.recipe import Recipe
+from patchdrop.training.schedule import Schedule
 from patchdrop.training.seeds import derived_seed
 from patchdrop.training.supervised import ClassifierTask
+from patchdrop.training.team import ALONE, Team
 
 TAUGHT = 0.5
 """HR-CNN's share in the loss of a classifier of a few patches; the labels have the rest."""
@@ -52,10 +54,10 @@ Earlier = Callable[[str], nn.Module]
 
 
 class Training:
-    """A call of training: a recipe, its data, and the folder that holds what is trained."""
+    """A call of training: a recipe, its data, the folder that holds what is trained, and who shares the work."""
 
-    def __init__(self, recipe: Recipe, data: Data, run: RunFolder) -> None:
-        self.recipe, self.data, self.run = recipe, data, run
+    def __init__(self, recipe: Recipe, data: Data, run: RunFolder, team: Team = ALONE) -> None:
+        self.recipe, self.data, self.run, self.team = recipe, data, run, team
         self.config = recipe.with_classes(data.classes)
         self.statistics = statistics(data.splits["fit"], data.shape.low)
         self.device = recipe.device
@@ -87,12 +89,17 @@ class Training:
         if stage == "pt" and isinstance(model, RankingModel) and not self.low_is_enough:
             weigh_streams(model, self.references)
         teacher = teacher_of(stage, self.config, earlier, self.device)
-        loader = Loader(self.data, schedule, self.device)
+        loader = Loader(self.data, schedule, self.device, self.team.own(schedule.shards))
         return make_task(stage, model, loader, self.recipe.learning, teacher)
 
 
-def train_stages(recipe: Recipe, data: Data, run: RunFolder, advance: Advance, stop: Stopper) -> None:
+def train_stages(
+    recipe: Recipe, data: Data, run: RunFolder, advance: Advance, stop: Stopper, team: Team = ALONE
+) -> None:
     """Train every stage that is asked for and not trained yet.
+
+    Args:
+        team: leads these processes; the others are in `help_stages`.
 
     Raises:
         RunError: the folder belongs to another data set, or an earlier stage is missing.
@@ -100,7 +107,8 @@ def train_stages(recipe: Recipe, data: Data, run: RunFolder, advance: Advance, s
         Interrupted: ``stop`` asked for it; run the same again to go on.
     """
     _check_data(data, run)
-    training = Training(recipe, data, run)
+    _agree(recipe, data, team)
+    training = Training(recipe, data, run, team)
     ranks = recipe.networks.policy == "ranking"
     for stage in recipe.stages:
         if run.done(stage):
@@ -114,7 +122,7 @@ def train_stages(recipe: Recipe, data: Data, run: RunFolder, advance: Advance, s
             continue
         more = partial(advance, stage)
         if not isinstance(task := training.task(stage), RankingTask):
-            train_stage(task, run, training.config, more, stop)
+            train_stage(task, run, training.config, more, stop, team=team)
             continue
         if training.low_is_enough:
             if stage == "pt":
@@ -142,7 +150,7 @@ def train_ranking(task: RankingTask, training: Training, advance: Callable[[int]
         number = len(tries.finished())
         again = task if number == 0 else training.task(task.stage, number)
         assert isinstance(again, RankingTask)
-        outcome = train_to_end(again, run, advance, stop)
+        outcome = train_to_end(again, run, advance, stop, training.team)
         said = judge_stage(again.model, config, judged, goal, training.recipe.schedule.seed)
         tries.add(again.model, {**outcome, **said})
     records = tries.finished()
@@ -164,6 +172,7 @@ def train_stage(
     advance: Callable[[int], None],
     stop: Stopper,
     more: Mapping[str, Any] | None = None,
+    team: Team = ALONE,
 ) -> None:
     """Train one stage to its end, from where its folder says it was stopped, and write its model there.
 
@@ -173,18 +182,75 @@ def train_stage(
     Raises:
         TrainingError, Interrupted: as `train_stages`.
     """
-    outcome = train_to_end(task, run, advance, stop)
+    outcome = train_to_end(task, run, advance, stop, team)
     run.finish(task.stage, task.model, config, {**(more or {}), **outcome})
     clear_state(run.stage(task.stage))
 
 
-def train_to_end(task: Task, run: RunFolder, advance: Callable[[int], None], stop: Stopper) -> dict[str, Any]:
+def train_to_end(
+    task: Task, run: RunFolder, advance: Callable[[int], None], stop: Stopper, team: Team = ALONE
+) -> dict[str, Any]:
     """Train one stage to its end, from where its folder says it was stopped; return what `train` returns."""
     folder = run.stage(task.stage)
     folder.mkdir(parents=True, exist_ok=True)
     run.forget_after(task.stage, saved_step(folder))
+    if team.size > 1:
+        team.send(Order.of(task))
     with warnings_told(_into_log(task.stage, run)):
-        return train(task, folder, run.log, advance, stop)
+        return train(task, folder, run.log, advance, stop, team)
+
+
+class Order(NamedTuple):
+    """A stage that helpers are asked to help with: what they need to build its task as the leader has it.
+
+    Attributes:
+        weights: of the model at its start.
+        teacher: weights of the teacher; None if the stage has none.
+    """
+
+    stage: str
+    schedule: Schedule
+    weights: Mapping[str, Tensor]
+    teacher: Mapping[str, Tensor] | None
+
+    @classmethod
+    def of(cls, task: Task) -> Order:
+        """Describe a task."""
+        teacher = task.teacher if isinstance(task, (ClassifierTask, RankingTask)) else None
+        taught = None if teacher is None else _weights(teacher.model)
+        return cls(task.stage, task.schedule, _weights(task.model), taught)
+
+    def task(self, recipe: Recipe, data: Data, team: Team) -> Task:
+        """Build the task."""
+        config, found = recipe.with_classes(data.classes), statistics(data.splits["fit"], data.shape.low)
+
+        def filled(stage: str, weights: Mapping[str, Tensor] | None) -> nn.Module:
+            model = build_stage(stage, config, found)
+            fill_weights(model, weights or {}, f"stage {stage} of the first process")
+            return model
+
+        model = on_device(filled(self.stage, self.weights), recipe.device)
+        teacher = teacher_of(self.stage, config, lambda name: filled(name, self.teacher), recipe.device)
+        loader = Loader(data, self.schedule, recipe.device, team.own(self.schedule.shards))
+        return make_task(self.stage, model, loader, recipe.learning, teacher)
+
+
+def help_stages(recipe: Recipe, data: Data, team: Team, stop: Stopper) -> None:
+    """Help the process that leads `train_stages` with the steps of every stage, until it says that there is no other.
+
+    Raises:
+        TrainingError, Interrupted: as there.
+    """
+    _agree(recipe, data, team)
+    while (order := team.receive()) is not None:
+        task = order.task(recipe, data, team)
+        if (standing := team.receive()) is None:
+            return
+        assist(task, standing, stop, team)
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.cpu() for name, tensor in model.state_dict().items()}
 
 
 def on_device(model: nn.Module, device: torch.device) -> nn.Module:
@@ -271,9 +337,16 @@ def _earlier(run: RunFolder, stage: str, needed_by: str) -> nn.Module:
     return run.load(stage)[0]
 
 
-def _check_data(data: Data, run: RunFolder) -> None:
-    """Record the data that the run trains on or, once a stage has begun, compare them with the record."""
-    described: dict[str, Any] = {
+def _agree(recipe: Recipe, data: Data, team: Team) -> None:
+    """Compare data, threads and device of all processes that train together; the data may lie in another folder."""
+    if team.size > 1:
+        pixels = {name: part.tolist() for name, part in vars(statistics(data.splits["fit"], data.shape.low)).items()}
+        facts = {f"data's {name}": value for name, value in {**_described(data), **pixels}.items() if name != "name"}
+        team.agree({**facts, "threads": torch.get_num_threads(), "device": recipe.device.type})
+
+
+def _described(data: Data) -> dict[str, Any]:
+    return {
         "name": data.name,
         "layout": data.layout,
         "classes": list(data.classes),
@@ -281,6 +354,11 @@ def _check_data(data: Data, run: RunFolder) -> None:
         "sha256": {name: split.sha256 for name, split in data.splits.items()},
         "low": "own" if data.splits["fit"].own_low else "averaged",
     }
+
+
+def _check_data(data: Data, run: RunFolder) -> None:
+    """Record the data that the run trains on or, once a stage has begun, compare them with the record."""
+    described = _described(data)
     recorded = run.data() if run.begun() else {}
     if recorded:
         for key, value in described.items():

@@ -25,6 +25,7 @@ class Schedule:
         label_smoothing: of the classifiers' cross-entropy.
         precision: in which networks compute while they train, ``float32`` or ``bfloat16``.
         save_minutes: how often the state is saved, besides at each epoch's end.
+        shards: parts into which each batch is cut, see `patchdrop.training.shards`; 1 leaves it whole.
     """
 
     seed: int
@@ -39,6 +40,7 @@ class Schedule:
     label_smoothing: float
     precision: str = "float32"
     save_minutes: float = 5.0
+    shards: int = 1
 
     @property
     def stages(self) -> list[str]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from patchdrop.costs.flops import Cost
 from patchdrop.models.build import ModelConfig
 from patchdrop.settings.flat import two_streams
-from patchdrop.training.loop import Task, make_optimizer, train_step
+from patchdrop.training.loop import Task, make_optimizer, one_step, steps
 from patchdrop.training.policy_stages import Learning
 
 
@@ -17,11 +17,10 @@ def seconds_a_step(task: Task) -> float:
     if task.epochs == 0:
         return 0.0
     optimizer = make_optimizer(task.groups(), task.schedule.optimizer)
-    task.train_mode()
     times = []
-    for batch, _ in zip(task.batches(0, 0), range(3), strict=False):
+    for batches, _ in zip(steps(task, 0, 0), range(3), strict=False):
         start = time.perf_counter()
-        train_step(task, optimizer, batch, 0, 1)
+        one_step(task, optimizer, batches, 0, 1)
         times.append(time.perf_counter() - start)
     return min(times)
 
