@@ -20,6 +20,7 @@ from patchdrop.scenes.listing import Source
 from patchdrop.scenes.model import Choosing, Model, load_model
 from patchdrop.scenes.outputs import Features
 from patchdrop.scenes.places import Places
+from patchdrop.scenes.rates import work_of
 from patchdrop.scenes.walk import Failed, Reading, Scene, decide, described, each_once, name_of, opened, seen_cells
 from patchdrop.settings.spread import Spread
 from patchdrop.tariffs.tariff import Tariff, tariff_from
@@ -65,7 +66,7 @@ def plan(
         spread: which part of the scenes is planned, and by whom; None: all of them, by this process.
 
     Returns:
-        The document of ``plan.json``.
+        The document of ``plan.json``, and ``work``: see `work_of`.
 
     Raises:
         RunError, UsageError: see `load_model`.
@@ -84,7 +85,8 @@ def plan(
     document |= billed(planned, terms.tariff)
     if planned:
         write_json(out / "plan.json", document)
-    return document
+    # Times differ from one call to the next, so they are no part of the file.
+    return {**document, "work": work_of(model, planned, 0 if spread is None else spread.workers)}
 
 
 _loaded = remembering(load_model)

@@ -81,7 +81,27 @@ def scenes_table(document: dict[str, Any]) -> RenderableType:
                 table.add_row(word, *counts, *_costs(total, everything, unit))
                 counts = [""] * 3
     slides = any("pixels" in scene["everything"] for scene in document["scenes"])
-    return Group(table, *([said] if said else []), *([SLIDES] * slides), _bill_table(document))
+    work = [_work_table(document["work"])] if document.get("work") else []
+    return Group(table, *([said] if said else []), *([SLIDES] * slides), _bill_table(document), *work)
+
+
+def _work_table(work: dict[str, Any]) -> RenderableType:
+    """Build the table of how long carrying a plan out would take, by number of workers."""
+    table = Table("workers", "time", "waits for", title="carrying it out on such machines", title_justify="left")
+    for row in work["by_workers"]:
+        table.add_row(f"{row['workers']}", duration(row["seconds"]), row["waits_for"])
+    said = (
+        f"networks, timed here: {1000 * work['decide']:.2f} ms a cell to decide, {1000 * work['classify']:.2f} to "
+        "classify; reading as estimated above; decoding left out"
+    )
+    return Group(table, said)
+
+
+def duration(seconds: float) -> str:
+    """Format a time in seconds, minutes or hours."""
+    if seconds < 100:
+        return f"{seconds:.3g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
 
 
 SLIDES = "Slides are read by OpenSlide: regions and pixels (px) are counted, bytes cannot be."

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from patchdrop.terminal import columns
 from patchdrop.terminal.columns import Column, Row
-from patchdrop.terminal.scene_tables import cells_table, scenes_table
+from patchdrop.terminal.scene_tables import cells_table, duration, scenes_table
 
 
 def results_table(document: dict[str, Any]) -> RenderableType:
@@ -71,7 +71,7 @@ def plan_table(document: dict[str, Any]) -> RenderableType:
             str(found["epochs"]),
             str(found["steps"]),
             f"{found['flops'] / 1e12:,.2f}",
-            _time(found["seconds"]),
+            duration(found["seconds"]),
         )
     return Group(
         f"data: {escape(data['name'])} ({data['layout']}), {data['classes']} classes, {counts}",
@@ -80,7 +80,7 @@ def plan_table(document: dict[str, Any]) -> RenderableType:
         *(f"{name}: {escape(reason)}" for name, reason in document["reasons"].items()),
         networks,
         stages,
-        f"in total about {_time(document['seconds'])} on this machine; FLOPs are {document['flops_unit']}",
+        f"in total about {duration(document['seconds'])} on this machine; FLOPs are {document['flops_unit']}",
     )
 
 
@@ -184,9 +184,9 @@ def compare_list_table(document: dict[str, Any]) -> RenderableType:
         "row", "stage", "epochs", "steps", "estimated time", title="what one seed trains", title_justify="left"
     )
     for found in document["work"]:
-        takes = "done" if found["done"] else _time(found["seconds"])
+        takes = "done" if found["done"] else duration(found["seconds"])
         work.add_row(found["row"], found["stage"], str(found["epochs"]), str(found["steps"]), takes)
-    return Group(rows, work, f"in total about {_time(document['seconds'])} a seed on this machine, judging left out")
+    return Group(rows, work, f"in total about {duration(document['seconds'])} a seed on this machine, judging left out")
 
 
 def predicted_tables(document: dict[str, Any]) -> RenderableType:
@@ -275,16 +275,8 @@ def info_table(document: dict[str, Any]) -> RenderableType:
     for name, found in document["stages"].items():
         figures = found["figures"] or {}
         shown = [f"{k} {figures[k]:.3g}" for k in ("epoch", "accuracy", "mean_patches", "reward") if k in figures]
-        stages.add_row(name, f"{found['parameters']:,}", _time(found["seconds"] or 0), ", ".join(shown))
+        stages.add_row(name, f"{found['parameters']:,}", duration(found["seconds"] or 0), ", ".join(shown))
     settings = Table("setting", "value", title="settings", title_justify="left")
     for key, value in document["settings"].items():
         settings.add_row(key, escape(" ".join(value) if isinstance(value, list) else str(value)))
     return Group(head, stages, settings)
-
-
-def _time(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"
