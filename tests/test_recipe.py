@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 
+from patchdrop import commands
 from patchdrop.errors import RenamedWarning, UsageError
 from patchdrop.settings.defaults import EPOCHS, FEWEST, IMAGES, MOST, batch_for, schedule_for
 from patchdrop.settings.flat import GONE, STAGES, UNNAMED, TrainSettings, from_mapping, read_settings, to_yaml
-from tiny import recipe_of, with_networks
+from tiny import recipe_of, with_networks, write_folder
 
 
 def with_schedule(settings: TrainSettings, images: int) -> TrainSettings:
@@ -204,11 +205,25 @@ def test_the_embedded_data_set_answers_to_its_earlier_name_and_says_so(tmp_path:
     assert folder.data == "scenes"
 
 
-@pytest.mark.parametrize(
-    "path",
-    sorted((Path(__file__).parent.parent / "results").glob("*/settings.yaml")),
-    ids=lambda path: path.parent.name,
-)
+PUBLISHED = sorted((Path(__file__).parent.parent / "results").glob("*/settings.yaml"))
+LIGHT = ("cifar10", "demo")
+"""Published runs whose networks are small enough for every test run."""
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=lambda path: path.parent.name)
 def test_the_settings_of_every_published_run_are_still_read(path: Path) -> None:
     settings = read_settings(path)
     assert recipe_of(settings).with_classes(("a", "b")).shape == settings.shape
+
+
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[] if p.parent.name in LIGHT else pytest.mark.long, id=p.parent.name) for p in PUBLISHED],
+)
+def test_every_published_run_could_be_trained_again(path: Path, tmp_path: Path) -> None:
+    """A dry run takes a few steps of each stage; the images here are others, and few."""
+    settings = read_settings(path)
+    data = write_folder(tmp_path / "data", side=max(settings.shape.high))
+    planned = commands.plan(replace(settings, data=str(data), layout="folder", batch=4, workers=0, device="cpu"))
+    assert planned["high"] == list(settings.shape.high) and planned["grid"] == str(settings.shape.grid)
+    assert planned["stages"] and all(stage["seconds"] > 0 for stage in planned["stages"].values() if stage["epochs"])
