@@ -33,7 +33,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from patchdrop.commands.runs import predict as predict_files
+from patchdrop.commands.predicting import Asking
+from patchdrop.commands.predicting import predict as predict_files
 from patchdrop.commands.shared import sized
 from patchdrop.data.load import Data, Statistics, statistics
 from patchdrop.data.low import area_average
@@ -230,7 +231,8 @@ def inference(
                 play(networks.look, lambda scores: choose(scores).cpu(), read, their).logits.cpu()
 
     def from_files() -> None:
-        assert len(list(predict_files(run, sources["files"], dial=dial, machine=machine))) == len(high)
+        asking = Asking(run, STAGE, dial, machine=machine)
+        assert len(list(predict_files(asking, sources["files"]))) == len(high)
 
     def from_scene() -> None:
         with tempfile.TemporaryDirectory(dir=folder) as out:

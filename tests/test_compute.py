@@ -20,8 +20,9 @@ from torch import Tensor
 
 import patchdrop
 from elsewhere import ELSEWHERE, There, elsewhere
-from patchdrop.commands import runs
+from patchdrop.commands import predicting, runs
 from patchdrop.commands.calibrating import calibrate
+from patchdrop.commands.predicting import Asking
 from patchdrop.episode import Classify, PatchDrop, play
 from patchdrop.errors import DataError, UsageError
 from patchdrop.models.build import build_stage
@@ -68,7 +69,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Batches of two images, groups of eight cells, parts of four."""
-    monkeypatch.setattr(runs, "BATCH", 2)
+    monkeypatch.setattr(predicting, "BATCH", 2)
     monkeypatch.setattr(tiled, "GROUP_PIXELS", 64 * 64 * 3 * 8)
     monkeypatch.setattr(tiled, "PART_PIXELS", 64 * 64 * 3 * 4)
 
@@ -288,7 +289,7 @@ def test_files_and_scenes_are_predicted_elsewhere(model: Path, photos: list[Path
     assert len(predictor.predict(photos)) == len(predictor.explain(photos)) == 11
     assert predictor.scores(photos).device == CPU
     dial = patchdrop.Dial(mean_budget=4)
-    assert len(list(runs.predict(model, photos, overlay_folder=tmp_path, dial=dial))) == 11
+    assert len(list(predicting.predict(Asking(model, dial=dial, overlay=tmp_path), photos))) == 11
     from patchdrop.scenes.listing import Source
     from patchdrop.scenes.plan import Terms, plan
     from patchdrop.scenes.predict import Results, predict
@@ -445,7 +446,7 @@ def test_the_files_of_coming_batches_are_decoded_while_one_is_classified(
         return answer(predictor, asked)
 
     monkeypatch.setattr(Predictor, "answer", slow)
-    found = list(runs.predict(model, photos))
+    found = list(predicting.predict(Asking(model), photos))
     assert [p.path for p in found] == [str(path) for path in photos]
     assert sorted(watched.decoded) == [path.stem for path in photos]
 
@@ -464,12 +465,12 @@ def test_a_damaged_file_is_told_in_its_place_and_takes_no_other_with_it(
     dials = (None, patchdrop.Dial(mean_budget=16))  # every patch, so that each HR file is opened
     for dial in dials if not lows else dials[1:]:
         told.clear()
-        overlay = tmp_path / "pictures" if picture_of else None
-        found = list(runs.predict(model, given, low, overlay_folder=overlay, failed=told.append, dial=dial))
+        asking = Asking(model, dial=dial, overlay=tmp_path / "pictures" if picture_of else None)
+        found = list(predicting.predict(asking, given, low, told.append))
         assert [p.path for p in found] == [str(path) for path in photos]
         assert [reason.split(":")[0] for reason in told] == [str(bad), str(gone)]
     with pytest.raises(DataError, match=r"bad\.png"):
-        list(runs.predict(model, given, low, dial=dials[1]))
+        list(predicting.predict(Asking(model, dial=dials[1]), given, low))
 
 
 def decoding() -> list[threading.Thread]:
@@ -480,7 +481,7 @@ def decoding() -> list[threading.Thread]:
 def test_work_that_ends_early_leaves_no_thread_and_decodes_no_more(
     model: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(runs, "BATCH", 50)
+    monkeypatch.setattr(predicting, "BATCH", 50)
     watched = Watched(monkeypatch, seconds=0.02)
     many = photos[:1] * 200
     ended = {"interrupt": KeyboardInterrupt, "error": ZeroDivisionError}.get(how)
@@ -491,9 +492,9 @@ def test_work_that_ends_early_leaves_no_thread_and_decodes_no_more(
 
         monkeypatch.setattr(Predictor, "answer", stopped)
         with pytest.raises(ended):
-            list(runs.predict(model, many))
+            list(predicting.predict(Asking(model), many))
     else:
-        answers = iter(runs.predict(model, many))
+        answers = iter(predicting.predict(Asking(model), many))
         next(answers)
         answers.close()  # type: ignore[attr-defined]
     assert decoding() == []
