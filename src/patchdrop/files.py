@@ -123,11 +123,8 @@ def claimed(path: Path) -> Iterator[bool]:
     Raises:
         RunError: the folder cannot be written, or its file system has no locks.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        raise RunError(_why_not(path, None, error)) from error
+    made = not path.parent.exists()
+    handle = _opened(path)
     mine = False
     try:
         mine = _locked(handle, path)
@@ -136,6 +133,22 @@ def claimed(path: Path) -> Iterator[bool]:
         if mine:
             path.unlink(missing_ok=True)
         os.close(handle)
+        if made:  # a folder in which nothing was done is not left behind
+            with suppress(OSError):
+                path.parent.rmdir()
+
+
+def _opened(path: Path) -> int:
+    """Open the file of a claim, and make its folder, which whoever is done with it may remove at that moment."""
+    for _ in range(100):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            raise RunError(_why_not(path, None, error)) from error
+    raise RunError(f"{path.parent}: disappears as soon as it is made; choose another folder")
 
 
 def _locked(handle: int, path: Path) -> bool:
