@@ -107,7 +107,7 @@ class Team:
                     self.leave()
                     raise DifferError(
                         f"the processes of a training must have the same settings, data and versions: {name} is "
-                        f"{value} in the first and {theirs.get(name)} in process {rank + 1} of {self.size}"
+                        f"{value!s:.80} in the first and {theirs.get(name)!s:.80} in process {rank + 1} of {self.size}"
                     )
 
     def leave(self) -> None:
