@@ -172,6 +172,7 @@ def joined(find_device: Callable[[], torch.device]) -> Iterator[Team]:
         raise UsageError(f"device: {device} is one GPU for {size} processes; use --device cuda, one for each")
     if device.type == "cuda":
         if local >= (count := torch.cuda.device_count()):
+            hush(False)
             raise RunError(f"process {rank + 1} of {size}: is number {local + 1} of a machine with {count} GPUs")
         torch.cuda.set_device(local)
     try:
