@@ -22,10 +22,11 @@ import pytest
 import torch
 
 from patchdrop.cli import main
-from patchdrop.errors import UsageError
+from patchdrop.errors import TrainingError, UsageError
 from patchdrop.models.build import build_stage
 from patchdrop.runs.folder import RunFolder
 from patchdrop.settings.flat import STAGES
+from patchdrop.settings.processes import place
 from patchdrop.training.loop import make_optimizer, one_step, steps, train_step
 from patchdrop.training.run import Stopper, help_stages, on_device, train_stages
 from patchdrop.training.shards import Sums, halves, nodes_within, tree_sum
@@ -48,9 +49,10 @@ CPU = torch.device("cpu")
 RANKING = {"policy": "ranking", "low_stream": "pt", "fill": "low", "fusion": "capped", "insist": True}
 CUT = {"batch": 18, "shards": 4, **{f"epochs_{stage}": 1 for stage in STAGES}}
 """Shards of 5, 5, 4 and 4 images; three steps a stage."""
-ESTIMATORS = {
+ESTIMATORS: dict[str, dict[str, Any]] = {
     "straight-through": {"target_patches": 4.0, "fusion": "learned"},
     "rloo": {"target_patches": 4.0, "augment": ("flip", "turn", "zoom", "shift", "colour", "erase")},
+    "bfloat16": {"estimator": "rloo", "precision": "bfloat16"},
     "self-critical": {"optimizer": "adamw"},
     "exact": {"grid": "2", "classifier": "canvas", "fill": "low"},
 }
@@ -102,6 +104,25 @@ def test_three_processes_share_six_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ESTIMATORS)
 def test_every_estimator_has_the_same_bits_for_one_two_and_four_processes(tmp_path: Path, name: str) -> None:
     same_for((1, 2, 4), {name: {"estimator": name, **ESTIMATORS[name]}}, tmp_path)
+
+
+def train_until_spoilt(folder: Path) -> None:
+    """Train LR-CNN with a loss that is not a number in one shard of the second step, and find that out."""
+    plain, steps_done = ClassifierTask.loss, [0]
+
+    def spoilt(task: ClassifierTask, batch: Any, progress: float) -> Any:
+        loss, figures = plain(task, batch, progress)
+        steps_done[0] += 1
+        return (loss * float("nan") if place().rank == 1 and steps_done[0] == 4 else loss), figures
+
+    ClassifierTask.loss = spoilt  # type: ignore[method-assign]
+    with pytest.raises(TrainingError, match="stage lr, step 1: the loss is not a finite number"):
+        train_here(folder, {"spoilt": {"epochs_lr": 3}})
+
+
+def test_a_loss_that_is_no_number_in_one_process_stops_all_in_the_same_step(tmp_path: Path) -> None:
+    together(2, train_until_spoilt, (tmp_path,), tmp_path / "told")
+    assert not (tmp_path / "spoilt" / "lr" / "state.json").exists()
 
 
 # --- the tree
@@ -394,8 +415,9 @@ def test_torchrun_begins_again_by_itself_after_a_process_was_killed(
     out = tmp_path / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     whole = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    streaming = flags(images, out, memory_gb=0)
     started = subprocess.Popen(
-        [*whole, "--max-restarts", "2", "-m", "patchdrop", *flags(images, out)],
+        [*whole, "--max-restarts", "2", "-m", "patchdrop", *streaming],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
     deadline = time.monotonic() + PATIENCE

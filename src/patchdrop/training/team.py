@@ -107,7 +107,7 @@ class Team:
                     self.leave()
                     raise DifferError(
                         f"the processes of a training must have the same settings, data and versions: {name} is "
-                        f"{value} in the first and {theirs.get(name)} in process {rank + 1} of {self.size}"
+                        f"{value!s:.80} in the first and {theirs.get(name)!s:.80} in process {rank + 1} of {self.size}"
                     )
 
     def leave(self) -> None:
@@ -172,6 +172,7 @@ def joined(find_device: Callable[[], torch.device]) -> Iterator[Team]:
         raise UsageError(f"device: {device} is one GPU for {size} processes; use --device cuda, one for each")
     if device.type == "cuda":
         if local >= (count := torch.cuda.device_count()):
+            hush(False)
             raise RunError(f"process {rank + 1} of {size}: is number {local + 1} of a machine with {count} GPUs")
         torch.cuda.set_device(local)
     try:
