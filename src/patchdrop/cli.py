@@ -166,10 +166,12 @@ def predict(
     run
         Run folder.
     inputs
-        Image files, folders of them, patterns, and scenes: tiled GeoTIFFs, slides, or URLs (http, https, s3, gs, az).
-        Which of them are scenes is found by looking at them, and said.
+        Image files, folders of them, patterns, and scenes: tiled GeoTIFFs, slides, or URLs (http, https, s3, gs, az);
+        or lists of these: .txt with one a line, .csv or .parquet with a column path. Which of them are scenes is found
+        by looking at them, and said.
     out
-        Folder for the results; scenes that are finished there are not read again. Without it they are printed.
+        Folder for the results, which several processes may share; what is finished there is not read again. Without
+        it results are printed.
     low
         LR images of a sensor of their own, one for each image file.
     stage
