@@ -118,9 +118,10 @@ def test_what_is_finished_is_not_read_again_and_what_has_changed_is(
 def test_shards_leave_the_files_to_the_last_one(model: Path, photos: Path, run: Run, tmp_path: Path) -> None:
     assert run("predict", model, photos, "--out", tmp_path / "alone")[0] == 4
     out = tmp_path / "shared"
-    for number, unfinished in ((2, 4), (1, 2)):
+    for number, unfinished, expected in ((2, 4, (4, 8, 1)), (1, 2, (4, 8, 1))):
         code, text, err = run("predict", model, photos, "--out", out, "--shard", f"{number}/3", "--json")
-        assert code == 0 and json.loads(text)["image_files"] == {"images": COUNT, "unfinished_blocks": unfinished}
+        found = json.loads(text)["image_files"]
+        assert (code, found["images"], found["failed"], found["unfinished_blocks"]) == (*expected, unfinished)
         assert f"{unfinished} of 6 blocks of images are left to other shards" in err
         assert not (out / "predictions.jsonl").exists()
     assert run("predict", model, photos, "--out", out, "--shard", "3/3")[0] == 4
@@ -221,3 +222,47 @@ def test_an_image_that_kills_its_worker_is_named_and_the_others_of_its_block_are
 
 def test_blocks_are_whole_batches() -> None:
     assert archive.BLOCK % predicting.BATCH == 0 and SETTINGS.high == "64"
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_another_kind_of_file_is_made_without_reading_again(
+    model: Path, photos: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert run("predict", model, photos, "--out", out, "--format", "csv")[0] == 4
+    before = files(out)
+    monkeypatch.setattr(predicting, "_rows", None)
+    assert run("predict", model, photos, "--out", out, "--format", "csv", "parquet")[0] == 4
+    after = files(out)
+    assert all(after[name] == before[name] for name in before if name != "predictions.json")
+    assert "predictions.parquet/part-00000.parquet" in after
+
+
+@pytest.mark.usefixtures("small_blocks")
+def test_an_image_that_changes_meanwhile_is_read_as_it_was_found_and_again_the_next_time(
+    model: Path, photos: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies, out, inner = tmp_path / "photos", tmp_path / "out", predicting._rows
+    copies.mkdir()
+    for path in sorted(photos.iterdir())[:3]:
+        (copies / path.name).write_bytes(path.read_bytes())
+
+    def changing(*given: Any) -> list[dict[str, Any]]:
+        (copies / "0001.png").write_bytes((photos / "0005.png").read_bytes())
+        return inner(*given)
+
+    monkeypatch.setattr(predicting, "_rows", changing)
+    assert run("predict", model, copies, "--out", out)[0] == 0 and len(lines(out)) == 3
+    _, _, err = run("predict", model, copies, "--out", out)
+    assert "has predictions of other images or of another choice, which are replaced" in err
+
+
+def test_a_name_that_is_no_utf_8_is_written_with_escapes(model: Path, photos: Path, run: Run, tmp_path: Path) -> None:
+    for name, content in ((b"good-\xe9.png", (photos / "0000.png").read_bytes()), (b"bad-\xe9.png", b"nothing")):
+        Path(os.fsdecode(os.path.join(os.fsencode(tmp_path), name))).write_bytes(content)
+    code, text, _ = run("predict", model, tmp_path, "--out", tmp_path / "out", "--format", "csv", "parquet", "--json")
+    assert code == 4 and len(json.loads(text)["predictions"]) == 1
+    from pyarrow import parquet
+
+    rows = parquet.read_table(tmp_path / "out" / "predictions.parquet").to_pylist()
+    assert [row["path"].rpartition("/")[2] for row in rows] == ["bad-\\udce9.png", "good-\\udce9.png"]

@@ -151,7 +151,7 @@ def test_images_of_a_data_set_can_be_timed_and_times_serve_a_target(
         (["--batch", "0"], 2, "batch, threads, rounds and images must be at least 1"),
         (["--threads", "-1"], 2, "batch, threads, rounds and images must be at least 1"),
         (["--device", "gpu"], 2, "device: 'gpu' is not one of auto, cpu, cuda"),
-        (["--device", "cuda:99"], 3, "device cuda:99: torch finds"),
+        (["--device", "cuda:99"], 2, "device cuda:99: torch finds"),
         (["--images", "0"], 2, "batch, threads, rounds and images must be at least 1"),
         (["--stages", "patches"], 2, "stage 'patches' cannot be timed"),
         (["--stages", "ft1"], 3, "stage ft1 is not trained (trained: lr, hr, pt, ft2)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -574,6 +575,9 @@ def main(tokens: list[str] | None = None) -> int:
     # Threads that spin for long while they wait make training several times slower as soon as anything else runs on
     # the cores (docs/decisions.md). Read by OpenMP when torch is loaded, so set before.
     os.environ.setdefault("GOMP_SPINCOUNT", "5000")
+    for stream in (sys.stdout, sys.stderr):  # a name of a file may be no UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     # Pillow's own remarks about a damaged file would stand beside our one line about it.
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     arguments = list(sys.argv[1:] if tokens is None else tokens)

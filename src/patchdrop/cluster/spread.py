@@ -8,6 +8,8 @@ run twice, after its worker was killed, without harm.
 from __future__ import annotations
 
 import os
+import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from itertools import islice
@@ -23,25 +25,51 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
-AHEAD = 4
-"""Pieces of work that are handed out for each thread of the workers; the others wait here and take no memory there."""
 PATIENCE = 10
-"""Seconds to wait for a scheduler to answer."""
+"""Seconds to wait for a scheduler to answer, and for a first worker of it."""
 
 
 def remembering(make: Callable[[T], R]) -> Callable[[T], R]:
     """Return a function that makes something of its argument once, as long as the argument stays the same.
 
-    For a worker process, which is asked with the same settings for one piece of work after the other.
+    For a worker process, which is asked with the same settings for one piece of work after the other. What is made of
+    files must have something in its argument that changes when they do.
     """
     last: list[tuple[T, R]] = []
+    lock = threading.Lock()
 
     def remembered(argument: T) -> R:
-        if not last or last[0][0] != argument:
-            last[:] = [(argument, make(argument))]
-        return last[0][1]
+        with lock:
+            if not last or last[0][0] != argument:
+                last[:] = [(argument, make(argument))]
+            return last[0][1]
 
     return remembered
+
+
+class _Folder:
+    """The working folder of a worker process, whose threads may have work from clients in several folders."""
+
+    def __init__(self) -> None:
+        self._free = threading.Condition()
+        self._working = 0
+
+    @contextmanager
+    def __call__(self, path: str) -> Iterator[None]:
+        """Work in a folder; wait until nobody works in another one."""
+        with self._free:
+            self._free.wait_for(lambda: not self._working or os.getcwd() == path)
+            os.chdir(path)
+            self._working += 1
+        try:
+            yield
+        finally:
+            with self._free:
+                self._working -= 1
+                self._free.notify_all()
+
+
+_folder = _Folder()
 
 
 class _Refused(NamedTuple):
@@ -79,7 +107,8 @@ def spread(
     running: dict[Any, T] = {}
     with _client(over) as client:
         _same_version(client)
-        slots = AHEAD * max(1, sum(client.nthreads().values()))
+        # One for each thread: a worker's death counts against all that it was given. The others wait here.
+        slots = max(1, sum(client.nthreads().values()))
 
         def submit(item: T) -> Any:
             future = client.submit(_called, VERSION, os.getcwd(), work, item, pure=False)
@@ -93,7 +122,7 @@ def spread(
             if future.status == "finished" and not isinstance(result, _Refused):
                 ended(item, result)
             else:
-                failed(item, _why(future, result, KilledWorker))
+                failed(item, _why(future, result, KilledWorker, over))
             for more in islice(left, 1):
                 finished.add(submit(more))
 
@@ -102,22 +131,23 @@ def _called(version: str, folder: str, work: Callable[[T], R], item: T) -> R | _
     """Do one piece of work, on the worker."""
     if version != VERSION:
         return _Refused(UsageError, f"a worker has patchdrop {VERSION}, this is {version}; install the same everywhere")
+    if not os.path.isdir(folder):
+        return _Refused(RunError, f"a worker has no folder {folder}; workers must share it")
     try:
-        os.chdir(folder)
-    except OSError as error:
-        return _Refused(RunError, f"a worker has no folder {folder} ({error.strerror}); workers must share it")
-    try:
-        return work(item)
+        with _folder(folder):
+            return work(item)
     except PatchDropError as error:
         return _Refused(type(error), str(error))
 
 
-def _why(future: Any, result: Any, killed: type[Exception]) -> str:
+def _why(future: Any, result: Any, killed: type[Exception], over: Spread) -> str:
     """Return the reason why one piece of work failed; raise what concerns all of them."""
     if isinstance(result, _Refused):
         if result.kind is not DataError:
             raise result.kind(result.reason)
         return result.reason
+    if future.status != "error":  # cancelled, or lost
+        raise RunError(f"{over}: lost the scheduler; what is finished is kept, and the same command goes on from there")
     error = future.exception()
     if isinstance(error, killed):
         return (
@@ -136,10 +166,17 @@ def _client(over: Spread) -> Iterator[Client]:
 
     with ExitStack() as stack:
         if over.scheduler is not None:
+            if not re.fullmatch(r"(tcp|tls|ws|wss)://.+:\d+", over.scheduler):
+                raise UsageError(f"--scheduler {over.scheduler}: is no address; write for example tcp://10.0.0.5:8786")
             try:
-                yield stack.enter_context(Client(over.scheduler, timeout=PATIENCE, set_as_default=False))
+                client = stack.enter_context(Client(over.scheduler, timeout=PATIENCE, set_as_default=False))
             except (OSError, ValueError) as error:
                 raise UsageError(f"--scheduler {over.scheduler}: does not answer ({first_line(error)})") from error
+            try:
+                client.wait_for_workers(1, timeout=PATIENCE)
+            except TimeoutError as error:
+                raise UsageError(f"--scheduler {over.scheduler}: has no workers; start some") from error
+            yield client
             return
         threads = max(1, (os.cpu_count() or 1) // over.workers)
         settings = {"distributed.nanny.pre-spawn-environ.OMP_NUM_THREADS": threads}
@@ -149,7 +186,7 @@ def _client(over: Spread) -> Iterator[Client]:
                 threads_per_worker=1,
                 processes=True,
                 host="127.0.0.1",
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
                 memory_limit=0,
                 silence_logs=50,
             )
@@ -164,7 +201,9 @@ def _same_version(client: Client) -> None:
                 raise UsageError(
                     f"worker {worker} has patchdrop {version}, this is {VERSION}; install the same everywhere"
                 )
-    except ModuleNotFoundError as error:
+    except PatchDropError:
+        raise
+    except Exception as error:  # what a worker raised comes back as a bare Exception
         raise RunError(f"a worker cannot run this: {first_line(error)}; install patchdrop on all workers") from error
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -61,6 +62,8 @@ class Asking:
     overlay: Path | None = None
     scaled_low: bool = False
     machine: Machine = field(default_factory=Machine)
+    known: Any = None
+    """What a worker that has loaded such a run before tells it by from another of the same name."""
 
 
 def predict(
@@ -107,7 +110,7 @@ def predict_into(
         over: which blocks are read, and by whom.
 
     Returns:
-        ``image_files``: the document of ``predictions.json``, or how many blocks are left to other shards;
+        ``image_files``: the document of ``predictions.json``, or a summary of this shard and how many blocks are left;
         ``predictions``: the rows, if there are at most `SHOWN`.
 
     Raises:
@@ -122,29 +125,36 @@ def predict_into(
         )
     pairs = _pairs(images, low)
     predictor = _predictor(asking, pairs)
-    archive = Archive.of(
-        out,
-        formats,
-        _identity(asking, predictor),
-        blocks_of(images, low, _pictures(images)),
-    )
+    archive = Archive.of(out, formats, _identity(asking, predictor), blocks_of(images, low, _pictures(images)))
+    mine = list(over.part(archive.blocks))
     if archive.finished() is None:
-        mine = list(over.part(archive.blocks))
+        if archive.found() is not None:
+            say(f"{out}: has predictions of other images or of another choice, which are replaced")
         if over.wide:
-            _over_workers(asking, archive, mine, over)
+            _over_workers(replace(asking, known=(os.getcwd(), archive.identity)), archive, mine, over)
         else:
             _here(predictor, asking.overlay, archive, mine)
     document = archive.joined()
     if document is None:
-        left, count = archive.unfinished(), len(archive.blocks)
-        say(f"{out}: {left} of {count} blocks of images are left to other shards; the last one joins them all")
-        return {"image_files": {"images": len(images), "unfinished_blocks": left}}
+        return _so_far(archive, mine, over, failed)
     for reason in archive.reasons():
         failed(reason)
     say(f"image files: {', '.join(str(out / name) for name in document['files'].values())}")
     if len(images) > SHOWN:
         return {"image_files": document}
     return {"image_files": document, "predictions": [row for row in archive.rows() if row["error"] is None]}
+
+
+def _so_far(archive: Archive, mine: Sequence[Block], over: Spread, failed: Callable[[str], None]) -> dict[str, Any]:
+    """Sum up a shard whose images are finished, while those of others are not."""
+    if over.shard is None:
+        raise RunError(f"{archive.folder}: parts of the predictions were removed meanwhile; run the same again")
+    summary, reasons = archive.of_blocks(mine)
+    for reason in reasons:
+        failed(reason)
+    left, count = archive.unfinished(), len(archive.blocks)
+    say(f"{archive.folder}: {left} of {count} blocks of images are left to other shards; the last one joins them all")
+    return {"image_files": {**summary, "unfinished_blocks": left}}
 
 
 def _here(predictor: Predictor, pictures: Path | None, archive: Archive, blocks: Sequence[Block]) -> None:
@@ -194,7 +204,12 @@ def _rows_over(asking: Asking, single: Sequence[Block], over: Spread) -> list[di
 
 
 def _load(asking: Asking) -> Predictor:
-    return _predictor(asking, [])
+    """Load the run on a worker; RunError if it is another one there."""
+    predictor = _predictor(asking, [])
+    _, identity = asking.known
+    if _identity(asking, predictor) != identity:
+        raise RunError(f"{asking.run}: is another run on a worker than here; workers must share it")
+    return predictor
 
 
 _loaded = remembering(_load)
@@ -239,6 +254,8 @@ def _identity(asking: Asking, predictor: Predictor) -> dict[str, Any]:
     """Return the values that tell results apart."""
     folder = RunFolder(asking.run)
     choice = "policy" if asking.dial is None or not asking.dial.turned else str(asking.dial)
+    if isinstance(predictor.choose, partial) and asking.dial is not None and asking.dial.mean_budget is not None:
+        choice += f", threshold {predictor.choose.keywords['cut']!r}"
     if asking.dial is not None and asking.dial.calibrated:
         choice += f", threshold {chosen_point(folder, read_calibration(folder))['threshold']:.8g}"
     return {

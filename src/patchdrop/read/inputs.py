@@ -133,6 +133,8 @@ def _parquet_column(path: Path) -> list[str]:
         file = parquet.ParquetFile(path)
         if COLUMN not in file.schema_arrow.names:
             raise _no_column(path, file.schema_arrow.names)
+        if file.schema_arrow.names.count(COLUMN) > 1:
+            raise DataError(f"{path}: has two columns {COLUMN!r}; keep one")
         names = file.read([COLUMN]).column(COLUMN).to_pylist()
     except ArrowException as error:
         raise DataError(f"{path}: is no Parquet file, or is damaged ({first_line(error)})") from error
@@ -143,7 +145,8 @@ def _parquet_column(path: Path) -> list[str]:
 
 
 def _no_column(path: Path, columns: Sequence[str]) -> DataError:
-    return DataError(f"{path}: no column {COLUMN!r}, it has {', '.join(columns) or 'none'}; rename one")
+    advice = "give it to --scenes" if "scene" in columns else "rename one"
+    return DataError(f"{path}: no column {COLUMN!r}, it has {', '.join(columns) or 'none'}; {advice}")
 
 
 COLUMN = "path"
@@ -161,9 +164,9 @@ def is_scene(name: str, high: Size) -> bool:
         return True
     if not name.lower().endswith(TIFF_SUFFIXES):
         return False
-    if not Path(name).exists():
-        return True  # one that is gone may have been finished before
     try:
+        if not Path(name).exists():
+            return True  # one that is gone may have been finished before
         with closing(LocalFile(Path(name))) as file:
             header = read_header(file)
         size, placed = (header.levels[0].height, header.levels[0].width), header.georeference is not None
@@ -172,7 +175,7 @@ def is_scene(name: str, high: Size) -> bool:
             size, placed = read_size(Path(name)), False
         except DataError:
             return True  # no image either: a slide, perhaps
-    except DataError:
+    except (DataError, OSError, ValueError):  # whoever reads it says what is wrong with it
         return False
     least = CELLS_PLACED if placed else CELLS
     return all(side >= least * cell for side, cell in zip(size, high, strict=True))

@@ -139,6 +139,7 @@ def concurrently(
 def alone(work: Callable[[S, SceneBar], T], source: S, stop: threading.Event) -> T:
     """Run ``work`` on one scene as `concurrently` does, on a worker; raise its DataError."""
     reasons: list[str] = []
+    stop.clear()  # it was set if earlier work of this process ended with an error
     found = concurrently(work, [source], 1, reasons.append, stop)
     if reasons:
         raise DataError(reasons[0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -63,19 +64,19 @@ def plan(
 
     Args:
         failed: called with the reason for each scene that cannot be planned; the others are planned.
-        spread: which part of the scenes is planned, and by whom; None: all of them, by this process.
+        spread: who plans the scenes; None: this process.
 
     Returns:
         The document of ``plan.json``, and ``work``: see `work_of`.
 
     Raises:
-        RunError, UsageError: see `load_model`.
+        RunError, UsageError: see `load_model`; or a shard is asked for.
     """
+    if spread is not None and spread.shard is not None:
+        raise UsageError("--shard: a plan is one file; share it with --workers or --scheduler")
     model, left = load_model(choosing), each_once(sources)
-    if spread is not None:
-        left = list(spread.part(left))
     if spread is not None and spread.wide:
-        work = partial(_plan_alone, choosing, out, reading, terms)
+        work = partial(_plan_alone, (choosing, (os.getcwd(), model.identity, model.choice)), out, reading, terms)
         planned = list(scenes_over(spread, work, left, failed).values())
     else:
         planned = concurrently(partial(_plan_scene, model, out, reading, terms), left, reading.jobs, failed, model.stop)
@@ -89,12 +90,23 @@ def plan(
     return {**document, "work": work_of(model, planned, 0 if spread is None else spread.workers)}
 
 
-_loaded = remembering(load_model)
+def _load(asked: tuple[Choosing, Any]) -> Model:
+    """Load the run on a worker; RunError if it is another one there."""
+    choosing, (_, *known) = asked
+    model = load_model(choosing)
+    if known != [model.identity, model.choice]:
+        raise RunError(f"{choosing.run}: is another run on a worker than here; workers must share it")
+    return model
 
 
-def _plan_alone(choosing: Choosing, out: Path, reading: Reading, terms: Terms, source: Source) -> dict[str, Any]:
+_loaded = remembering(_load)
+
+
+def _plan_alone(
+    asked: tuple[Choosing, Any], out: Path, reading: Reading, terms: Terms, source: Source
+) -> dict[str, Any]:
     """Plan one scene, on a worker."""
-    model = _loaded(choosing)
+    model = _loaded(asked)
     return alone(partial(_plan_scene, model, out, reading, terms), source, model.stop)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, closing
@@ -93,8 +94,8 @@ def predict(
     if spread is not None:
         left = list(spread.part(left))
         if spread.wide:
-            tried = left
-            left = list(scenes_over(spread, partial(_finish_scene, asked), tried, failed))
+            tried, known = left, asked._replace(known=(os.getcwd(), work.model.identity, work.model.choice, work.plan))
+            left = list(scenes_over(spread, partial(_finish_scene, known), tried, failed))
             for source in set(tried) - set(left):
                 _sweep(results.folder / name_of(source.scene))
     finished = concurrently(partial(_predict_scene, work), left, reading.jobs, failed, work.model.stop)
@@ -105,7 +106,7 @@ def predict(
 
 def _work(asked: _Asked) -> _Work:
     """Load what is asked for."""
-    choosing, results, reading, plan_file, tariff = asked
+    choosing, results, reading, plan_file, tariff, known = asked
     check_formats(results.formats)
     if plan_file is not None and choosing.dial is not None and choosing.dial.turned:
         raise UsageError(f"--plan {plan_file}: says what is read; turn the dial of `patchdrop plan` instead")
@@ -117,6 +118,10 @@ def _work(asked: _Asked) -> _Work:
     model = load_model(choosing)
     if planned is not None and planned.identity != model.identity:
         raise UsageError(f"--plan {plan_file}: was made with another training of {choosing.run}; make it again")
+    if known is not None and known[1:] != (model.identity, model.choice, planned):
+        raise RunError(
+            f"{choosing.run}: the run or the plan is another one on a worker than here; workers must share it"
+        )
     return _Work(model, reading, results, tariff, planned, str(plan_file))
 
 
@@ -173,6 +178,8 @@ class _Asked(NamedTuple):
     reading: Reading
     plan_file: Path | None
     tariff: Tariff | None
+    known: Any = None
+    """What a worker that has loaded such files before tells them by from others of the same names."""
 
 
 class _Work(NamedTuple):

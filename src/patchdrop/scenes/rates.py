@@ -48,10 +48,10 @@ def work_of(model: Model, planned: Sequence[dict[str, Any]], workers: int = 0) -
     waiting = sum(scene["estimate"]["seconds"] for scene in known) - transfer
     rows = []
     for number in sorted({min(number, len(known)) for number in (*WORKERS, workers)} - {0}):
-        times = {"bandwidth": transfer, "answers": waiting / number, "networks": networks / number}
-        reading = times["bandwidth"] + times["answers"]
-        slowest = max(times, key=lambda name: times[name])
-        rows.append({"workers": number, "seconds": max(reading, times["networks"]), "waits_for": slowest})
+        reading, computing = transfer + waiting / number, networks / number
+        slowest = "bandwidth" if transfer >= waiting / number else "answers"
+        waits_for = "networks" if computing >= reading else slowest
+        rows.append({"workers": number, "seconds": max(reading, computing), "waits_for": waits_for})
     return {"decide": decide, "classify": classify, "cells": cells, "by_workers": rows}
 
 

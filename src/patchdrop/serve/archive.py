@@ -46,6 +46,8 @@ class Block(NamedTuple):
     """LR images of a sensor of their own."""
     pictures: tuple[str, ...]
     """Names of the pictures of what was read."""
+    name: str = ""
+    """Says which files, in the state that they were found in, and which choice its results are of."""
 
     def one_by_one(self) -> list[Block]:
         """Cut it into blocks of one image."""
@@ -96,36 +98,38 @@ class Archive:
         """Describe the folder; UsageError if a kind of file needs a package that is not installed."""
         if "parquet" in formats and importlib.util.find_spec("pyarrow") is None:
             raise UsageError("--format parquet needs pyarrow: install it with `pip install 'patchdrop[cluster]'`")
-        found = cls(folder, tuple(kind for kind in ENDINGS if kind in formats), identity, blocks, "")
-        whole = hashlib.sha256("".join(found.part(block).stem for block in blocks).encode())
-        return replace(found, digest=whole.hexdigest())
+        named = [block._replace(name=_name(block, identity)) for block in blocks]
+        digest = hashlib.sha256("".join(block.name for block in named).encode()).hexdigest()
+        return cls(folder, tuple(kind for kind in ENDINGS if kind in formats), identity, named, digest)
 
     def without_blocks(self) -> Archive:
         """Return the same for a worker, which is told each of its blocks."""
         return replace(self, blocks=())
 
     def part(self, block: Block) -> Path:
-        """Return the path of a block's part; its name says of which files, in which state, and which choice it is."""
-        files = [(name, _state(name)) for name in (*block.images, *(block.lows or ()))]
-        digest = hashlib.sha256(json.dumps([self.identity, files, block.pictures], sort_keys=True).encode())
-        return self.folder / f"{NAME}.parts" / f"{digest.hexdigest()[:32]}.jsonl"
+        """Return the path of a block's part."""
+        return self.folder / f"{NAME}.parts" / f"{block.name}.jsonl"
 
     def unfinished(self) -> int:
         """Count the blocks without a part."""
         return sum(not self.part(block).exists() for block in self.blocks)
 
-    def finished(self) -> dict[str, Any] | None:
-        """Return the document of ``predictions.json`` if it is of these images and choices, with all files."""
+    def found(self) -> dict[str, Any] | None:
+        """Return the document of ``predictions.json``, of whatever images; None if it is damaged or lacks a file."""
         path = self.folder / f"{NAME}.json"
         if not path.exists():
             return None
         try:
-            found = read_json(path)
-            there = {kind: (self.folder / name).exists() for kind, name in found["files"].items()}
-        except (RunError, KeyError, TypeError, AttributeError):
-            return None  # damaged: it is made again
-        same = found.get("digest") == self.digest and all(there.get(kind, False) for kind in ("jsonl", *self.formats))
-        return dict(found) if same and all(there.values()) else None
+            found = dict(read_json(path))
+            whole = all((self.folder / name).exists() for name in found["files"].values()) and "jsonl" in found["files"]
+        except (RunError, KeyError, TypeError, ValueError, AttributeError):
+            return None
+        return found if whole else None
+
+    def finished(self) -> dict[str, Any] | None:
+        """Return the same if it is of these images and choices, whatever the formats."""
+        found = self.found()
+        return found if found is not None and found.get("digest") == self.digest else None
 
     def joined(self) -> dict[str, Any] | None:
         """Make the files of the parts, if all are there, and return the document of ``predictions.json``.
@@ -133,18 +137,27 @@ class Archive:
         Returns:
             None: parts of some blocks are not there.
         """
-        while (found := self.finished()) is None:
-            parts = [self.part(block) for block in self.blocks]
+        while True:
             with claimed(self.folder / f".{NAME}.claim") as mine:
-                if mine and self.finished() is None:
-                    if not all(part.exists() for part in parts):
+                if mine:
+                    found = self.finished()
+                    if found is not None and set(self.formats) <= set(found["files"]):
+                        return found
+                    parts = [self.part(block) for block in self.blocks]
+                    if found is not None:  # only kinds of files are missing
+                        self._write([self.folder / found["files"]["jsonl"]])
+                    elif all(part.exists() for part in parts):
+                        self._write(parts)
+                        _remove(parts)
+                    else:
                         return None
-                    remove_unfinished(self.folder, NAME)
-                    self._write(parts)
-                    _remove(parts)
             if not mine:
                 time.sleep(0.2)
-        return found
+
+    def of_blocks(self, blocks: Sequence[Block]) -> tuple[dict[str, Any], list[str]]:
+        """Sum up finished blocks, and list why images of them could not be read."""
+        parts = [part for part in map(self.part, blocks) if part.exists()]
+        return _summary(_read(parts)), [row["error"] for row in _read(parts) if row["error"] is not None]
 
     def rows(self) -> Rows:
         """Yield the rows of ``predictions.jsonl``."""
@@ -155,6 +168,8 @@ class Archive:
         return (row["error"] for row in self.rows() if row["error"] is not None)
 
     def _write(self, parts: Sequence[Path]) -> None:
+        remove_unfinished(self.folder, NAME)
+        (self.folder / f"{NAME}.json").unlink(missing_ok=True)  # it says what the other files are of
         kinds = [kind for kind in ENDINGS if kind == "jsonl" or kind in self.formats]
         for kind in kinds:
             WRITERS[kind](self.folder / f"{NAME}{ENDINGS[kind]}", _read(parts))
@@ -175,6 +190,11 @@ def _remove(parts: Sequence[Path]) -> None:
     folder = parts[0].parent
     if not any(path.suffix in (".jsonl", ".claim") and not path.name.startswith(".") for path in folder.iterdir()):
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _name(block: Block, identity: Mapping[str, Any]) -> str:
+    files = [(name, _state(name)) for name in (*block.images, *(block.lows or ()))]
+    return hashlib.sha256(json.dumps([identity, files, block.pictures], sort_keys=True).encode()).hexdigest()[:32]
 
 
 def _state(name: str) -> tuple[int, int] | None:
@@ -243,8 +263,11 @@ def _write_parquet(path: Path, rows: Rows) -> None:
 
 
 def _printable(row: dict[str, Any]) -> dict[str, Any]:
-    """Return the row with a name that is no UTF-8 written with escapes."""
-    return {**row, "path": row["path"].encode("utf-8", "backslashreplace").decode()}
+    """Return the row with what is no UTF-8, as a name may be, written with escapes."""
+    texts = {
+        name: text.encode("utf-8", "backslashreplace").decode() for name, text in row.items() if isinstance(text, str)
+    }
+    return {**row, **texts}
 
 
 WRITERS: dict[str, Callable[[Path, Rows], None]] = {
