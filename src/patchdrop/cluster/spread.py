@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 
+AHEAD = 2
+"""Pieces of work that are handed out for each thread of the workers: what it works on, and the next one."""
+KILLED = "killed each worker that read it (out of memory, or a fault of a library); leave it out, or read it alone"
 PATIENCE = 10
 """Seconds to wait for a scheduler to answer, and for a first worker of it."""
 
@@ -98,33 +101,54 @@ def spread(
         PatchDropError: any other error of ``work``; what is not done by then is left.
     """
     try:
-        from distributed import KilledWorker, as_completed
+        from distributed import KilledWorker
     except ImportError as error:
         raise UsageError(
             "--workers and --scheduler need Dask: install it with `pip install 'patchdrop[cluster]'`"
         ) from error
-    left = iter(items)
-    running: dict[Any, T] = {}
+
+    def tell(item: T, future: Any, result: R | _Refused, killed: Callable[[T], None]) -> None:
+        if future.status == "error" and isinstance(future.exception(), KilledWorker):
+            killed(item)
+        elif future.status == "finished" and not isinstance(result, _Refused):
+            ended(item, result)
+        else:
+            failed(item, _why(future, result, over))
+
     with _client(over) as client:
         _same_version(client)
-        # One for each thread: a worker's death counts against all that it was given. The others wait here.
-        slots = max(1, sum(client.nthreads().values()))
+        suspects: list[T] = []
+        for done in _done(client, work, items, AHEAD * max(1, sum(client.nthreads().values()))):
+            tell(*done, suspects.append)
+        for suspect in suspects:  # a worker's death counts against all that it was given: which one was it?
+            for done in _done(client, work, [suspect], 1):
+                tell(*done, lambda item: failed(item, KILLED))
 
-        def submit(item: T) -> Any:
-            future = client.submit(_called, VERSION, os.getcwd(), work, item, pure=False)
-            running[future] = item
-            return future
 
-        first = [submit(item) for item in islice(left, slots)]
-        finished = as_completed(first, loop=client.loop, with_results=True, raise_errors=False)
-        for future, result in finished:
-            item = running.pop(future)
-            if future.status == "finished" and not isinstance(result, _Refused):
-                ended(item, result)
-            else:
-                failed(item, _why(future, result, KilledWorker, over))
-            for more in islice(left, 1):
-                finished.add(submit(more))
+def _done(
+    client: Client, work: Callable[[T], R], items: Iterable[T], slots: int
+) -> Iterator[tuple[T, Any, R | _Refused]]:
+    """Yield each item with its future and what became of it, in the order in which they are done.
+
+    Args:
+        slots: items that are handed out at a time; the others wait here and take no memory there.
+    """
+    from distributed import as_completed
+
+    left = iter(items)
+    running: dict[Any, T] = {}
+
+    def submit(item: T) -> Any:
+        future = client.submit(_called, VERSION, os.getcwd(), work, item, pure=False)
+        running[future] = item
+        return future
+
+    first = [submit(item) for item in islice(left, slots)]
+    finished = as_completed(first, loop=client.loop, with_results=True, raise_errors=False)
+    for future, result in finished:
+        yield running.pop(future), future, result
+        for more in islice(left, 1):
+            finished.add(submit(more))
 
 
 def _called(version: str, folder: str, work: Callable[[T], R], item: T) -> R | _Refused:
@@ -140,7 +164,7 @@ def _called(version: str, folder: str, work: Callable[[T], R], item: T) -> R | _
         return _Refused(type(error), str(error))
 
 
-def _why(future: Any, result: Any, killed: type[Exception], over: Spread) -> str:
+def _why(future: Any, result: Any, over: Spread) -> str:
     """Return the reason why one piece of work failed; raise what concerns all of them."""
     if isinstance(result, _Refused):
         if result.kind is not DataError:
@@ -149,10 +173,6 @@ def _why(future: Any, result: Any, killed: type[Exception], over: Spread) -> str
     if future.status != "error":  # cancelled, or lost
         raise RunError(f"{over}: lost the scheduler; what is finished is kept, and the same command goes on from there")
     error = future.exception()
-    if isinstance(error, killed):
-        return (
-            "killed each worker that read it (out of memory, or a fault of a library); leave it out, or read it alone"
-        )
     if isinstance(error, ModuleNotFoundError):
         raise RunError(f"a worker cannot run this: {first_line(error)}; install patchdrop on all workers")
     raise error
