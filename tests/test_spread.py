@@ -212,7 +212,8 @@ def test_a_scheduler_that_is_not_there_is_one_line(monkeypatch: pytest.MonkeyPat
         assert "\n" not in str(caught.value)
 
 
-def test_a_worker_of_another_version_or_without_the_folder_refuses() -> None:
+def test_a_worker_of_another_version_or_without_the_folder_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "hush", lambda: None)
     refused = engine._called("9.9", os.getcwd(), spread_work.work, "a")
     assert refused == (
         UsageError,

@@ -1,5 +1,5 @@
 """Spread pieces of work over worker processes, here or on a Dask cluster.
 
 Takes a function and its arguments, and hands each one's result back. May import `settings`,
-`version`.
+`terminal`, `version`.
 """

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from patchdrop.errors import DataError, PatchDropError, RunError, UsageError, first_line
 from patchdrop.settings.spread import Spread
+from patchdrop.terminal.talk import hush
 from patchdrop.version import VERSION
 
 if TYPE_CHECKING:
@@ -157,6 +158,7 @@ def _called(version: str, folder: str, work: Callable[[T], R], item: T) -> R | _
         return _Refused(UsageError, f"a worker has patchdrop {VERSION}, this is {version}; install the same everywhere")
     if not os.path.isdir(folder):
         return _Refused(RunError, f"a worker has no folder {folder}; workers must share it")
+    hush()  # whoever gave the work says how it goes
     try:
         with _folder(folder):
             return work(item)

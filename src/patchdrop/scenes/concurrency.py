@@ -137,13 +137,17 @@ def concurrently(
 
 
 def alone(work: Callable[[S, SceneBar], T], source: S, stop: threading.Event) -> T:
-    """Run ``work`` on one scene as `concurrently` does, on a worker; raise its DataError."""
-    reasons: list[str] = []
+    """Run ``work`` on one scene, on a worker, in this thread."""
     stop.clear()  # it was set if earlier work of this process ended with an error
-    found = concurrently(work, [source], 1, reasons.append, stop)
-    if reasons:
-        raise DataError(reasons[0])
-    return found[0]
+    with bars({}, "cells") as shown:
+        bar = SceneBar(shown, 1)
+        while True:
+            bar.started()
+            try:
+                return work(source, bar)
+            except Busy:
+                bar.put_off()
+                time.sleep(POLL)
 
 
 def scenes_over(
