@@ -306,6 +306,7 @@ def test_files_and_scenes_are_predicted_elsewhere(model: Path, photos: list[Path
 
 
 @pytest.mark.usefixtures("there")
+@pytest.mark.long
 def test_a_run_is_evaluated_and_calibrated_elsewhere(learnt: tuple[Path, Path], tmp_path: Path) -> None:
     out = Path(shutil.copytree(learnt[0], tmp_path / "run"))
     document = runs.evaluate(out)
@@ -481,6 +482,7 @@ def decoding() -> list[threading.Thread]:
 def test_work_that_ends_early_leaves_no_thread_and_decodes_no_more(
     model: Path, photos: list[Path], monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
+    before = decoding()  # of a test in the same process
     monkeypatch.setattr(predicting, "BATCH", 50)
     watched = Watched(monkeypatch, seconds=0.02)
     many = photos[:1] * 200
@@ -497,19 +499,20 @@ def test_work_that_ends_early_leaves_no_thread_and_decodes_no_more(
         answers = iter(predicting.predict(Asking(model), many))
         next(answers)
         answers.close()  # type: ignore[attr-defined]
-    assert decoding() == []
+    assert set(decoding()) <= set(before)
     assert len(watched.decoded) < 150  # of the batch that came next but one, not all
 
 
 def test_decoders_drop_what_has_not_begun() -> None:
     begun: list[int] = []
+    before = decoding()
     gate = threading.Event()
     with decoders(1) as threads:
         threads.submit(gate.wait, PATIENCE)
         for i in range(5):
             threads.submit(begun.append, i)
         threading.Timer(0.05, gate.set).start()
-    assert begun == [] and decoding() == []
+    assert begun == [] and set(decoding()) <= set(before)
 
 
 # --- on a GPU

@@ -135,6 +135,7 @@ def test_shards_together_are_the_whole(
 # --- workers
 
 
+@pytest.mark.long
 def test_workers_write_what_one_process_writes_and_a_scene_that_kills_them_is_named(
     model: Path, scenes: Path, alone: dict[str, bytes], tmp_path: Path
 ) -> None:
@@ -291,6 +292,7 @@ def test_a_bad_list_is_one_line(
     assert code == 3 and err.startswith(f"error: {tmp_path / name}") and reason in err and err.count("\n") == 1
 
 
+@pytest.mark.long
 def test_an_interrupt_ends_the_workers_too(model: Path, scenes: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     process = begin(model, scenes, out, "--workers", "1")
