@@ -19,7 +19,6 @@ import patchdrop
 from patchdrop.commands import predicting
 from patchdrop.serve import archive
 from patchdrop.serve.archive import COLUMNS
-from untrained import SETTINGS
 
 Run = Callable[..., tuple[int, str, str]]
 COUNT, BAD = 22, (3, 17)
@@ -221,7 +220,7 @@ def test_an_image_that_kills_its_worker_is_named_and_the_others_of_its_block_are
 
 
 def test_blocks_are_whole_batches() -> None:
-    assert archive.BLOCK % predicting.BATCH == 0 and SETTINGS.high == "64"
+    assert archive.BLOCK % predicting.BATCH == 0
 
 
 @pytest.mark.usefixtures("small_blocks")

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import rasterio
 
 from patchdrop.scenes import rates
 from patchdrop.scenes.model import Choosing, load_model
@@ -30,6 +31,8 @@ def test_a_scene_s_parquet_has_the_rows_of_its_lines_and_says_where_they_lie(
 
     code, text, _ = run("predict", model, scenes[0], "--out", tmp_path, "--format", "jsonl", "parquet", "--json")
     (found,) = json.loads(text)["scenes"]
+    with rasterio.open(scenes[0]) as scene:
+        where, crs = scene.transform, scene.crs
     file = parquet.ParquetFile(tmp_path / found["files"]["parquet"])
     geo = json.loads(file.schema_arrow.metadata[b"geo"])
     lines = [json.loads(line) for line in (tmp_path / found["files"]["jsonl"]).read_text().splitlines()]
@@ -43,6 +46,10 @@ def test_a_scene_s_parquet_has_the_rows_of_its_lines_and_says_where_they_lie(
         assert [row[name] for name in ("top", "left", "bottom", "right")] == line["box"]
         order, kind, rings, points = struct.unpack_from("<BIII", row["geometry"])
         assert (order, kind, rings, points) == (1, 3, 1, 5)
+        corners = [struct.unpack_from("<2d", row["geometry"], 13 + 16 * number) for number in range(4)]
+        top, left, bottom, right = line["box"]
+        assert set(corners) == {where * (x, y) for x in (left, right) for y in (top, bottom)}  # x before y
+    assert geo["columns"]["geometry"]["crs"]["id"]["code"] == crs.to_epsg()
 
 
 def planned(count: int) -> list[dict[str, Any]]:
