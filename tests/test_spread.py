@@ -342,3 +342,27 @@ def test_work_in_another_folder_waits_for_that_in_this_one(tmp_path: Path) -> No
 def test_a_plan_is_no_work_for_shards(model: Path, scenes: Path, run: Run, tmp_path: Path) -> None:
     code, _, err = run("plan", model, scenes / "s0.tif", "--out", tmp_path, "--shard", "1/2")
     assert code == 2 and "a plan is one file" in err
+
+
+def test_workers_carry_out_a_plan_and_are_not_sent_what_it_holds(
+    model: Path, scenes: Path, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pickle
+
+    from patchdrop.scenes import predict
+
+    named = sorted(str(path) for path in scenes.iterdir())[:3]
+    assert run("plan", model, *named, "--out", tmp_path / "plan")[0] == 0
+    sent: list[int] = []
+    inner = predict.scenes_over
+
+    def watched(over: Spread, work: Any, *rest: Any) -> Any:
+        sent.append(len(pickle.dumps(work)))
+        return inner(over, work, *rest)
+
+    monkeypatch.setattr(predict, "scenes_over", watched)
+    plan = tmp_path / "plan" / "plan.json"
+    for name, more in (("alone", ()), ("shared", ("--workers", 1))):
+        assert run("predict", model, *named, "--plan", plan, "--out", tmp_path / name, *more)[0] == 0
+    assert files(tmp_path / "alone") == files(tmp_path / "shared")
+    assert len(sent) == 1 and sent[0] < 2000 < plan.stat().st_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -94,8 +95,8 @@ def predict(
     if spread is not None:
         left = list(spread.part(left))
         if spread.wide:
-            tried, known = left, asked._replace(known=(os.getcwd(), work.model.identity, work.model.choice, work.plan))
-            left = list(scenes_over(spread, partial(_finish_scene, known), tried, failed))
+            tried, told = left, asked._replace(known=(os.getcwd(), *_known(work.model, plan_file)))
+            left = list(scenes_over(spread, partial(_finish_scene, told), tried, failed))
             for source in set(tried) - set(left):
                 _sweep(results.folder / name_of(source.scene))
     finished = concurrently(partial(_predict_scene, work), left, reading.jobs, failed, work.model.stop)
@@ -118,11 +119,17 @@ def _work(asked: _Asked) -> _Work:
     model = load_model(choosing)
     if planned is not None and planned.identity != model.identity:
         raise UsageError(f"--plan {plan_file}: was made with another training of {choosing.run}; make it again")
-    if known is not None and known[1:] != (model.identity, model.choice, planned):
+    if known is not None and known[1:] != _known(model, plan_file):
         raise RunError(
             f"{choosing.run}: the run or the plan is another one on a worker than here; workers must share it"
         )
     return _Work(model, reading, results, tariff, planned, str(plan_file))
+
+
+def _known(model: Model, plan_file: Path | None) -> tuple[Any, ...]:
+    """Return what tells a run and a plan from others of the same names."""
+    content = None if plan_file is None else hashlib.sha256(plan_file.read_bytes()).hexdigest()
+    return model.identity, model.choice, content
 
 
 _loaded = remembering(_work)
